@@ -55,7 +55,9 @@ pub enum SlotMapError {
 impl SlotMap {
     /// All slots on one shard.
     pub fn single() -> Self {
-        Self { owners: vec![0; SLOT_COUNT.into()].into() }
+        Self {
+            owners: vec![0; SLOT_COUNT.into()].into(),
+        }
     }
 
     /// Slots as the ranges say; every slot must be claimed exactly once.
@@ -108,7 +110,13 @@ mod tests {
     #[test]
     fn slots_agree_with_redis_cluster() {
         // Values of CLUSTER KEYSLOT on redis-server 7.0.15.
-        for (key, slot) in [("foo", 12182), ("{user1000}.following", 3443), ("foo{}{bar}", 8363), ("foo{{bar}}zap", 4015), ("", 0)] {
+        for (key, slot) in [
+            ("foo", 12182),
+            ("{user1000}.following", 3443),
+            ("foo{}{bar}", 8363),
+            ("foo{{bar}}zap", 4015),
+            ("", 0),
+        ] {
             assert_eq!(slot_of_key(key.as_bytes()), Slot(slot), "{key}");
         }
     }
@@ -126,8 +134,17 @@ mod tests {
         assert_eq!(map.owner(Slot(9)), a);
         assert_eq!(map.owner(Slot(10)), b);
         assert_eq!(map.ranges_of(b), [(10, 16_383)]);
-        assert_eq!(SlotMap::from_ranges(&[(0..=16_382, a)]), Err(SlotMapError::Unowned(16_383)));
-        assert_eq!(SlotMap::from_ranges(&[(0..=16_383, a), (5..=5, b)]), Err(SlotMapError::Twice(5)));
-        assert_eq!(SlotMap::from_ranges(&[(0..=16_384, a)]), Err(SlotMapError::OutOfRange(0, 16_384)));
+        assert_eq!(
+            SlotMap::from_ranges(&[(0..=16_382, a)]),
+            Err(SlotMapError::Unowned(16_383))
+        );
+        assert_eq!(
+            SlotMap::from_ranges(&[(0..=16_383, a), (5..=5, b)]),
+            Err(SlotMapError::Twice(5))
+        );
+        assert_eq!(
+            SlotMap::from_ranges(&[(0..=16_384, a)]),
+            Err(SlotMapError::OutOfRange(0, 16_384))
+        );
     }
 }

@@ -89,7 +89,9 @@ impl Snapshot {
     pub fn advance(&self, mut offered: Snapshot) -> (Snapshot, Vec<ShardId>) {
         let mut kept = Vec::new();
         for shard in &mut offered.shards {
-            let Some(known) = self.shards.iter().find(|known| known.id == shard.id) else { continue };
+            let Some(known) = self.shards.iter().find(|known| known.id == shard.id) else {
+                continue;
+            };
             if known.epoch > shard.epoch {
                 *shard = known.clone();
                 kept.push(known.id.clone());
@@ -115,7 +117,10 @@ mod tests {
                 ack_replicas: 0,
             })
             .collect();
-        Snapshot { shards, slots: SlotMap::single() }
+        Snapshot {
+            shards,
+            slots: SlotMap::single(),
+        }
     }
 
     #[test]

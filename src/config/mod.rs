@@ -1,0 +1,1 @@
+//! Configuration: raw, then checked.

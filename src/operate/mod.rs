@@ -1,0 +1,1 @@
+//! What operators ask for: status, history. Clients of store and peer.

@@ -1,0 +1,1 @@
+//! The small RESP2 protocol between agents and proxies.

@@ -1,0 +1,1 @@
+//! The proxy: clients on one side, Redis on the other.

@@ -1,0 +1,1 @@
+//! The store: ZooKeeper behind a seam, and its in-memory twin.
