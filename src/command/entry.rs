@@ -135,6 +135,11 @@ impl Command {
     /// Takes in what a server says about a command we know: it may only become stricter, except that it may take more
     /// arguments than we knew, which the server judges anyway.
     pub(super) fn tighten(&mut self, row: &Row) {
+        self.arity = looser_arity(self.arity, row.arity);
+        // A server before 7.0 has one description for all subcommands; ours are judged one by one.
+        if self.is_container {
+            return;
+        }
         let said = row.flag_bits();
         let more = [Flags::WRITE, Flags::MAY_REPLICATE, Flags::BLOCKING];
         let before = self.flags;
@@ -142,7 +147,6 @@ impl Command {
             .into_iter()
             .filter(|flag| said.has(*flag))
             .fold(before, Flags::with);
-        self.arity = looser_arity(self.arity, row.arity);
         if self.class == Class::Read && self.is_write() {
             self.class = Class::Write;
         }

@@ -128,11 +128,11 @@ impl Table {
 
     #[inline]
     fn find(&self, parent: Option<CommandId>, name: &[u8]) -> Option<&Command> {
-        let named = |id: CommandId| {
-            let leaf = self.get(id).map(|command| (command.parent, command.leaf().as_bytes()));
-            leaf.is_some_and(|(below, leaf)| below == parent && leaf.eq_ignore_ascii_case(name))
+        let is_named = |id: CommandId| {
+            let found = self.get(id);
+            found.is_some_and(|found| found.leaf().as_bytes().eq_ignore_ascii_case(name))
         };
-        self.get(self.index.find(parent, name, named)?)
+        self.get(self.index.find(parent, name, is_named)?)
     }
 }
 
