@@ -147,8 +147,14 @@ impl Command {
             .into_iter()
             .filter(|flag| said.has(*flag))
             .fold(before, Flags::with);
-        if self.class == Class::Read && self.is_write() {
-            self.class = Class::Write;
+        if !before.has_any(Flags::WRITE.with(Flags::MAY_REPLICATE)) && self.is_write() {
+            // Somebody is wrong about it: what it changes may be wrong as well.
+            self.fences_all = true;
+            self.class = if self.class == Class::Read {
+                Class::Write
+            } else {
+                self.class
+            };
         }
         if self.is_blocking() && matches!(self.class, Class::Read | Class::Write | Class::ManyKey) {
             (self.class, self.lane) = (Class::Blocking, false);

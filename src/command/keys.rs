@@ -7,7 +7,7 @@
 
 use thiserror::Error;
 
-use crate::resp::Args;
+use crate::resp::{Args, parse_i64};
 
 use super::entry::{Command, Finder};
 use super::options;
@@ -226,24 +226,16 @@ fn last_of_range(first: usize, last: i32, limit: u32, argc: usize) -> Result<Opt
     Ok(end.checked_sub(distance).filter(|last| *last >= first && *last < argc))
 }
 
-/// A number of keys as the server reads it: plain decimal digits, no sign, no leading zero.
+/// A number of keys, as strictly as the server reads it.
 fn key_count(number: &[u8], argc: usize) -> Result<usize, KeyError> {
-    let (digits, negative) = match number {
-        [b'-', digits @ ..] => (digits, true),
-        digits => (digits, false),
-    };
-    let plain = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit) && (digits == b"0" || digits[0] != b'0');
-    if !plain {
-        return Err(KeyError::NotANumber);
-    }
-    if negative {
+    let count = parse_i64(number).ok_or(KeyError::NotANumber)?;
+    if count < 0 {
         return Err(KeyError::Negative);
     }
-    // More digits than any argc has: too many, whether or not it fits a number.
-    let count = digits.iter().try_fold(0usize, |count, digit| {
-        count.checked_mul(10)?.checked_add(usize::from(digit - b'0'))
-    });
-    count.filter(|count| *count < argc).ok_or(KeyError::TooMany)
+    usize::try_from(count)
+        .ok()
+        .filter(|count| *count < argc)
+        .ok_or(KeyError::TooMany)
 }
 
 #[cfg(test)]
@@ -321,7 +313,8 @@ mod tests {
             ("EVAL x \"\" a", KeyError::NotANumber),
             ("EVAL x 2 a", KeyError::TooMany),
             ("EVAL x 4 a", KeyError::TooMany),
-            ("EVAL x 18446744073709551617 a", KeyError::TooMany),
+            ("EVAL x 9223372036854775807 a", KeyError::TooMany),
+            ("EVAL x 9223372036854775808 a", KeyError::NotANumber),
             ("EVAL x", KeyError::Missing),
             ("GET", KeyError::Missing),
             ("LCS a", KeyError::Missing),
