@@ -4,9 +4,11 @@ use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::filter::LevelFilter;
 
+use crate::admin;
 use crate::proxy::{self, Settings};
 use crate::topology::Addr;
 
@@ -57,11 +59,37 @@ pub fn run() -> ExitCode {
     if let Some(workers) = args.workers {
         settings.workers = workers.into();
     }
-    match proxy::run(settings, &CancellationToken::new()) {
+    let shutdown = CancellationToken::new();
+    if let Err(error) = stop_on_signals(shutdown.clone()) {
+        eprintln!("pointsman: cannot listen to signals: {error}");
+        return ExitCode::FAILURE;
+    }
+    match proxy::run(settings, &shutdown, admin::serve) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("pointsman: {error}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// Asks for the end at the first SIGINT or SIGTERM.
+fn stop_on_signals(shutdown: CancellationToken) -> std::io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (mut interrupt, mut terminate) = {
+        let _guard = runtime.enter();
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+    };
+    let wait = move || {
+        runtime.block_on(async {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+        });
+        tracing::info!("asked to end");
+        shutdown.cancel();
+    };
+    std::thread::Builder::new().name("signals".to_owned()).spawn(wait)?;
+    Ok(())
 }

@@ -43,8 +43,11 @@ struct Dealt {
     sender: mpsc::Sender<std::net::TcpStream>,
 }
 
-/// Runs a proxy until `shutdown`; blocks its thread.
-pub fn run(settings: Settings, shutdown: &CancellationToken) -> Result<(), ProxyError> {
+/// Runs a proxy until `shutdown`; blocks its thread. `admin` serves the admin port, on the control thread.
+pub fn run<A>(settings: Settings, shutdown: &CancellationToken, admin: A) -> Result<(), ProxyError>
+where
+    A: AsyncFnOnce(TcpListener) -> io::Result<()>,
+{
     let settings = Arc::new(settings);
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let mut listeners = Vec::new();
@@ -54,6 +57,13 @@ pub fn run(settings: Settings, shutdown: &CancellationToken) -> Result<(), Proxy
         info!(listen = %listener.local_addr()?, master = %settings.master, "the proxy listens");
         listeners.push(listener);
     }
+    let admin_listener = match &settings.admin {
+        None => None,
+        Some(addr) => {
+            let _guard = runtime.enter();
+            Some(listen(addr).map_err(|error| ProxyError::Listen(addr.clone(), error))?)
+        }
+    };
     let ids = Arc::new(AtomicU64::new(1));
     let mut threads = Vec::new();
     let mut workers = Vec::new();
@@ -65,7 +75,18 @@ pub fn run(settings: Settings, shutdown: &CancellationToken) -> Result<(), Proxy
         let work = move || work(settings, receiver, &clients, &ids, &shutdown);
         threads.push(thread::Builder::new().name(format!("worker-{number}")).spawn(work)?);
     }
-    runtime.block_on(accept_all(listeners, workers, settings, shutdown));
+    runtime.block_on(async {
+        let pages = async {
+            match admin_listener {
+                Some(listener) => admin(listener).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = accept_all(listeners, workers, settings, shutdown) => {}
+            Err(error) = pages => warn!("the admin port failed: {error}"),
+        }
+    });
     for thread in threads {
         if thread.join().is_err() {
             warn!("a worker panicked");

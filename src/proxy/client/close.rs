@@ -21,8 +21,6 @@ pub enum CloseReason {
     ReplyCutOff,
     /// A transaction's WATCH or MULTI was lost with its backend.
     TransactionLost,
-    /// The proxy ends.
-    Shutdown,
 }
 
 impl fmt::Display for CloseReason {
@@ -36,7 +34,6 @@ impl fmt::Display for CloseReason {
             Self::SlowReader => "the client does not read its replies",
             Self::ReplyCutOff => "the backend was lost in the middle of a reply",
             Self::TransactionLost => "the backend was lost in the middle of a transaction",
-            Self::Shutdown => "the proxy ends",
         })
     }
 }
