@@ -34,6 +34,7 @@ pub enum Lookup<'t> {
     Unknown,
 }
 
+#[allow(clippy::expect_used, reason = "the data is compiled in, and a test reads it")]
 static BUILTIN: LazyLock<Arc<Table>> = LazyLock::new(|| {
     let rows: Vec<Row> = serde_json::from_str(include_str!("commands.json")).expect("the embedded data is valid");
     let commands = (0..).map(CommandId).zip(&rows);

@@ -70,7 +70,10 @@ where
     for number in 0..settings.workers {
         let (sender, receiver) = mpsc::channel(DEALT_MAX);
         let clients = Arc::new(AtomicUsize::new(0));
-        workers.push(Dealt { clients: clients.clone(), sender });
+        workers.push(Dealt {
+            clients: clients.clone(),
+            sender,
+        });
         let (settings, ids, shutdown) = (settings.clone(), ids.clone(), shutdown.clone());
         let work = move || work(settings, receiver, &clients, &ids, &shutdown);
         threads.push(thread::Builder::new().name(format!("worker-{number}")).spawn(work)?);
@@ -144,12 +147,18 @@ fn deal(stream: TcpStream, workers: &[Dealt], settings: &Settings) -> io::Result
     let socket = SockRef::from(&stream);
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(std::time::Duration::from_secs(300)))?;
-    let all: usize = workers.iter().map(|worker| worker.clients.load(Ordering::Relaxed)).sum();
+    let all: usize = workers
+        .iter()
+        .map(|worker| worker.clients.load(Ordering::Relaxed))
+        .sum();
     let mut stream = stream.into_std()?;
     if all >= settings.clients_max {
         return stream.write_all(b"-ERR max number of clients reached\r\n");
     }
-    let Some(worker) = workers.iter().min_by_key(|worker| worker.clients.load(Ordering::Relaxed)) else {
+    let Some(worker) = workers
+        .iter()
+        .min_by_key(|worker| worker.clients.load(Ordering::Relaxed))
+    else {
         return Ok(());
     };
     worker.clients.fetch_add(1, Ordering::Relaxed);
@@ -166,7 +175,10 @@ fn work(
     ids: &Arc<AtomicU64>,
     shutdown: &CancellationToken,
 ) {
-    let runtime = match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
+    let runtime = match Builder::new_current_thread()
+        .enable_all()
+        .build_local(LocalOptions::default())
+    {
         Ok(runtime) => runtime,
         Err(error) => {
             warn!("cannot start a worker: {error}");
@@ -177,7 +189,9 @@ fn work(
         let worker = Worker::new(settings);
         let serving = async {
             while let Some(stream) = receiver.recv().await {
-                let Ok(stream) = TcpStream::from_std(stream) else { continue };
+                let Ok(stream) = TcpStream::from_std(stream) else {
+                    continue;
+                };
                 let (id, worker, clients) = (ids.fetch_add(1, Ordering::Relaxed), worker.clone(), clients.clone());
                 tokio::task::spawn_local(async move {
                     let reason = Session::serve(id, stream, worker).await;

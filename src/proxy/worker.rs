@@ -185,10 +185,10 @@ impl Worker {
                 self.master_lost();
             }
         }
-        if wreck.inside_reply {
-            if let Some(entry) = wreck.entries.front() {
-                entry.session.close(CloseReason::ReplyCutOff);
-            }
+        if wreck.inside_reply
+            && let Some(entry) = wreck.entries.front()
+        {
+            entry.session.close(CloseReason::ReplyCutOff);
         }
         let is_write = |args: &crate::resp::Args| match self.commands.lookup(args) {
             Lookup::Known(command) => command.is_write(),

@@ -68,7 +68,10 @@ mod tests {
         use Fate::{SentRead, SentWrite, Unsent};
         assert_eq!(plan(&[SentRead, Unsent]).answers, []);
         assert_eq!(plan(&[SentWrite, SentRead, Unsent]).answers, [Answer::InDoubt]);
-        assert_eq!(plan(&[SentRead, SentWrite, SentRead]).answers, [Answer::MasterDown, Answer::InDoubt]);
+        assert_eq!(
+            plan(&[SentRead, SentWrite, SentRead]).answers,
+            [Answer::MasterDown, Answer::InDoubt]
+        );
     }
 
     proptest! {

@@ -1,1 +1,5 @@
 //! The whole system on one machine.
+
+mod child;
+
+pub use child::die_with_parent;

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command as Program, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use pointsman::command::{Flags, KeyPositions, Lookup, Row, RowSpec, Table, refusal};
@@ -316,11 +316,14 @@ impl Server {
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = pointsman::clock::now() + Duration::from_secs(20);
         let connection = loop {
             match TcpStream::connect(("127.0.0.1", port)) {
                 Ok(connection) => break connection,
-                Err(error) => assert!(Instant::now() < deadline, "redis-server does not answer: {error}"),
+                Err(error) => assert!(
+                    pointsman::clock::now() < deadline,
+                    "redis-server does not answer: {error}"
+                ),
             }
             std::thread::yield_now();
         };

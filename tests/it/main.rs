@@ -1,3 +1,8 @@
 //! The one integration-test binary: real servers, one module per subject.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
+
 mod command_keys;
+mod proxy;
+mod support;
+mod support_check;

@@ -57,14 +57,18 @@ pub async fn connect(addr: &Addr, login: &Login, limit: Duration) -> Result<TcpS
         let mut stream = TcpStream::connect((addr.host(), addr.port())).await.map_err(network)?;
         let socket = SockRef::from(&stream);
         socket.set_tcp_nodelay(true).map_err(network)?;
-        socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(Duration::from_secs(60))).map_err(network)?;
+        socket
+            .set_tcp_keepalive(&TcpKeepalive::new().with_time(Duration::from_secs(60)))
+            .map_err(network)?;
         let (request, commands) = login_request(login);
         if commands > 0 {
             ask(&mut stream, &request, commands, addr).await?;
         }
         Ok(stream)
     };
-    timeout(limit, opening).await.unwrap_or_else(|_| Err(ConnectError::Silent(addr.clone(), limit)))
+    timeout(limit, opening)
+        .await
+        .unwrap_or_else(|_| Err(ConnectError::Silent(addr.clone(), limit)))
 }
 
 /// Sends `request` of `commands` commands and returns the bytes of all replies; an error reply fails it.
@@ -87,7 +91,10 @@ pub async fn ask(stream: &mut TcpStream, request: &[u8], commands: u32, addr: &A
             Stop::Error if !replies[scanned_to..].ends_with(b"\n") => {}
             Stop::Error => {
                 let line = String::from_utf8_lossy(&replies[scanned_to..]);
-                return Err(ConnectError::Refused(addr.clone(), line.lines().next().unwrap_or_default().to_owned()));
+                return Err(ConnectError::Refused(
+                    addr.clone(),
+                    line.lines().next().unwrap_or_default().to_owned(),
+                ));
             }
             Stop::Push | Stop::Malformed => return Err(network(io::ErrorKind::InvalidData.into())),
         }

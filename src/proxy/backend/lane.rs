@@ -163,7 +163,12 @@ impl Lane {
         for session in std::mem::take(&mut state.waiting) {
             session.wake();
         }
-        Wreck { entries: state.ledger.take(), bytes, written, inside_reply }
+        Wreck {
+            entries: state.ledger.take(),
+            bytes,
+            written,
+            inside_reply,
+        }
     }
 
     fn poll(
@@ -211,10 +216,14 @@ impl Lane {
         let state = &mut *state;
         let mut at = 0;
         while at < bytes.len() {
-            let Some(entry) = state.ledger.front_mut() else { return Err(LaneEnd::Poisoned) };
+            let Some(entry) = state.ledger.front_mut() else {
+                return Err(LaneEnd::Poisoned);
+            };
             let scanned = state.scanner.scan(&bytes[at..], entry.count - entry.answered, true);
             entry.answered += scanned.replies;
-            let unwritten = entry.session.fill(entry.run, &bytes[at..at + scanned.used], scanned.replies, worker);
+            let unwritten = entry
+                .session
+                .fill(entry.run, &bytes[at..at + scanned.used], scanned.replies, worker);
             if unwritten > CLIENT_REPLY_BYTES_MAX && state.stuck_on.is_none() {
                 entry.session.stalls(self);
                 worker.watch_slow_reader(&entry.session);

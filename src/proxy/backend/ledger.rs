@@ -29,7 +29,9 @@ pub struct Ledger<S> {
 
 impl<S> Default for Ledger<S> {
     fn default() -> Self {
-        Self { entries: VecDeque::new() }
+        Self {
+            entries: VecDeque::new(),
+        }
     }
 }
 
@@ -46,14 +48,21 @@ impl<S> Ledger<S> {
 
     /// Adds commands; they join the last entry if `same` says that its session is theirs and the run is, too.
     pub fn push(&mut self, session: S, run: RunId, count: u32, bytes: usize, same: impl Fn(&S, &S) -> bool) {
-        if let Some(last) = self.entries.back_mut() {
-            if last.run == run && same(&last.session, &session) {
-                last.count += count;
-                last.bytes += bytes;
-                return;
-            }
+        if let Some(last) = self.entries.back_mut()
+            && last.run == run
+            && same(&last.session, &session)
+        {
+            last.count += count;
+            last.bytes += bytes;
+            return;
         }
-        self.entries.push_back(Entry { session, run, count, answered: 0, bytes });
+        self.entries.push_back(Entry {
+            session,
+            run,
+            count,
+            answered: 0,
+            bytes,
+        });
     }
 
     /// Drops the first entry once all of it is answered; returns its length in bytes.

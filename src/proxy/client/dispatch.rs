@@ -55,7 +55,11 @@ impl Session {
         let (mut scanner, mut spans) = self.worker.scanner();
         let used = self.work(bytes, &mut scanner, &mut spans);
         if used < bytes.len() {
-            let mut tail = Tail { bytes: Vec::new(), scanner: std::mem::take(&mut scanner), spans: Vec::new() };
+            let mut tail = Tail {
+                bytes: Vec::new(),
+                scanner: std::mem::take(&mut scanner),
+                spans: Vec::new(),
+            };
             if tail.scanner.is_inside() {
                 tail.spans.extend_from_slice(&spans);
             }
@@ -76,10 +80,13 @@ impl Session {
 
     /// Works through whole requests; returns how many bytes are done with.
     fn work(self: &Rc<Self>, bytes: &[u8], scanner: &mut RequestScanner, spans: &mut Vec<Span>) -> usize {
-        let limits = RequestLimits { authenticated: self.state().authenticated, ..self.worker.request_limits() };
+        let limits = RequestLimits {
+            authenticated: self.state().authenticated,
+            ..self.worker.request_limits()
+        };
         let (mut start, mut at, mut count) = (0, 0, 0);
         loop {
-            if self.is_closed() {
+            if !self.may_work() {
                 break;
             }
             let scan = match scanner.scan(&bytes[at..], spans, &limits) {
@@ -157,7 +164,9 @@ impl Session {
         if state.window.unanswered() + count >= IN_FLIGHT_MAX {
             return Outcome::Park(Park::Full);
         }
-        let Lookup::Known(command) = self.worker.commands().lookup(args) else { return Outcome::Done };
+        let Lookup::Known(command) = self.worker.commands().lookup(args) else {
+            return Outcome::Done;
+        };
         let pinned_transaction = state.pinned.as_ref().is_some_and(|pinned| pinned.multi || pinned.watch);
         if !pinned_transaction
             && state.authenticated
@@ -200,12 +209,9 @@ impl Session {
                 out.extend_from_slice(command.name.as_bytes());
                 out.extend_from_slice(b"'\r\n");
             }),
-            Class::Read
-            | Class::Write
-            | Class::ManyKey
-            | Class::Blocking
-            | Class::EveryNode
-            | Class::Subscribe => self.refuse(|out| refusal::not_yet(command, out)),
+            Class::Read | Class::Write | Class::ManyKey | Class::Blocking | Class::EveryNode | Class::Subscribe => {
+                self.refuse(|out| refusal::not_yet(command, out))
+            }
         }
     }
 
@@ -265,9 +271,15 @@ impl Session {
                 drop(state);
                 return Outcome::Park(self.hold());
             };
-            state.pinned = Some(Box::new(Pinned { lane, multi: false, watch: false }));
+            state.pinned = Some(Box::new(Pinned {
+                lane,
+                multi: false,
+                watch: false,
+            }));
         }
-        let Some(lane) = state.pinned.as_ref().map(|pinned| pinned.lane.clone()) else { return Outcome::Done };
+        let Some(lane) = state.pinned.as_ref().map(|pinned| pinned.lane.clone()) else {
+            return Outcome::Done;
+        };
         let run = state.window.reserve(lane.number, 1);
         lane.append(self, run, 1, frame);
         Outcome::Done
@@ -279,7 +291,9 @@ impl Session {
             return true;
         }
         let mut state = self.state();
-        let Some(lane) = self.lane_for(&mut state) else { return false };
+        let Some(lane) = self.lane_for(&mut state) else {
+            return false;
+        };
         if !lane.has_room() {
             state.park = Park::Lane;
             lane.wait_for_room(self);
@@ -302,11 +316,12 @@ impl Session {
             self.worker.hold(self.clone());
             return None;
         };
-        if let Some(current) = &state.lane {
-            if !Rc::ptr_eq(current, &wanted) && state.window.unanswered() > 0 {
-                state.park = Park::Drain;
-                return None;
-            }
+        if let Some(current) = &state.lane
+            && !Rc::ptr_eq(current, &wanted)
+            && state.window.unanswered() > 0
+        {
+            state.park = Park::Drain;
+            return None;
         }
         state.lane = Some(wanted.clone());
         Some(wanted)
@@ -321,10 +336,13 @@ impl Session {
     /// Gives the session's own connection back once nothing needs it.
     fn give_back(&self, state: &mut State) {
         let idle = state.window.unanswered() == 0;
-        if state.pinned.as_ref().is_some_and(|pinned| idle && !pinned.multi && !pinned.watch) {
-            if let Some(pinned) = state.pinned.take() {
-                pinned.lane.release();
-            }
+        if state
+            .pinned
+            .as_ref()
+            .is_some_and(|pinned| idle && !pinned.multi && !pinned.watch)
+            && let Some(pinned) = state.pinned.take()
+        {
+            pinned.lane.release();
         }
     }
 
@@ -349,6 +367,9 @@ impl Session {
     fn inline(self: &Rc<Self>, line: &[u8]) -> Outcome {
         let mut request = Vec::new();
         if let Err(error) = put_inline_as_request(line, &mut request) {
+            if self.drains() {
+                return Outcome::Park(Park::Drain);
+            }
             self.protocol_error(error);
             return Outcome::Done;
         }
@@ -368,6 +389,12 @@ impl Session {
     fn protocol_error(self: &Rc<Self>, error: ProtocolError) {
         self.refuse(|out| error.put_reply(out));
         self.close(CloseReason::Protocol);
+    }
+
+    /// Whether the next request may be looked at.
+    fn may_work(&self) -> bool {
+        let state = self.state();
+        state.closing.is_none() && state.park != Park::Verify
     }
 
     /// Parks the session until everything in flight is answered; `false` if nothing is.
@@ -405,7 +432,11 @@ impl Session {
         }
         {
             let mut state = self.state();
-            state.held.extend(lost.map(|lost| Held { run: lost.run, count: 1, bytes: lost.bytes }));
+            state.held.extend(lost.map(|lost| Held {
+                run: lost.run,
+                count: 1,
+                bytes: lost.bytes,
+            }));
             state.held_since_ms = crate::clock::monotonic_ms();
             state.lane = None;
         }
@@ -469,7 +500,10 @@ pub fn sort_out(wreck: Wreck, is_write: impl Fn(&Args) -> bool) -> Vec<(Rc<Sessi
     let (mut scanner, mut spans, mut at) = (RequestScanner::default(), Vec::new(), 0);
     let mut found: Vec<(Rc<Session>, Vec<Lost>)> = Vec::new();
     for entry in wreck.entries {
-        let place = match found.iter().position(|(session, _)| Rc::ptr_eq(session, &entry.session)) {
+        let place = match found
+            .iter()
+            .position(|(session, _)| Rc::ptr_eq(session, &entry.session))
+        {
             Some(place) => place,
             None => {
                 found.push((entry.session.clone(), Vec::new()));
@@ -490,7 +524,11 @@ pub fn sort_out(wreck: Wreck, is_write: impl Fn(&Args) -> bool) -> Vec<(Rc<Sessi
                 (true, false) => Fate::SentRead,
                 (true, true) => Fate::SentWrite,
             };
-            found[place].1.push(Lost { run: entry.run, fate, bytes: bytes.to_vec() });
+            found[place].1.push(Lost {
+                run: entry.run,
+                fate,
+                bytes: bytes.to_vec(),
+            });
         }
     }
     found
@@ -498,5 +536,8 @@ pub fn sort_out(wreck: Wreck, is_write: impl Fn(&Args) -> bool) -> Vec<(Rc<Sessi
 
 /// Whether a single shard's master can answer it alone; with one shard that is all of them.
 fn is_for_one_shard(command: &Command) -> bool {
-    !matches!(command.class, Class::Refused | Class::Session | Class::Transaction | Class::Subscribe | Class::EveryNode)
+    !matches!(
+        command.class,
+        Class::Refused | Class::Session | Class::Transaction | Class::Subscribe | Class::EveryNode
+    )
 }

@@ -114,7 +114,11 @@ impl Session {
         }
         let (mut at, mut auth, mut name) = (2, None, None);
         while let Some(option) = args.get(at) {
-            match (option.to_ascii_uppercase().as_slice(), args.get(at + 1), args.get(at + 2)) {
+            match (
+                option.to_ascii_uppercase().as_slice(),
+                args.get(at + 1),
+                args.get(at + 2),
+            ) {
                 (b"AUTH", Some(user), Some(password)) => {
                     auth = Some((user, password));
                     at += 3;
@@ -126,7 +130,11 @@ impl Session {
                 _ => {
                     return self.refuse(|out| {
                         out.extend_from_slice(b"-ERR Syntax error in HELLO option '");
-                        out.extend(option.iter().map(|byte| if byte.is_ascii_control() { b' ' } else { *byte }));
+                        out.extend(
+                            option
+                                .iter()
+                                .map(|byte| if byte.is_ascii_control() { b' ' } else { *byte }),
+                        );
                         out.extend_from_slice(b"'\r\n");
                     });
                 }
@@ -163,7 +171,10 @@ impl Session {
         };
         self.refuse(|out| {
             out.extend_from_slice(if resp3 { b"%7\r\n" } else { b"*14\r\n" });
-            for (key, value) in [(&b"server"[..], &b"redis"[..]), (b"version", self.worker.redis_version().as_bytes())] {
+            for (key, value) in [
+                (&b"server"[..], &b"redis"[..]),
+                (b"version", self.worker.redis_version().as_bytes()),
+            ] {
                 put_bulk(out, key);
                 put_bulk(out, value);
             }
@@ -185,7 +196,10 @@ impl Session {
         if self.state().window.unanswered() > 0 {
             return Outcome::Park(Park::Drain);
         }
-        let credential = Rc::new(Credential { user: user.into(), password: password.into() });
+        let credential = Rc::new(Credential {
+            user: user.into(),
+            password: password.into(),
+        });
         let mut request = Vec::new();
         put_request(&mut request, &[b"AUTH", user, password]);
         let session = self.clone();

@@ -39,9 +39,16 @@ impl Window {
         self.unanswered += count;
         match self.runs.back_mut() {
             Some(run) if run.lane == lane && run.need > 0 => run.need += count,
-            _ => self.runs.push_back(Run { lane, need: count, held: Vec::new() }),
+            _ => self.runs.push_back(Run {
+                lane,
+                need: count,
+                held: Vec::new(),
+            }),
         }
-        RunId(self.head.wrapping_add(u32::try_from(self.runs.len() - 1).unwrap_or(u32::MAX)))
+        RunId(
+            self.head
+                .wrapping_add(u32::try_from(self.runs.len() - 1).unwrap_or(u32::MAX)),
+        )
     }
 
     /// A reply of our own, behind everything that was asked before it.
@@ -49,7 +56,11 @@ impl Window {
         match self.runs.back_mut() {
             None => out.extend_from_slice(reply),
             Some(run) if run.need == 0 => run.held.extend_from_slice(reply),
-            Some(_) => self.runs.push_back(Run { lane: u32::MAX, need: 0, held: reply.to_vec() }),
+            Some(_) => self.runs.push_back(Run {
+                lane: u32::MAX,
+                need: 0,
+                held: reply.to_vec(),
+            }),
         }
     }
 

@@ -1,0 +1,153 @@
+//! One child process: its log, its signals, its end.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{LazyLock, Mutex};
+use std::time::Duration;
+use std::{io, thread};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::{START_DEADLINE, holds_within};
+
+/// A child process; killed when dropped, also while it is stopped.
+pub struct Process {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Process {
+    /// Starts `command` with its output appended to the file `log`.
+    #[track_caller]
+    pub fn spawn(mut command: Command, log: &Path) -> Self {
+        let file = File::options().create(true).append(true).open(log).unwrap();
+        command
+            .stdin(Stdio::null())
+            .stdout(file.try_clone().unwrap())
+            .stderr(file);
+        let program = command.get_program().to_owned();
+        let child = spawn_from_lasting_thread(command)
+            .unwrap_or_else(|error| panic!("cannot start {}: {error}", program.display()));
+        Self {
+            child,
+            log: log.to_owned(),
+        }
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> i32 {
+        i32::try_from(self.child.id()).unwrap()
+    }
+
+    /// Sends a signal; ignored when the process is gone.
+    pub fn signal(&self, signal: Signal) {
+        let _gone = kill(Pid::from_raw(self.pid()), signal);
+    }
+
+    /// Asks it to end (SIGTERM).
+    pub fn term(&self) {
+        self.signal(Signal::SIGTERM);
+    }
+
+    /// Kills it (SIGKILL) and reaps it.
+    pub fn kill9(&mut self) {
+        let _gone = self.child.kill();
+        let _status = self.child.wait();
+    }
+
+    /// Freezes it (SIGSTOP).
+    pub fn stop(&self) {
+        self.signal(Signal::SIGSTOP);
+    }
+
+    /// Lets a frozen one go on (SIGCONT).
+    pub fn cont(&self) {
+        self.signal(Signal::SIGCONT);
+    }
+
+    /// Whether it still runs (a zombie does not).
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Its exit status, if it ends within `deadline`.
+    pub fn wait(&mut self, deadline: Duration) -> Option<ExitStatus> {
+        holds_within(deadline, || !self.is_running());
+        self.child.try_wait().unwrap()
+    }
+
+    /// What it has written so far to stdout and stderr.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill9();
+        if thread::panicking() {
+            eprintln!("--- {} ---\n{}", self.log.display(), tail(&self.log()));
+        }
+    }
+}
+
+fn tail(log: &str) -> &str {
+    const SHOWN: usize = 8_000;
+    let start = (log.len().saturating_sub(SHOWN)..=log.len()).find(|at| log.is_char_boundary(*at));
+    &log[start.unwrap_or(0)..]
+}
+
+/// What a command that ran to its end left behind.
+pub struct Output {
+    /// Its exit code; `None` when a signal ended it.
+    pub code: Option<i32>,
+    /// What it wrote to stdout.
+    pub stdout: String,
+    /// What it wrote to stderr.
+    pub stderr: String,
+}
+
+/// Runs a command to its end.
+#[track_caller]
+pub fn run(mut command: Command) -> Output {
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let child = spawn_from_lasting_thread(command).unwrap();
+    let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
+    let waiter = thread::spawn(move || child.wait_with_output());
+    if !holds_within(START_DEADLINE * 2, || waiter.is_finished()) {
+        let _gone = kill(pid, Signal::SIGKILL);
+        panic!("a command that should end by itself did not");
+    }
+    let output = waiter.join().unwrap().unwrap();
+    Output {
+        code: output.status.code(),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+type Job = (Command, SyncSender<io::Result<Child>>);
+
+/// The kernel sends the parent-death signal when the spawning *thread* ends, and a test's thread ends
+/// before servers shared between tests should; so one thread that lives as long as the process spawns.
+fn spawn_from_lasting_thread(mut command: Command) -> io::Result<Child> {
+    static SPAWNER: LazyLock<Mutex<SyncSender<Job>>> = LazyLock::new(|| {
+        let (jobs, queue) = sync_channel::<Job>(16);
+        thread::spawn(move || {
+            for (mut command, reply) in queue {
+                let _caller_gone = reply.send(command.spawn());
+            }
+        });
+        Mutex::new(jobs)
+    });
+    pointsman::up::die_with_parent(&mut command);
+    let (reply, answer) = sync_channel(1);
+    SPAWNER.lock().unwrap().send((command, reply)).unwrap();
+    answer.recv().unwrap()
+}
