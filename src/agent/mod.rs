@@ -1,1 +1,3 @@
 //! The agent beside each Redis: registration, detection, failover.
+
+pub mod machine;
