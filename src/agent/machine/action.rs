@@ -41,6 +41,8 @@ pub enum Reply {
     Done(Box<Facts>),
     /// Not carried out, by the rules of obedience.
     Refused(Refusal),
+    /// Not carried out: the process of its Redis is gone.
+    Gone,
     /// Not carried out, or not known to be: no agent, no Redis, no answer in time.
     Failed(String),
 }

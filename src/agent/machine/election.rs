@@ -206,8 +206,9 @@ impl Election {
             Reply::Done(facts) => Answer::Parked(*facts),
             Reply::Refused(refusal) => Answer::Failed(refusal.to_string()),
             Reply::Failed(why) => Answer::Failed(why),
+            Reply::Gone => Answer::Gone,
         };
-        if let Answer::Failed(_) = answer {
+        if let Answer::Failed(_) | Answer::Gone = answer {
             self.again.insert(node.clone(), now);
         }
         self.answers.insert(node.clone(), answer);
@@ -224,6 +225,7 @@ impl Election {
             (Reply::Done(facts), Some(_)) if facts.role == Role::Master && facts.run_id == choice.run_id => *facts,
             (Reply::Done(_), _) => return vec![Order::Abandon(format!("{node} is not the process that was parked"))],
             (Reply::Refused(why), _) => return vec![Order::Abandon(format!("{node} refused the promotion: {why}"))],
+            (Reply::Gone, _) => return vec![Order::Abandon(format!("{node} died before it was promoted"))],
             (Reply::Failed(why), _) => return vec![Order::Abandon(format!("{node} could not be promoted: {why}"))],
         };
         let Some(addr) = at.cloned() else {
@@ -305,7 +307,9 @@ impl Election {
         for id in &self.state.members {
             let due = match self.answers.get(id) {
                 None => true,
-                Some(Answer::Failed(_)) => self.again.get(id).is_none_or(|at| now >= *at + timings.ask_again),
+                Some(Answer::Failed(_) | Answer::Gone) => {
+                    self.again.get(id).is_none_or(|at| now >= *at + timings.ask_again)
+                }
                 Some(Answer::Pending | Answer::Parked(_)) => false,
             };
             if due {

@@ -35,7 +35,7 @@ impl Machine {
         }
         self.obedience.begin(&ask);
         if self.detector.health() == Health::Dead {
-            return self.answer(source, Reply::Failed("its Redis is gone".to_owned()));
+            return self.answer(source, Reply::Gone);
         }
         self.act(source, ask);
     }

@@ -25,6 +25,8 @@ pub mod obedience;
 pub mod quorum;
 pub mod state;
 pub mod timings;
+#[cfg(test)]
+mod twin;
 mod writing;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -98,6 +100,8 @@ pub struct Machine {
     knowledge: Knowledge,
     /// The store contradicts what this agent obeyed (an ensemble restored from a backup): no step is taken.
     distrusted: bool,
+    /// A first synchronised read went back; the next one decides.
+    doubted: bool,
     /// Whether a `sync` and read succeeded in this life, and when the last one did.
     synced: Option<Instant>,
     addrs: BTreeMap<NodeId, Addr>,
@@ -144,6 +148,7 @@ impl Machine {
             connected: false,
             knowledge: Knowledge::Unread,
             distrusted: false,
+            doubted: false,
             synced: None,
             addrs: BTreeMap::new(),
             registered: BTreeSet::new(),

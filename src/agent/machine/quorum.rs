@@ -9,8 +9,8 @@
 //!
 //! With W = 0 nothing is acknowledged by replicas: one counted member is enough, and the executor
 //! waits a moment for a better one. If none of them answers, the *last resort* takes the best of what is
-//! left, with these bounds: at once if all members answered, else only after `last_resort` and only a
-//! node that holds data of the accepted lineage. So a node restarted empty never wins over one that is
+//! left, with these bounds: at once if all members are parked, else only a node that holds data of the
+//! accepted lineage, at once if all others are known to be dead, else after `last_resort`. So a node restarted empty never wins over one that is
 //! merely late.
 //!
 //! The *first* master (no lineage yet) is the member with data, else any; two members that hold
@@ -33,6 +33,8 @@ pub enum Answer {
     Pending,
     /// Parked; this is what it holds.
     Parked(Facts),
+    /// Its agent says that its Redis is gone: nothing is lost by not waiting for it.
+    Gone,
     /// Not parked, and why.
     Failed(String),
 }
@@ -113,7 +115,9 @@ pub fn resolve(state: &State, answers: &BTreeMap<NodeId, Answer>, waited: Durati
             state.ack_replicas
         ));
     }
-    last_resort(state, &parked, waited, timings)
+    let gone = answers.values().filter(|answer| **answer == Answer::Gone).count();
+    let nobody_late = parked.len() + gone == state.members.len() || waited >= timings.last_resort;
+    last_resort(state, &parked, nobody_late)
 }
 
 type Parked<'a> = Vec<(&'a NodeId, &'a Facts)>;
@@ -121,7 +125,7 @@ type Parked<'a> = Vec<(&'a NodeId, &'a Facts)>;
 fn parked_members<'a>(state: &State, answers: &'a BTreeMap<NodeId, Answer>) -> Parked<'a> {
     let parked = answers.iter().filter_map(|(id, answer)| match answer {
         Answer::Parked(facts) if state.members.contains(id) && !facts.loading => Some((id, facts)),
-        Answer::Parked(_) | Answer::Pending | Answer::Failed(_) => None,
+        Answer::Parked(_) | Answer::Pending | Answer::Gone | Answer::Failed(_) => None,
     });
     parked.collect()
 }
@@ -223,7 +227,7 @@ impl<'a> Lineage<'a> {
     }
 }
 
-fn last_resort(state: &State, parked: &Parked<'_>, waited: Duration, timings: &Timings) -> Resolution {
+fn last_resort(state: &State, parked: &Parked<'_>, nobody_late: bool) -> Resolution {
     let lineage = Lineage::of(state, parked.iter().map(|(_, facts)| *facts));
     let rank = |facts: &Facts| {
         let related = lineage.offset_of(facts);
@@ -243,7 +247,7 @@ fn last_resort(state: &State, parked: &Parked<'_>, waited: Duration, timings: &T
         return Resolution::Wait("no member is parked yet".to_owned());
     };
     let (holds_ours, ..) = rank(facts);
-    if !everybody && !(holds_ours && waited >= timings.last_resort) {
+    if !everybody && !(holds_ours && nobody_late) {
         return Resolution::Wait(format!(
             "no valid member answered; {} of {} members are parked, and the others may hold more",
             parked.len(),

@@ -105,8 +105,7 @@ impl Machine {
     pub(super) fn handle_synced(&mut self, now: Instant, read: Option<Versioned>) {
         self.connected = true;
         self.synced.get_or_insert(now);
-        self.distrusted = self.went_back(read.as_ref());
-        if self.distrusted {
+        if self.went_back(read.as_ref()) {
             return;
         }
         match read {
@@ -123,13 +122,20 @@ impl Machine {
         let known = self.state().map(|known| known.version);
         let (epoch, version) = read.map_or((None, None), |read| (Some(read.state.epoch), Some(read.version)));
         let back = version < known || epoch.is_some_and(|epoch| epoch < obeyed) || (epoch.is_none() && obeyed.0 > 0);
-        if back {
+        // The read may have been overtaken by a watch or a relay; one that is asked for now cannot be.
+        if back && !std::mem::replace(&mut self.doubted, true) {
+            self.actions.push_back(Action::ReadState);
+        } else if back {
+            self.distrusted = true;
             let found = epoch.map_or("no state".to_owned(), |epoch| format!("epoch {epoch}"));
             let sentence = format!(
                 "the store says {found}, but this node obeyed epoch {obeyed}: was the ensemble restored or emptied? \
                  Taking no step until it says more"
             );
             self.shout(Level::Error, sentence);
+        } else {
+            self.doubted = false;
+            self.distrusted = false;
         }
         back
     }
