@@ -23,7 +23,7 @@ use super::{Identity, Machine};
 use crate::clock;
 use crate::topology::{Epoch, NodeId, Phase, RunId};
 
-use redis::SimRedis;
+use redis::{Life, SimRedis};
 
 const STEP: Duration = Duration::from_millis(2);
 
@@ -50,6 +50,8 @@ enum Event {
         expect: Option<i32>,
         state: Box<State>,
     },
+    /// Try to read the store again.
+    Read(NodeId, u32),
     Step,
     Fault(Fault),
 }
@@ -209,6 +211,7 @@ impl World {
                 expect,
                 state,
             } => self.write(&node, life, expect, *state),
+            Event::Read(node, life) => self.read(&node, life),
             Event::Step => self.step(),
             Event::Fault(fault) => self.fail(fault),
         }
@@ -326,10 +329,8 @@ impl World {
             let state = self.store.clone();
             self.soon(Event::Tell(node.clone(), life, Input::Synced(state)));
         } else {
-            self.at(
-                Duration::from_millis(50),
-                Event::Tell(node.clone(), life, Input::StoreLost),
-            );
+            self.tell(node, life, Input::StoreLost);
+            self.at(Duration::from_millis(50), Event::Read(node.clone(), life));
         }
     }
 
@@ -407,7 +408,13 @@ impl World {
     }
 
     pub fn story(&self) -> String {
-        self.log.join("\n")
+        let lives = self.redis.values().map(|redis| {
+            let life = redis.life.as_ref().map(Life::facts);
+            format!("{} frozen={} {life:?}", redis.node, redis.frozen)
+        });
+        let state = format!("{:?}", self.store);
+        let lines: Vec<String> = self.log.iter().cloned().chain(lives).chain([state]).collect();
+        lines.join("\n")
     }
 
     fn asked(&mut self, from: (NodeId, u32), id: super::action::AskId, to: &NodeId, ask: Ask) {
