@@ -7,5 +7,6 @@
 pub mod act;
 pub mod info;
 pub mod machine;
+pub mod probe;
 pub mod process;
 pub mod redis;

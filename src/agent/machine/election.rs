@@ -57,7 +57,8 @@ enum Step {
         promoted: MasterOf,
         facts: Facts,
         awaited: BTreeSet<NodeId>,
-        proven: BTreeMap<NodeId, RunId>,
+        /// Run id and stream of each replica that proved itself.
+        proven: BTreeMap<NodeId, (RunId, String)>,
         since: Instant,
     },
     /// The `serving` state is being written. Next: done.
@@ -266,7 +267,9 @@ impl Election {
     }
 
     /// A replica counts as proven when it is linked with this epoch's credential and has everything the
-    /// master had at its promotion (rule R2).
+    /// master had at its promotion (rule R2). Its stream may have another name than the master reported: a
+    /// master without a backlog renames its stream when the first replica attaches (`syncCommand` in
+    /// Redis' replication.c), and what a linked replica follows is what the master feeds.
     fn handle_following(&mut self, node: &NodeId, reply: Reply) {
         let epoch = self.state.epoch;
         let Step::Proving {
@@ -282,8 +285,8 @@ impl Election {
         awaited.remove(node);
         let Reply::Done(facts) = reply else { return };
         let linked = facts.follows_in(&promoted.addr, epoch) && facts.link_up && !facts.dirty && !facts.syncing;
-        if linked && facts.replid == master.replid && facts.offset >= master.offset {
-            proven.insert(node.clone(), facts.run_id.clone());
+        if linked && facts.offset >= master.offset {
+            proven.insert(node.clone(), (facts.run_id.clone(), facts.replid.clone()));
         }
     }
 
@@ -401,12 +404,19 @@ impl Election {
         if !awaited.is_empty() && waited < patience {
             return None;
         }
-        let mut valid = proven.clone();
+        // If they disagree, the stream was renamed between them: the new name is the one not reported.
+        let renamed = proven
+            .values()
+            .map(|(_, replid)| replid)
+            .find(|replid| **replid != facts.replid);
+        let replid = renamed.unwrap_or(&facts.replid).clone();
+        let of_stream = proven.iter().filter(|(_, (_, stream))| *stream == replid);
+        let mut valid: BTreeMap<NodeId, RunId> = of_stream.map(|(id, (life, _))| (id.clone(), life.clone())).collect();
         valid.insert(promoted.node.clone(), promoted.run_id.clone());
         let state = State {
             phase: Phase::Serving,
             master: Some(promoted.clone()),
-            lineage: vec![facts.replid.clone()],
+            lineage: vec![replid],
             valid,
             ..self.state.clone()
         };

@@ -164,7 +164,7 @@ impl Machine {
             return;
         };
         if master.node == self.me.node {
-            return;
+            return self.keep_lineage(now, *since, master.clone(), state.clone());
         }
         let next = if !state.members.contains(&self.me.node) {
             self.with_seat(state, facts)
@@ -178,6 +178,21 @@ impl Machine {
             self.write_again = now + self.timings.probe;
             self.write(next, Purpose::Seat);
         }
+    }
+
+    /// Our Redis is the master and its stream has a new name: it had no backlog (new, or an hour without
+    /// replicas), so nobody was linked when it was renamed, and whoever follows has the new name. The seats of
+    /// those who hold only the old one stop counting by that (rule R6).
+    fn keep_lineage(&mut self, now: Instant, since: Instant, master: MasterOf, state: State) {
+        let Some(facts) = self.detector.own_facts() else { return };
+        let current = self.own_reading.is_some_and(|read| read > since);
+        let ours = facts.run_id == master.run_id && facts.role == Role::Master;
+        if !current || !ours || state.lineage.first() == Some(&facts.replid) {
+            return;
+        }
+        let lineage = vec![facts.replid.clone()];
+        self.write_again = now + self.timings.probe;
+        self.write(State { lineage, ..state }, Purpose::Seat);
     }
 
     fn with_seat(&self, state: &State, facts: &Facts) -> Option<State> {

@@ -7,6 +7,11 @@
 //! by its run id, of an accepted lineage and whole. An acknowledged write lives on W+1 members, so it is on a
 //! counted one, and every counted one could itself be chosen: the largest offset has every such write.
 //!
+//! The published master itself, parked in its published life and on its own stream, is enough: it has every
+//! write acknowledged up to its publication (it was chosen by this rule) and all since (it took them), and
+//! parked it can acknowledge no more. Without this a shard whose replicas were not re-admitted yet could not
+//! even re-elect a master that comes back.
+//!
 //! With W = 0 nothing is acknowledged by replicas: one counted member is enough, and the executor
 //! waits a moment for a better one. If none of them answers, the *last resort* takes the best of what is
 //! left, with these bounds: at once if all members are parked, else only a node that holds data of the
@@ -98,7 +103,7 @@ pub fn resolve(state: &State, answers: &BTreeMap<NodeId, Answer>, waited: Durati
     }
     let counted = candidates(state, &parked);
     let needed = required(state);
-    if counted.len() >= needed
+    if (counted.len() >= needed || counted.iter().any(|candidate| candidate.is_published_master(state)))
         && let Some(choice) = best(&counted)
     {
         return if settled || waited >= timings.park_grace {
@@ -157,6 +162,13 @@ struct Candidate<'a> {
 }
 
 impl Candidate<'_> {
+    /// The published master in its published life and on its own stream.
+    fn is_published_master(&self, state: &State) -> bool {
+        let published = state.master.as_ref();
+        published.is_some_and(|master| master.node == *self.node && master.run_id == self.facts.run_id)
+            && state.lineage.first() == Some(&self.facts.replid)
+    }
+
     fn choice(&self, grounds: Grounds) -> Choice {
         Choice {
             node: self.node.clone(),
@@ -369,6 +381,25 @@ mod tests {
             ..sample("b", "r1", 99)
         };
         assert_eq!(chosen(&state, vec![dirty, sample("c", "r1", 10)]), None);
+    }
+
+    #[test]
+    fn the_published_master_itself_is_enough_in_its_published_life() {
+        let mut state = state(1, &["r1"]);
+        state.master = Some(crate::agent::machine::state::MasterOf {
+            node: NodeId::from("b"),
+            addr: "127.0.0.1:7002".parse().unwrap(),
+            run_id: RunId::from("b"),
+        });
+        assert_eq!(chosen(&state, vec![sample("b", "r1", 9)]).as_deref(), Some("b"));
+        assert_eq!(chosen(&state, vec![sample("c", "r1", 9)]), None);
+        assert_eq!(chosen(&state, vec![sample("b'", "r1", 9)]), None, "another life");
+        let moved_on = Facts {
+            replid2: "r1".into(),
+            second_offset: 5,
+            ..sample("b", "r2", 9)
+        };
+        assert_eq!(chosen(&state, vec![moved_on]), None, "another stream");
     }
 
     #[test]

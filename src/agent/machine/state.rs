@@ -69,6 +69,11 @@ impl State {
         self.lineage.is_empty()
     }
 
+    /// Whether members, valid lives and lineage are the same.
+    pub fn same_seats(&self, other: &Self) -> bool {
+        self.members == other.members && self.valid == other.valid && self.lineage == other.lineage
+    }
+
     /// The state after `executor` claims the next epoch. What counts (members, valid, lineage, W) is
     /// carried over untouched: only a publication changes it.
     pub fn claimed_by(&self, executor: &NodeId, nonce: String) -> Self {

@@ -35,7 +35,7 @@ impl Pending {
         let ours = read.epoch == self.state.epoch && read.nonce == self.state.nonce;
         match self.purpose {
             Purpose::Election => ours && read.phase == self.state.phase && read.lineage == self.state.lineage,
-            Purpose::Seat => ours && read.members == self.state.members && read.valid == self.state.valid,
+            Purpose::Seat => ours && self.state.same_seats(read),
         }
     }
 }
@@ -71,12 +71,10 @@ impl Machine {
     fn settle_pending(&mut self, now: Instant, written: Versioned) {
         let Some(pending) = self.pending.take() else { return };
         self.learn(now, written.clone());
+        let epoch = written.state.epoch;
         match pending.purpose {
             Purpose::Election => self.handle_election_written(now, written),
-            Purpose::Seat => self.say(
-                Level::Info,
-                format!("{} counts as a member of epoch {}", self.me.node, written.state.epoch),
-            ),
+            Purpose::Seat => self.say(Level::Info, format!("{} keeps its seat in epoch {epoch}", self.me.node)),
         }
     }
 

@@ -518,6 +518,7 @@ impl World {
             let Some(mut life) = redis.life.take_if(|_| !redis.frozen) else {
                 continue;
             };
+            self.ask_for_stream(&life, &id);
             let master = self
                 .redis
                 .values()
@@ -528,6 +529,24 @@ impl World {
                 None => life.cut(),
             }
             self.redis.get_mut(&id).unwrap().life = Some(life);
+        }
+    }
+
+    fn ask_for_stream(&mut self, replica: &Life, id: &NodeId) {
+        let reachable: Vec<NodeId> = self
+            .redis
+            .keys()
+            .filter(|other| self.connected(other, id))
+            .cloned()
+            .collect();
+        let masters = self.redis.values_mut().filter(|redis| reachable.contains(&redis.node));
+        for master in masters.filter(|redis| replica.follows.as_ref() == Some(&redis.addr)) {
+            if master
+                .up()
+                .is_some_and(|life| life.role == Role::Master && life.feeds == Some(replica.epoch))
+            {
+                master.make_backlog();
+            }
         }
     }
 

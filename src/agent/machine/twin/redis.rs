@@ -22,6 +22,8 @@ pub struct Life {
     /// Steps until a full synchronisation is through.
     pub syncing: u32,
     pub epoch: Epoch,
+    /// Whether it keeps a backlog: a master without one renames its stream for its first replica.
+    pub backlog: bool,
     /// The epoch whose credential this node accepts from replicas.
     pub feeds: Option<Epoch>,
 }
@@ -67,6 +69,7 @@ impl SimRedis {
             linked: false,
             syncing: 0,
             epoch: Epoch(0),
+            backlog: false,
             feeds: None,
         });
     }
@@ -78,6 +81,17 @@ impl SimRedis {
 
     pub fn up(&self) -> Option<&Life> {
         self.life.as_ref().filter(|_| !self.frozen)
+    }
+
+    /// A replica asks for the stream: a backlog is made, and with it a new name, if there was none.
+    pub fn make_backlog(&mut self) {
+        let fresh = self.fresh_stream();
+        if let Some(life) = self.life.as_mut().filter(|life| !life.backlog) {
+            life.backlog = true;
+            life.replid = fresh;
+            life.replid2 = String::new();
+            life.second = -1;
+        }
     }
 
     /// Carries a command out, as the agent's MULTI would.
@@ -203,6 +217,7 @@ impl Life {
             "I4: a partial resynchronisation over a foreign prefix"
         );
         self.replid = master.replid.clone();
+        self.backlog = true;
         self.linked = true;
     }
 }
