@@ -30,7 +30,9 @@ impl Server {
 
     async fn start_on(port: u16, extra: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let mut command = Command::new("redis-server");
+        // The server dies with the thread that started it, however the test ends.
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "redis-server"]);
         command.args([
             "--port",
             &port.to_string(),

@@ -359,11 +359,11 @@ mod tests {
             }
         }
 
-        fn from_afar(&self) -> Verdict {
+        fn seen_afar(&self) -> Verdict {
             self.detector.verdict(self.now, &master(), &NodeId::from("b"))
         }
 
-        fn from_beside(&self) -> Verdict {
+        fn seen_beside(&self) -> Verdict {
             self.detector.verdict(self.now, &master(), &NodeId::from("a"))
         }
     }
@@ -373,14 +373,14 @@ mod tests {
         let mut bench = Bench::new();
         bench.detector.handle_master(bench.now, &master(), &Seen::Dead);
         assert_eq!(
-            bench.from_afar(),
+            bench.seen_afar(),
             Verdict::Fine,
             "a refusal may be a firewall between us"
         );
         bench
             .detector
             .handle_peer(bench.now, NodeId::from("a"), status(Health::Dead));
-        assert!(matches!(bench.from_afar(), Verdict::Gone(_)));
+        assert!(matches!(bench.seen_afar(), Verdict::Gone(_)));
     }
 
     #[test]
@@ -390,7 +390,7 @@ mod tests {
         bench
             .detector
             .handle_peer(bench.now, NodeId::from("a"), PeerSeen::Unreachable);
-        assert!(matches!(bench.from_afar(), Verdict::Gone(_)));
+        assert!(matches!(bench.seen_afar(), Verdict::Gone(_)));
     }
 
     #[test]
@@ -402,7 +402,7 @@ mod tests {
         bench.pass(5000, |detector, now| {
             detector.handle_master(now, &master(), &Seen::Alive)
         });
-        assert_eq!(bench.from_afar(), Verdict::Fine);
+        assert_eq!(bench.seen_afar(), Verdict::Fine);
     }
 
     #[test]
@@ -411,27 +411,27 @@ mod tests {
         bench.pass(900, |detector, now| {
             detector.handle_master(now, &master(), &Seen::Silent)
         });
-        assert_eq!(bench.from_afar(), Verdict::Fine);
+        assert_eq!(bench.seen_afar(), Verdict::Fine);
         bench.pass(200, |detector, now| {
             detector.handle_master(now, &master(), &Seen::Silent)
         });
-        assert_eq!(bench.from_afar(), Verdict::Unreachable);
+        assert_eq!(bench.seen_afar(), Verdict::Unreachable);
     }
 
     #[test]
     fn a_hang_is_found_by_its_own_agent_after_suspicion() {
         let mut bench = Bench::new();
         bench.pass(900, |detector, now| detector.handle_own(now, &Seen::Silent));
-        assert_eq!(bench.from_beside(), Verdict::Fine);
+        assert_eq!(bench.seen_beside(), Verdict::Fine);
         bench.pass(100, |detector, now| detector.handle_own(now, &Seen::Silent));
-        assert!(matches!(bench.from_beside(), Verdict::Gone(_)));
+        assert!(matches!(bench.seen_beside(), Verdict::Gone(_)));
     }
 
     #[test]
     fn a_paused_or_loading_server_is_alive() {
         let mut bench = Bench::new();
         bench.pass(5000, |detector, now| detector.handle_own(now, &Seen::Alive));
-        assert_eq!(bench.from_beside(), Verdict::Fine);
+        assert_eq!(bench.seen_beside(), Verdict::Fine);
     }
 
     #[test]
@@ -442,7 +442,7 @@ mod tests {
             asked_at: bench.now,
         };
         bench.detector.handle_own(bench.now, &up);
-        assert!(matches!(bench.from_beside(), Verdict::Gone(_)));
+        assert!(matches!(bench.seen_beside(), Verdict::Gone(_)));
     }
 
     #[test]
@@ -452,7 +452,7 @@ mod tests {
         bench.detector.handle_time(bench.now);
         bench.detector.handle_own(bench.now, &Seen::Silent);
         bench.detector.handle_master(bench.now, &master(), &Seen::Silent);
-        assert_eq!(bench.from_beside(), Verdict::Fine);
-        assert_eq!(bench.from_afar(), Verdict::Fine);
+        assert_eq!(bench.seen_beside(), Verdict::Fine);
+        assert_eq!(bench.seen_afar(), Verdict::Fine);
     }
 }

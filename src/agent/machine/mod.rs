@@ -60,6 +60,7 @@ pub struct Identity {
 
 /// What the store is known to say.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "one per agent; never in a collection")]
 enum Knowledge {
     /// Never read.
     Unread,

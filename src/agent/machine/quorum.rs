@@ -259,7 +259,8 @@ fn last_resort(state: &State, parked: &Parked<'_>, nobody_late: bool) -> Resolut
         return Resolution::Wait("no member is parked yet".to_owned());
     };
     let (holds_ours, ..) = rank(facts);
-    if !everybody && !(holds_ours && nobody_late) {
+    let enough = everybody || (holds_ours && nobody_late);
+    if !enough {
         return Resolution::Wait(format!(
             "no valid member answered; {} of {} members are parked, and the others may hold more",
             parked.len(),

@@ -6,22 +6,25 @@
 //! after a newer epoch was published; I3 epochs grow; I4 partial resynchronisation only over a true
 //! prefix; L once faults end, a master serves and every member is valid again.
 
+mod clients;
+mod faults;
 mod redis;
 mod runs;
+mod store;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::time::{Duration, Instant};
 
-use super::action::{Action, Input, Job, Registered, Reply, Suspicion, Ticket, Written};
+use super::Machine;
+use super::action::{Action, Input, Job, Reply, Suspicion, Ticket};
 use super::detector::{PeerSeen, Seen};
 use super::facts::Role;
 use super::obedience::Ask;
 use super::state::{State, Versioned};
 use super::timings::Timings;
-use super::{Identity, Machine};
 use crate::clock;
-use crate::topology::{Epoch, NodeId, Phase, RunId};
+use crate::topology::{Epoch, NodeId, RunId};
 
 use redis::{Life, SimRedis};
 
@@ -303,110 +306,6 @@ impl World {
         !self.isolated.contains(a) && !self.isolated.contains(b)
     }
 
-    fn sees_store(&self, node: &NodeId) -> bool {
-        self.store_up && !self.isolated.contains(node)
-    }
-
-    fn spread(&mut self, state: &Versioned) {
-        let agents: Vec<(NodeId, u32)> = self.living();
-        for (node, life) in agents {
-            if self.sees_store(&node) {
-                self.soon(Event::Tell(node, life, Input::State(state.clone())));
-            }
-        }
-    }
-
-    fn living(&self) -> Vec<(NodeId, u32)> {
-        let living = self
-            .agents
-            .iter()
-            .filter_map(|(id, agent)| Some((id.clone(), agent.as_ref()?.life)));
-        living.collect()
-    }
-
-    fn read(&mut self, node: &NodeId, life: u32) {
-        if self.sees_store(node) {
-            let state = self.store.clone();
-            self.soon(Event::Tell(node.clone(), life, Input::Synced(state)));
-        } else {
-            self.tell(node, life, Input::StoreLost);
-            self.at(Duration::from_millis(50), Event::Read(node.clone(), life));
-        }
-    }
-
-    fn suspect(&mut self, node: &NodeId, suspicion: Option<Suspicion>) {
-        if !self.sees_store(node) {
-            return;
-        }
-        match suspicion {
-            Some(suspicion) => self.suspects.insert(node.clone(), suspicion),
-            None => self.suspects.remove(node),
-        };
-        let suspects: Vec<Suspicion> = self.suspects.values().cloned().collect();
-        for (node, life) in self.living() {
-            self.soon(Event::Tell(node, life, Input::Suspects(suspects.clone())));
-        }
-    }
-
-    fn write(&mut self, node: &NodeId, life: u32, expect: Option<i32>, state: State) {
-        let reachable = self.sees_store(node);
-        // A write that was on its way when the connection broke may have arrived or not.
-        let arrives = reachable || (self.store_up && self.draw(2) == 0);
-        let lost = !reachable || self.draw(20) == 0;
-        let mut outcome = Written::Unknown;
-        if arrives {
-            let version = self.store.as_ref().map(|known| known.version);
-            outcome = if version == expect {
-                let version = version.map_or(0, |version| version + 1);
-                self.written(Versioned { version, state });
-                Written::Done(version)
-            } else {
-                Written::Conflict
-            };
-        }
-        let outcome = if lost { Written::Unknown } else { outcome };
-        self.soon(Event::Tell(node.clone(), life, Input::Written(outcome)));
-    }
-
-    fn written(&mut self, next: Versioned) {
-        if let Some(known) = &self.store {
-            assert!(next.state.epoch >= known.state.epoch, "I3: {next:?} over {known:?}");
-        }
-        if next.state.phase == Phase::Serving
-            && self
-                .published
-                .last()
-                .is_none_or(|(_, last)| last.epoch < next.state.epoch)
-        {
-            self.check_published(&next.state);
-            self.published.push((self.now, next.state.clone()));
-        }
-        self.store = Some(next.clone());
-        self.spread(&next);
-    }
-
-    fn check_published(&self, state: &State) {
-        let master = state.master.as_ref().unwrap();
-        let Some(life) = self.redis[&master.node]
-            .life
-            .as_ref()
-            .filter(|life| life.run_id == master.run_id)
-        else {
-            return;
-        };
-        if self.w > 0 {
-            let held: BTreeSet<u64> = life.log.iter().copied().collect();
-            let missing: Vec<&u64> = self.acked.difference(&held).collect();
-            assert!(
-                missing.is_empty(),
-                "I1: {} lacks {missing:?} in epoch {}\n{}",
-                master.node,
-                state.epoch,
-                self.story()
-            );
-        }
-    }
-
     pub fn story(&self) -> String {
         let lives = self.redis.values().map(|redis| {
             let life = redis.life.as_ref().map(Life::facts);
@@ -500,238 +399,6 @@ impl World {
                 asked_at: now,
             },
         }
-    }
-
-    /// Replication and clients.
-    fn step(&mut self) {
-        self.replicate();
-        self.issue();
-        self.acknowledge();
-        self.at(STEP, Event::Step);
-    }
-
-    fn replicate(&mut self) {
-        let ids: Vec<NodeId> = self.redis.keys().cloned().collect();
-        for id in ids {
-            let reach = self.draw(4) as usize;
-            let redis = self.redis.get_mut(&id).unwrap();
-            let Some(mut life) = redis.life.take_if(|_| !redis.frozen) else {
-                continue;
-            };
-            self.ask_for_stream(&life, &id);
-            let master = self
-                .redis
-                .values()
-                .find(|redis| life.follows.as_ref() == Some(&redis.addr));
-            let master = master.filter(|master| self.connected(&master.node, &id));
-            match master.and_then(SimRedis::up) {
-                Some(master) => life.replicate(master, reach),
-                None => life.cut(),
-            }
-            self.redis.get_mut(&id).unwrap().life = Some(life);
-        }
-    }
-
-    fn ask_for_stream(&mut self, replica: &Life, id: &NodeId) {
-        let reachable: Vec<NodeId> = self
-            .redis
-            .keys()
-            .filter(|other| self.connected(other, id))
-            .cloned()
-            .collect();
-        let masters = self.redis.values_mut().filter(|redis| reachable.contains(&redis.node));
-        for master in masters.filter(|redis| replica.follows.as_ref() == Some(&redis.addr)) {
-            if master
-                .up()
-                .is_some_and(|life| life.role == Role::Master && life.feeds == Some(replica.epoch))
-            {
-                master.make_backlog();
-            }
-        }
-    }
-
-    /// Writes to whoever is master and was ever published: proxies may use snapshots of any age. A master that
-    /// was not published only adds PINGs and expiries of its own.
-    fn issue(&mut self) {
-        let ids: Vec<NodeId> = self.redis.keys().cloned().collect();
-        for id in ids {
-            let dice = self.draw(3);
-            let now = self.now;
-            let next = self.writes + 1;
-            let redis = self.redis.get_mut(&id).unwrap();
-            let Some(life) = redis
-                .life
-                .as_mut()
-                .filter(|life| !redis.frozen && life.role == Role::Master)
-            else {
-                continue;
-            };
-            let known = self.published.iter().any(|(_, state)| {
-                state
-                    .master
-                    .as_ref()
-                    .is_some_and(|master| master.node == id && master.run_id == life.run_id)
-            });
-            if !known || dice == 0 {
-                life.log.push(0);
-                continue;
-            }
-            self.writes = next;
-            life.log.push(next);
-            let by = (id.clone(), life.run_id.clone());
-            self.issued.push(Issued { id: next, by, at: now });
-        }
-    }
-
-    fn acknowledge(&mut self) {
-        let needed = self.w as usize;
-        let issued = std::mem::take(&mut self.issued);
-        for write in issued {
-            let master = self.redis[&write.by.0].up();
-            let Some(master) = master.filter(|life| life.run_id == write.by.1 && life.role == Role::Master) else {
-                continue;
-            };
-            if !master.holds(write.id) {
-                continue;
-            }
-            let addr = &self.redis[&write.by.0].addr;
-            let holders = self.redis.values().filter(|redis| {
-                let linked = redis
-                    .life
-                    .as_ref()
-                    .filter(|life| life.linked && life.follows.as_ref() == Some(addr));
-                linked.is_some_and(|life| life.holds(write.id))
-            });
-            if holders.count() < needed {
-                if self.now.duration_since(write.at) < Duration::from_millis(100) {
-                    self.issued.push(write);
-                }
-                continue;
-            }
-            self.check_acknowledged(&write, master.epoch);
-            if needed > 0 {
-                self.acked.insert(write.id);
-            }
-        }
-    }
-
-    fn check_acknowledged(&self, write: &Issued, epoch: Epoch) {
-        let superseded = self
-            .published
-            .iter()
-            .any(|(at, state)| *at < write.at && state.epoch > epoch);
-        assert!(
-            self.w == 0 || !superseded,
-            "I2: {} acknowledged in epoch {epoch}\n{}",
-            write.by.0,
-            self.story()
-        );
-    }
-
-    pub fn fail(&mut self, fault: Fault) {
-        self.log
-            .push(format!("{:?} ---- {fault:?}", self.now.duration_since(self.start)));
-        match fault {
-            Fault::KillRedis(id) => self.redis.get_mut(&id).unwrap().life = None,
-            Fault::StartRedis(id, empty) => self.start_redis(&id, empty),
-            Fault::Freeze(id) => self.redis.get_mut(&id).unwrap().frozen = true,
-            Fault::Thaw(id) => self.redis.get_mut(&id).unwrap().frozen = false,
-            Fault::KillAgent(id) => {
-                self.agents.insert(id.clone(), None);
-                self.suspects.remove(&id);
-                self.announce_nodes();
-            }
-            Fault::StartAgent(id) if self.agents[&id].is_none() => self.start_agent(&id),
-            Fault::StartAgent(_) => {}
-            Fault::StoreAway => {
-                self.store_up = false;
-                for (node, life) in self.living() {
-                    self.soon(Event::Tell(node, life, Input::StoreLost));
-                }
-            }
-            Fault::StoreBack => {
-                self.store_up = true;
-                self.reconnect();
-            }
-            Fault::Isolate(id) => {
-                self.isolated.insert(id);
-            }
-            Fault::Heal(id) => {
-                self.isolated.remove(&id);
-                self.reconnect();
-            }
-        }
-    }
-
-    fn start_redis(&mut self, id: &NodeId, empty: bool) {
-        let stream = self
-            .store
-            .as_ref()
-            .and_then(|known| known.state.lineage.first().cloned());
-        let redis = self.redis.get_mut(id).unwrap();
-        if redis.life.is_some() {
-            return;
-        }
-        // Old data: some writes that were replicated long ago, under the stream's true name.
-        let old = if empty { Vec::new() } else { vec![0; 1] };
-        redis.start(
-            old,
-            if empty {
-                None
-            } else {
-                stream.map(|name| format!("{name}-old"))
-            },
-        );
-    }
-
-    fn reconnect(&mut self) {
-        for (node, life) in self.living() {
-            if self.sees_store(&node) {
-                let state = self.store.clone();
-                self.soon(Event::Tell(node, life, Input::Synced(state)));
-            }
-        }
-        self.announce_nodes();
-    }
-
-    fn announce_nodes(&mut self) {
-        let nodes: Vec<Registered> = self
-            .living()
-            .into_iter()
-            .map(|(node, _)| Registered {
-                addr: self.redis[&node].addr.clone(),
-                node,
-            })
-            .collect();
-        for (node, life) in self.living() {
-            self.soon(Event::Tell(node, life, Input::Nodes(nodes.clone())));
-        }
-    }
-
-    fn start_agent(&mut self, id: &NodeId) {
-        self.lives += 1;
-        let life = self.lives;
-        let me = Identity {
-            node: id.clone(),
-            addr: self.redis[id].addr.clone(),
-            priority: 100,
-            members: ["a", "b", "c"].map(NodeId::from).into(),
-            ack_replicas: self.w,
-        };
-        let epoch = self.disks.get(id).copied().unwrap_or_default();
-        let seed = self.draw(u64::MAX);
-        let machine = Machine::new(self.now, me, self.timings, epoch, seed);
-        let agent = Agent {
-            machine,
-            life,
-            tickets: BTreeMap::new(),
-            acting: None,
-        };
-        self.agents.insert(id.clone(), Some(agent));
-        self.at(Duration::ZERO, Event::Probe(id.clone(), life));
-        self.at(Duration::ZERO, Event::Wake(id.clone(), life));
-        self.read(id, life);
-        self.announce_nodes();
     }
 
     /// L: a master serves, everybody follows it and is valid.
