@@ -1,5 +1,15 @@
 //! RESP: frame boundaries, requests, replies and their limits. Pure; borrows, never copies.
 
 mod args;
+mod error;
+mod inline;
+mod number;
+mod reply;
+mod request;
 
 pub use args::{Args, Span};
+pub use error::ProtocolError;
+pub use inline::put_inline_as_request;
+pub use number::{parse_i64, put_i64};
+pub use reply::{ReplyScanner, Scanned, Stop};
+pub use request::{ARGUMENTS_MAX, BULK_BYTES_MAX, INLINE_BYTES_MAX, RequestLimits, RequestScanner, Scan};
