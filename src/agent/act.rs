@@ -50,6 +50,8 @@ pub struct Actor {
 struct Warm {
     connection: Connection,
     run_id: RunId,
+    /// The internal users there; nobody else makes any, so a block needs no question before it.
+    users: Vec<String>,
 }
 
 impl Actor {
@@ -94,8 +96,7 @@ impl Actor {
                 "another process answers than the one that was parked".to_owned(),
             ));
         }
-        let users = warm.connection.ask(&["ACL", "USERS"], BLOCK_LIMIT).await?;
-        let old = internal_users(&users);
+        let old = std::mem::take(&mut warm.users);
         let mut facts = match ask {
             Ask::Park { epoch } => self.park(&mut warm, *epoch, &old).await?,
             Ask::Promote { epoch, .. } => self.promote(&mut warm, *epoch, &old).await?,
@@ -112,6 +113,9 @@ impl Actor {
             }
         };
         facts.epoch = ask.epoch();
+        if let Ask::Promote { epoch, .. } = ask {
+            warm.users.push(format!("repl-{epoch}"));
+        }
         self.warm = Some(warm);
         Ok(facts)
     }
@@ -198,10 +202,12 @@ impl Actor {
         connection
             .ask(&["AUTH", AGENT_USER, &self.password], BLOCK_LIMIT)
             .await?;
+        let users = connection.ask(&["ACL", "USERS"], BLOCK_LIMIT).await?;
         let facts = read(&mut connection).await?;
         Ok(Warm {
             connection,
             run_id: facts.run_id,
+            users: internal_users(&users),
         })
     }
 }

@@ -5,8 +5,11 @@
 //! made in `machine` only, from inputs that say when they were true.
 
 pub mod act;
+pub mod host;
 pub mod info;
 pub mod machine;
+pub mod memory;
+mod mesh;
 pub mod probe;
 pub mod process;
 pub mod redis;

@@ -1,4 +1,5 @@
 //! The integration tests: one binary.
 
 mod agent;
+mod failover;
 mod peer;
