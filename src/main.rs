@@ -1,1 +1,7 @@
-fn main() {}
+//! The `pointsman` binary: see `pointsman --help`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    pointsman::cli::run()
+}

@@ -1,1 +1,18 @@
 //! The proxy: clients on one side, Redis on the other.
+//!
+//! ```text
+//! client --> listener --> session --> lane --> redis
+//!    ^                                          |
+//!    +---- window <---- ledger <---- replies ---+
+//! ```
+//! One control thread accepts and deals connections to the worker with the fewest; each worker owns what it gets.
+
+mod acceptor;
+mod backend;
+mod client;
+mod settings;
+mod wake;
+mod worker;
+
+pub use acceptor::{ProxyError, run};
+pub use settings::Settings;

@@ -133,6 +133,9 @@ impl ReplyScanner {
             Some(line) => line,
             None => {
                 let Some(kind) = bytes.get(*used) else { return Ok(false) };
+                if !is_plain(*kind) && !matches!(kind, b'$' | b'*' | b'%' | b'~' | b'|' | b'>' | b'=' | b'!') {
+                    return Err(());
+                }
                 *used += 1;
                 Line {
                     kind: *kind,

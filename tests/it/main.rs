@@ -1,5 +1,6 @@
-//! The integration tests: one binary.
+//! The one integration-test binary: real servers, one module per subject.
 
 mod agent;
+mod command_keys;
 mod failover;
 mod peer;

@@ -1,0 +1,194 @@
+//! Listening, accepting, and dealing clients to workers.
+//!
+//! One listener and one acceptor: the kernel's own spreading over several listeners is lopsided for few clients and
+//! loses connections when one of them closes (rule C3).
+
+use std::io::{self, Write as _};
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::thread;
+
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use thiserror::Error;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::{Builder, LocalOptions};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::client::Session;
+use super::settings::Settings;
+use super::worker::Worker;
+use crate::topology::Addr;
+
+const BACKLOG: i32 = 1024;
+/// Accepted clients that one worker has not taken yet.
+const DEALT_MAX: usize = 1024;
+
+/// Why a proxy cannot run.
+#[derive(Debug, Error)]
+pub enum ProxyError {
+    /// An address cannot be listened on.
+    #[error("cannot listen on {0}: {1}; choose another address with --listen")]
+    Listen(Addr, #[source] io::Error),
+    /// The system gives no thread or no event queue.
+    #[error("cannot start a worker: {0}")]
+    Worker(#[from] io::Error),
+}
+
+/// One worker as the acceptor sees it.
+struct Dealt {
+    clients: Arc<AtomicUsize>,
+    sender: mpsc::Sender<std::net::TcpStream>,
+}
+
+/// Runs a proxy until `shutdown`; blocks its thread. `admin` serves the admin port, on the control thread.
+pub fn run<A>(settings: Settings, shutdown: &CancellationToken, admin: A) -> Result<(), ProxyError>
+where
+    A: AsyncFnOnce(TcpListener) -> io::Result<()>,
+{
+    let settings = Arc::new(settings);
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let mut listeners = Vec::new();
+    for addr in &settings.listen {
+        let _guard = runtime.enter();
+        let listener = listen(addr).map_err(|error| ProxyError::Listen(addr.clone(), error))?;
+        info!(listen = %listener.local_addr()?, master = %settings.master, "the proxy listens");
+        listeners.push(listener);
+    }
+    let admin_listener = match &settings.admin {
+        None => None,
+        Some(addr) => {
+            let _guard = runtime.enter();
+            Some(listen(addr).map_err(|error| ProxyError::Listen(addr.clone(), error))?)
+        }
+    };
+    let ids = Arc::new(AtomicU64::new(1));
+    let mut threads = Vec::new();
+    let mut workers = Vec::new();
+    for number in 0..settings.workers {
+        let (sender, receiver) = mpsc::channel(DEALT_MAX);
+        let clients = Arc::new(AtomicUsize::new(0));
+        workers.push(Dealt { clients: clients.clone(), sender });
+        let (settings, ids, shutdown) = (settings.clone(), ids.clone(), shutdown.clone());
+        let work = move || work(settings, receiver, &clients, &ids, &shutdown);
+        threads.push(thread::Builder::new().name(format!("worker-{number}")).spawn(work)?);
+    }
+    runtime.block_on(async {
+        let pages = async {
+            match admin_listener {
+                Some(listener) => admin(listener).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = accept_all(listeners, workers, settings, shutdown) => {}
+            Err(error) = pages => warn!("the admin port failed: {error}"),
+        }
+    });
+    for thread in threads {
+        if thread.join().is_err() {
+            warn!("a worker panicked");
+        }
+    }
+    Ok(())
+}
+
+fn listen(addr: &Addr) -> io::Result<TcpListener> {
+    let resolved = (addr.host(), addr.port()).to_socket_addrs()?.next();
+    let address: SocketAddr = resolved.ok_or_else(|| io::Error::other("the name has no address"))?;
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+async fn accept_all(
+    listeners: Vec<TcpListener>,
+    workers: Vec<Dealt>,
+    settings: Arc<Settings>,
+    shutdown: &CancellationToken,
+) {
+    let workers = Arc::new(workers);
+    let tasks: Vec<_> = listeners
+        .into_iter()
+        .map(|listener| tokio::spawn(accept(listener, workers.clone(), settings.clone())))
+        .collect();
+    shutdown.cancelled().await;
+    for task in tasks {
+        task.abort();
+    }
+}
+
+async fn accept(listener: TcpListener, workers: Arc<Vec<Dealt>>, settings: Arc<Settings>) {
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Out of descriptors, mostly: trying at once again would spin.
+                warn!("cannot accept a client: {error}");
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        if let Err(error) = deal(stream, &workers, &settings) {
+            debug!("client not served: {error}");
+        }
+    }
+}
+
+fn deal(stream: TcpStream, workers: &[Dealt], settings: &Settings) -> io::Result<()> {
+    let socket = SockRef::from(&stream);
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(std::time::Duration::from_secs(300)))?;
+    let all: usize = workers.iter().map(|worker| worker.clients.load(Ordering::Relaxed)).sum();
+    let mut stream = stream.into_std()?;
+    if all >= settings.clients_max {
+        return stream.write_all(b"-ERR max number of clients reached\r\n");
+    }
+    let Some(worker) = workers.iter().min_by_key(|worker| worker.clients.load(Ordering::Relaxed)) else {
+        return Ok(());
+    };
+    worker.clients.fetch_add(1, Ordering::Relaxed);
+    worker.sender.try_send(stream).map_err(|_| {
+        worker.clients.fetch_sub(1, Ordering::Relaxed);
+        io::Error::other("the worker is not keeping up")
+    })
+}
+
+fn work(
+    settings: Arc<Settings>,
+    mut receiver: mpsc::Receiver<std::net::TcpStream>,
+    clients: &Arc<AtomicUsize>,
+    ids: &Arc<AtomicU64>,
+    shutdown: &CancellationToken,
+) {
+    let runtime = match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            warn!("cannot start a worker: {error}");
+            return;
+        }
+    };
+    runtime.block_on(async {
+        let worker = Worker::new(settings);
+        let serving = async {
+            while let Some(stream) = receiver.recv().await {
+                let Ok(stream) = TcpStream::from_std(stream) else { continue };
+                let (id, worker, clients) = (ids.fetch_add(1, Ordering::Relaxed), worker.clone(), clients.clone());
+                tokio::task::spawn_local(async move {
+                    let reason = Session::serve(id, stream, worker).await;
+                    clients.fetch_sub(1, Ordering::Relaxed);
+                    debug!(client = id, "client closed: {reason}");
+                });
+            }
+        };
+        tokio::select! {
+            () = serving => {}
+            () = shutdown.cancelled() => {}
+        }
+    });
+}

@@ -1,0 +1,127 @@
+//! Opening a connection to Redis and bringing it into a session's state.
+
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+
+use socket2::{SockRef, TcpKeepalive};
+use thiserror::Error;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::resp::{ReplyScanner, Stop, put_i64};
+use crate::topology::Addr;
+
+/// A verified user name and password.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub struct Credential {
+    /// The user, `default` for a bare password.
+    pub user: Vec<u8>,
+    /// The password that this session gave.
+    pub password: Vec<u8>,
+}
+
+/// What a connection is told before its first command.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Login {
+    /// Who it acts for; `None` is the default user.
+    pub credential: Option<Rc<Credential>>,
+    /// Which database it uses.
+    pub database: u32,
+    /// Whether it speaks RESP3.
+    pub resp3: bool,
+}
+
+/// Why a connection could not be had.
+#[derive(Debug, Error)]
+pub enum ConnectError {
+    /// The network says no.
+    #[error("cannot connect to {0}: {1}")]
+    Network(Addr, #[source] io::Error),
+    /// Nothing was heard in time.
+    #[error("{0} does not answer within {1:?}")]
+    Silent(Addr, Duration),
+    /// Redis says no, in its own words.
+    #[error("{0} refused the login: {1}")]
+    Refused(Addr, String),
+}
+
+/// Bytes of a handshake's replies that are read at most.
+const HANDSHAKE_REPLY_BYTES_MAX: usize = 64 * 1024;
+
+/// Connects within `limit` and logs in. Sets `TCP_NODELAY` and keepalive.
+pub async fn connect(addr: &Addr, login: &Login, limit: Duration) -> Result<TcpStream, ConnectError> {
+    let opening = async {
+        let network = |error| ConnectError::Network(addr.clone(), error);
+        let mut stream = TcpStream::connect((addr.host(), addr.port())).await.map_err(network)?;
+        let socket = SockRef::from(&stream);
+        socket.set_tcp_nodelay(true).map_err(network)?;
+        socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(Duration::from_secs(60))).map_err(network)?;
+        let (request, commands) = login_request(login);
+        if commands > 0 {
+            ask(&mut stream, &request, commands, addr).await?;
+        }
+        Ok(stream)
+    };
+    timeout(limit, opening).await.unwrap_or_else(|_| Err(ConnectError::Silent(addr.clone(), limit)))
+}
+
+/// Sends `request` of `commands` commands and returns the bytes of all replies; an error reply fails it.
+pub async fn ask(stream: &mut TcpStream, request: &[u8], commands: u32, addr: &Addr) -> Result<Vec<u8>, ConnectError> {
+    let network = |error| ConnectError::Network(addr.clone(), error);
+    stream.write_all(request).await.map_err(network)?;
+    let (mut scanner, mut replies, mut left) = (ReplyScanner::default(), Vec::new(), commands);
+    let mut scanned_to = 0;
+    loop {
+        let from = replies.len();
+        if stream.read_buf(&mut replies).await.map_err(network)? == 0 || from > HANDSHAKE_REPLY_BYTES_MAX {
+            return Err(network(io::ErrorKind::UnexpectedEof.into()));
+        }
+        let scanned = scanner.scan(&replies[scanned_to..], left, false);
+        scanned_to += scanned.used;
+        left -= scanned.replies;
+        match scanned.stop {
+            Stop::Counted => return Ok(replies),
+            Stop::Starved => {}
+            Stop::Error if !replies[scanned_to..].ends_with(b"\n") => {}
+            Stop::Error => {
+                let line = String::from_utf8_lossy(&replies[scanned_to..]);
+                return Err(ConnectError::Refused(addr.clone(), line.lines().next().unwrap_or_default().to_owned()));
+            }
+            Stop::Push | Stop::Malformed => return Err(network(io::ErrorKind::InvalidData.into())),
+        }
+    }
+}
+
+fn login_request(login: &Login) -> (Vec<u8>, u32) {
+    let (mut request, mut commands) = (Vec::new(), 0);
+    if let Some(credential) = &login.credential {
+        put_request(&mut request, &[b"AUTH", &credential.user, &credential.password]);
+        commands += 1;
+    }
+    if login.resp3 {
+        put_request(&mut request, &[b"HELLO", b"3"]);
+        commands += 1;
+    }
+    if login.database != 0 {
+        put_request(&mut request, &[b"SELECT", login.database.to_string().as_bytes()]);
+        commands += 1;
+    }
+    (request, commands)
+}
+
+/// Appends one request.
+pub fn put_request(out: &mut Vec<u8>, args: &[&[u8]]) {
+    let header = |kind: u8, count: usize, out: &mut Vec<u8>| {
+        out.push(kind);
+        put_i64(out, i64::try_from(count).unwrap_or(i64::MAX));
+        out.extend_from_slice(b"\r\n");
+    };
+    header(b'*', args.len(), out);
+    for arg in args {
+        header(b'$', arg.len(), out);
+        out.extend_from_slice(arg);
+        out.extend_from_slice(b"\r\n");
+    }
+}

@@ -1,0 +1,270 @@
+//! A lane: one connection to Redis and everything in flight on it, shared by the sessions of a worker or, when
+//! private, owned by one of them.
+//!
+//! ```text
+//! session --append--> out --flush--> redis --replies--> scanner --> ledger --> session.fill --> window
+//! ```
+//! Invariant: `out[head..]` holds exactly the bytes of the ledger's entries. They are kept until they are answered,
+//! not only until they are written, so that what was in flight on a lost lane can be told apart and sent again.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use thiserror::Error;
+use tokio::io::{AsyncRead, ReadBuf};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+
+use super::connect::{ConnectError, Login, connect};
+use super::ledger::{Entry, Ledger};
+use crate::proxy::client::{RunId, Session};
+use crate::proxy::wake::Wake;
+use crate::proxy::worker::Worker;
+use crate::resp::{ReplyScanner, Stop};
+use crate::topology::Addr;
+
+/// Unanswered bytes above which a lane takes no more.
+pub const UNANSWERED_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Unwritten reply bytes of one client above which a lane stops reading for it.
+const CLIENT_REPLY_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Capacity that an empty out buffer keeps.
+const IDLE_CAPACITY_MAX: usize = 256 * 1024;
+
+/// Why a lane ended.
+#[derive(Debug, Error)]
+pub enum LaneEnd {
+    /// It never came to be.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// Redis closed it.
+    #[error("redis closed the connection")]
+    Eof,
+    /// The network failed.
+    #[error("connection failed: {0}")]
+    Network(#[from] io::Error),
+    /// A byte came that no command asked for, or that is no RESP: never re-synchronised.
+    #[error("unexpected bytes from redis")]
+    Poisoned,
+    /// We need it no more.
+    #[error("closed by pointsman")]
+    Released,
+}
+
+/// What a lost lane leaves behind.
+pub struct Wreck {
+    /// The commands without an answer, in order.
+    pub entries: VecDeque<Entry<Rc<Session>>>,
+    /// Their bytes, the first entry's first byte in front.
+    pub bytes: Vec<u8>,
+    /// How many of those bytes were written.
+    pub written: usize,
+    /// The first unanswered reply had begun to arrive.
+    pub inside_reply: bool,
+}
+
+/// One connection to Redis.
+pub struct Lane {
+    /// Unique within the worker.
+    pub number: u32,
+    /// Who it acts for.
+    pub login: Login,
+    wake: Wake,
+    released: Cell<bool>,
+    abandoned: Cell<bool>,
+    state: RefCell<State>,
+}
+
+#[derive(Default)]
+struct State {
+    out: Vec<u8>,
+    head: usize,
+    written: usize,
+    ledger: Ledger<Rc<Session>>,
+    scanner: ReplyScanner,
+    /// The client whose full buffer stops the reading.
+    stuck_on: Option<Rc<Session>>,
+    /// Sessions that wait for room.
+    waiting: Vec<Rc<Session>>,
+}
+
+impl Lane {
+    /// A lane that connects as soon as [`Lane::run`] is spawned; it takes commands at once.
+    pub fn new(number: u32, login: Login) -> Rc<Self> {
+        Rc::new(Self {
+            number,
+            login,
+            wake: Wake::default(),
+            released: Cell::new(false),
+            abandoned: Cell::new(false),
+            state: RefCell::default(),
+        })
+    }
+
+    /// Whether there is room for more.
+    pub fn has_room(&self) -> bool {
+        let state = self.state.borrow();
+        state.out.len() - state.head < UNANSWERED_BYTES_MAX
+    }
+
+    /// Wakes `session` once there is room again.
+    pub fn wait_for_room(&self, session: &Rc<Session>) {
+        self.state.borrow_mut().waiting.push(session.clone());
+    }
+
+    /// Appends `count` whole requests; the flusher runs after all ready sessions of this turn.
+    pub fn append(&self, session: &Rc<Session>, run: RunId, count: u32, bytes: &[u8]) {
+        let mut state = self.state.borrow_mut();
+        state.out.extend_from_slice(bytes);
+        state.ledger.push(session.clone(), run, count, bytes.len(), Rc::ptr_eq);
+        self.wake.wake();
+    }
+
+    /// Ends the lane once nothing is in flight on it.
+    pub fn release(&self) {
+        self.released.set(true);
+        self.wake.wake();
+    }
+
+    /// Ends the lane at once: its only owner is gone.
+    pub fn abandon(&self) {
+        self.abandoned.set(true);
+        self.wake.wake();
+    }
+
+    /// Looks again whether reading may go on.
+    pub fn nudge(&self) {
+        self.wake.wake();
+    }
+
+    /// Lives until the connection ends, and then says why.
+    pub async fn run(self: &Rc<Self>, worker: &Rc<Worker>, addr: &Addr) -> LaneEnd {
+        let stream = match connect(addr, &self.login, worker.connect_timeout()).await {
+            Ok(stream) => stream,
+            Err(error) => return error.into(),
+        };
+        let (mut reader, writer) = stream.into_split();
+        std::future::poll_fn(|context| match self.poll(context, &mut reader, &writer, worker) {
+            Ok(()) => Poll::Pending,
+            Err(end) => Poll::Ready(end),
+        })
+        .await
+    }
+
+    /// Takes everything unanswered out of a lane that ended.
+    pub fn salvage(&self) -> Wreck {
+        let mut state = self.state.borrow_mut();
+        let head = state.head;
+        let bytes = state.out.split_off(head);
+        let written = state.written.saturating_sub(head);
+        let inside_reply = state.scanner.is_inside();
+        for session in std::mem::take(&mut state.waiting) {
+            session.wake();
+        }
+        Wreck { entries: state.ledger.take(), bytes, written, inside_reply }
+    }
+
+    fn poll(
+        self: &Rc<Self>,
+        context: &mut Context<'_>,
+        reader: &mut OwnedReadHalf,
+        writer: &OwnedWriteHalf,
+        worker: &Rc<Worker>,
+    ) -> Result<(), LaneEnd> {
+        self.wake.listen(context);
+        if self.abandoned.get() {
+            return Err(LaneEnd::Released);
+        }
+        while self.may_read() {
+            let mut scratch = worker.scratch();
+            let mut buffer = ReadBuf::new(&mut scratch);
+            match Pin::new(&mut *reader).poll_read(context, &mut buffer) {
+                Poll::Pending => break,
+                Poll::Ready(Err(error)) => return Err(error.into()),
+                Poll::Ready(Ok(())) if buffer.filled().is_empty() => return Err(LaneEnd::Eof),
+                Poll::Ready(Ok(())) => self.received(buffer.filled(), worker)?,
+            }
+            drop(scratch);
+            worker.flush_dirty();
+        }
+        self.flush(context, writer)?;
+        if self.released.get() && self.state.borrow().ledger.is_empty() {
+            return Err(LaneEnd::Released);
+        }
+        Ok(())
+    }
+
+    fn may_read(self: &Rc<Self>) -> bool {
+        let mut state = self.state.borrow_mut();
+        let Some(session) = &state.stuck_on else { return true };
+        if !session.is_closed() && session.unwritten() > CLIENT_REPLY_BYTES_MAX / 2 {
+            return false;
+        }
+        state.stuck_on = None;
+        true
+    }
+
+    fn received(self: &Rc<Self>, bytes: &[u8], worker: &Rc<Worker>) -> Result<(), LaneEnd> {
+        let mut state = self.state.borrow_mut();
+        let state = &mut *state;
+        let mut at = 0;
+        while at < bytes.len() {
+            let Some(entry) = state.ledger.front_mut() else { return Err(LaneEnd::Poisoned) };
+            let scanned = state.scanner.scan(&bytes[at..], entry.count - entry.answered, true);
+            entry.answered += scanned.replies;
+            let unwritten = entry.session.fill(entry.run, &bytes[at..at + scanned.used], scanned.replies, worker);
+            if unwritten > CLIENT_REPLY_BYTES_MAX && state.stuck_on.is_none() {
+                entry.session.stalls(self);
+                worker.watch_slow_reader(&entry.session);
+                state.stuck_on = Some(entry.session.clone());
+            }
+            at += scanned.used;
+            if matches!(scanned.stop, Stop::Push | Stop::Malformed) {
+                return Err(LaneEnd::Poisoned);
+            }
+            if let Some(answered) = state.ledger.pop_answered() {
+                state.head += answered;
+            }
+        }
+        state.trim();
+        Ok(())
+    }
+
+    fn flush(&self, context: &mut Context<'_>, writer: &OwnedWriteHalf) -> Result<(), LaneEnd> {
+        let mut state = self.state.borrow_mut();
+        while state.written < state.out.len() {
+            match writer.try_write(&state.out[state.written..]) {
+                Ok(count) => state.written += count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if writer.as_ref().poll_write_ready(context)?.is_pending() {
+                        break;
+                    }
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl State {
+    /// Gives back what is answered, and tells who waits for room.
+    fn trim(&mut self) {
+        if self.head == self.out.len() {
+            self.out.clear();
+            self.out.shrink_to(IDLE_CAPACITY_MAX);
+            (self.head, self.written) = (0, 0);
+        } else if self.head > IDLE_CAPACITY_MAX {
+            self.out.drain(..self.head);
+            self.written -= self.head;
+            self.head = 0;
+        }
+        if !self.waiting.is_empty() && self.out.len() - self.head < UNANSWERED_BYTES_MAX / 2 {
+            for session in self.waiting.drain(..) {
+                session.wake();
+            }
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! Why a client's connection ends. Each close is logged once, with one of these.
+
+use std::fmt;
+
+/// The reason of a close.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CloseReason {
+    /// The client closed it.
+    Left,
+    /// QUIT.
+    Quit,
+    /// The connection failed.
+    Network,
+    /// The client sent what is no RESP; it was told so.
+    Protocol,
+    /// `POST` or `Host:`: a browser was tricked into talking to Redis; Redis closes such connections, too.
+    CrossProtocol,
+    /// The client does not read its replies.
+    SlowReader,
+    /// Half of a reply was passed on when its backend was lost; nothing true can follow it.
+    ReplyCutOff,
+    /// A transaction's WATCH or MULTI was lost with its backend.
+    TransactionLost,
+}
+
+impl fmt::Display for CloseReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Left => "the client left",
+            Self::Quit => "QUIT",
+            Self::Network => "the connection failed",
+            Self::Protocol => "protocol error",
+            Self::CrossProtocol => "possible cross protocol scripting attack",
+            Self::SlowReader => "the client does not read its replies",
+            Self::ReplyCutOff => "the backend was lost in the middle of a reply",
+            Self::TransactionLost => "the backend was lost in the middle of a transaction",
+        })
+    }
+}

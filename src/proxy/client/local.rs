@@ -1,0 +1,245 @@
+//! Requests about the client's own connection, answered here in Redis' words.
+
+use std::rc::Rc;
+
+use super::close::CloseReason;
+use super::dispatch::Outcome;
+use super::session::{Park, Session};
+use crate::command::{Command, refusal};
+use crate::proxy::backend::{Credential, Login, put_request};
+use crate::resp::{Args, parse_i64, put_i64};
+
+/// Databases of a server unless it says otherwise.
+const DATABASES: i64 = 16;
+const SYNTAX: &[u8] = b"-ERR syntax error\r\n";
+
+impl Session {
+    /// Answers a request of class session, or says that it cannot.
+    pub(super) fn local(self: &Rc<Self>, command: &Command, args: &Args) -> Outcome {
+        match &*command.name {
+            "quit" => {
+                if self.state().window.unanswered() == 0 {
+                    self.ok();
+                }
+                Outcome::Close(CloseReason::Quit)
+            }
+            "select" => self.select(args),
+            "auth" => self.auth(args),
+            "hello" => self.hello(args),
+            "reset" => self.reset(),
+            "client|id" => self.refuse(|out| put_integer(out, self.id)),
+            "client|getname" => self.get_name(),
+            "client|setname" => self.set_name(args.get(2).unwrap_or_default()),
+            "client|setinfo" => self.ok(),
+            "client|no-evict" => self.ok(),
+            _ => self.refuse(|out| refusal::not_yet(command, out)),
+        }
+    }
+
+    fn ok(self: &Rc<Self>) -> Outcome {
+        self.refuse(|out| out.extend_from_slice(b"+OK\r\n"))
+    }
+
+    fn say(self: &Rc<Self>, reply: &[u8]) -> Outcome {
+        self.refuse(|out| out.extend_from_slice(reply))
+    }
+
+    fn select(self: &Rc<Self>, args: &Args) -> Outcome {
+        match args.get(1).and_then(parse_i64) {
+            None => self.say(b"-ERR value is not an integer or out of range\r\n"),
+            Some(index) if !(0..DATABASES).contains(&index) => self.say(b"-ERR DB index is out of range\r\n"),
+            Some(index) => {
+                self.state().login.database = u32::try_from(index).unwrap_or(0);
+                self.ok()
+            }
+        }
+    }
+
+    fn get_name(self: &Rc<Self>) -> Outcome {
+        let (name, resp3) = {
+            let state = self.state();
+            (state.name.clone(), state.login.resp3)
+        };
+        self.refuse(|out| match name {
+            Some(name) => put_bulk(out, &name),
+            None if resp3 => out.extend_from_slice(b"_\r\n"),
+            None => out.extend_from_slice(b"$-1\r\n"),
+        })
+    }
+
+    fn set_name(self: &Rc<Self>, name: &[u8]) -> Outcome {
+        if !name.iter().all(|byte| matches!(byte, b'!'..=b'~')) {
+            return self.say(b"-ERR Client names cannot contain spaces, newlines or special characters.\r\n");
+        }
+        self.state().name = (!name.is_empty()).then(|| name.into());
+        self.ok()
+    }
+
+    fn reset(self: &Rc<Self>) -> Outcome {
+        {
+            let mut state = self.state();
+            if state.window.unanswered() > 0 {
+                return Outcome::Park(Park::Drain);
+            }
+            if let Some(pinned) = state.pinned.take() {
+                pinned.lane.abandon();
+            }
+            state.login = Login::default();
+            state.authenticated = !self.worker.auth_required();
+            state.name = None;
+        }
+        self.say(b"+RESET\r\n")
+    }
+
+    fn auth(self: &Rc<Self>, args: &Args) -> Outcome {
+        let (user, password) = match (args.get(1), args.get(2), args.len()) {
+            (Some(password), None, 2) => (&b"default"[..], password),
+            (Some(user), Some(password), 3) => (user, password),
+            _ => return self.say(SYNTAX),
+        };
+        self.verify(user, password, None)
+    }
+
+    fn hello(self: &Rc<Self>, args: &Args) -> Outcome {
+        let mut version = None;
+        if let Some(text) = args.get(1) {
+            version = match text {
+                b"2" => Some(false),
+                b"3" => Some(true),
+                _ if parse_i64(text).is_none() => {
+                    return self.say(b"-ERR Protocol version is not an integer or out of range\r\n");
+                }
+                _ => return self.say(b"-NOPROTO unsupported protocol version\r\n"),
+            };
+        }
+        let (mut at, mut auth, mut name) = (2, None, None);
+        while let Some(option) = args.get(at) {
+            match (option.to_ascii_uppercase().as_slice(), args.get(at + 1), args.get(at + 2)) {
+                (b"AUTH", Some(user), Some(password)) => {
+                    auth = Some((user, password));
+                    at += 3;
+                }
+                (b"SETNAME", Some(given), _) => {
+                    name = Some(given);
+                    at += 2;
+                }
+                _ => {
+                    return self.refuse(|out| {
+                        out.extend_from_slice(b"-ERR Syntax error in HELLO option '");
+                        out.extend(option.iter().map(|byte| if byte.is_ascii_control() { b' ' } else { *byte }));
+                        out.extend_from_slice(b"'\r\n");
+                    });
+                }
+            }
+        }
+        if name.is_some_and(|name| !name.iter().all(|byte| matches!(byte, b'!'..=b'~'))) {
+            return self.say(b"-ERR Client names cannot contain spaces, newlines or special characters.\r\n");
+        }
+        if self.state().window.unanswered() > 0 {
+            return Outcome::Park(Park::Drain);
+        }
+        match auth {
+            Some((user, password)) => {
+                self.verify(user, password, Some(Hello { resp3: version, name: name.map(Into::into) }))
+            }
+            None if !self.state().authenticated => self.say(
+                b"-NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO <proto> AUTH <user> <pass> option can be used to authenticate the client and select the RESP protocol version at the same time\r\n",
+            ),
+            None => {
+                self.greet(&Hello { resp3: version, name: name.map(Into::into) });
+                Outcome::Done
+            }
+        }
+    }
+
+    fn greet(self: &Rc<Self>, hello: &Hello) {
+        let resp3 = {
+            let mut state = self.state();
+            state.login.resp3 = hello.resp3.unwrap_or(state.login.resp3);
+            if let Some(name) = &hello.name {
+                state.name = (!name.is_empty()).then(|| name.clone());
+            }
+            state.login.resp3
+        };
+        self.refuse(|out| {
+            out.extend_from_slice(if resp3 { b"%7\r\n" } else { b"*14\r\n" });
+            for (key, value) in [(&b"server"[..], &b"redis"[..]), (b"version", self.worker.redis_version().as_bytes())] {
+                put_bulk(out, key);
+                put_bulk(out, value);
+            }
+            put_bulk(out, b"proto");
+            put_integer(out, if resp3 { 3 } else { 2 });
+            put_bulk(out, b"id");
+            put_integer(out, self.id);
+            for (key, value) in [(&b"mode"[..], &b"standalone"[..]), (b"role", b"master")] {
+                put_bulk(out, key);
+                put_bulk(out, value);
+            }
+            put_bulk(out, b"modules");
+            out.extend_from_slice(b"*0\r\n");
+        });
+    }
+
+    /// Has a password verified by the master on a connection of its own (rule A16): a name alone proves nothing.
+    fn verify(self: &Rc<Self>, user: &[u8], password: &[u8], hello: Option<Hello>) -> Outcome {
+        if self.state().window.unanswered() > 0 {
+            return Outcome::Park(Park::Drain);
+        }
+        let credential = Rc::new(Credential { user: user.into(), password: password.into() });
+        let mut request = Vec::new();
+        put_request(&mut request, &[b"AUTH", user, password]);
+        let session = self.clone();
+        tokio::task::spawn_local(async move {
+            let verdict = session.worker.clone().ask_master(&request).await;
+            session.verified(credential, hello, verdict);
+        });
+        self.state().park = Park::Verify;
+        Outcome::Done
+    }
+
+    fn verified(self: &Rc<Self>, credential: Rc<Credential>, hello: Option<Hello>, verdict: Result<(), String>) {
+        match (verdict, hello) {
+            (Err(line), _) => {
+                self.refuse(|out| {
+                    out.extend_from_slice(line.as_bytes());
+                    out.extend_from_slice(b"\r\n");
+                });
+            }
+            (Ok(()), hello) => {
+                {
+                    let mut state = self.state();
+                    state.login.credential = Some(credential);
+                    state.authenticated = true;
+                }
+                match hello {
+                    Some(hello) => self.greet(&hello),
+                    None => {
+                        self.ok();
+                    }
+                }
+            }
+        }
+        self.state().park = Park::Open;
+        self.wake();
+    }
+}
+
+/// What a HELLO asks for beside a login.
+struct Hello {
+    resp3: Option<bool>,
+    name: Option<Box<[u8]>>,
+}
+
+fn put_bulk(out: &mut Vec<u8>, bytes: &[u8]) {
+    out.push(b'$');
+    put_i64(out, i64::try_from(bytes.len()).unwrap_or(i64::MAX));
+    out.extend_from_slice(b"\r\n");
+    out.extend_from_slice(bytes);
+    out.extend_from_slice(b"\r\n");
+}
+
+fn put_integer(out: &mut Vec<u8>, value: u64) {
+    out.push(b':');
+    put_i64(out, i64::try_from(value).unwrap_or(i64::MAX));
+    out.extend_from_slice(b"\r\n");
+}

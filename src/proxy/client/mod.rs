@@ -1,0 +1,12 @@
+//! The side of the proxy that faces clients.
+
+mod close;
+mod dispatch;
+mod local;
+mod session;
+mod window;
+
+pub use close::CloseReason;
+pub use dispatch::sort_out;
+pub use session::Session;
+pub use window::RunId;

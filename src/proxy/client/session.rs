@@ -1,0 +1,290 @@
+//! A session: one client connection, its place in the reply window, and what it waits for.
+//!
+//! ```text
+//! client --read--> (tail) --scan--> dispatch --append--> lane
+//!    ^                                                    |
+//!    +---- out <---- window <---- fill(run, bytes) <------+
+//! ```
+//! Owns the socket's life and all waiting; what a request means is decided in `dispatch`. Invariant: a session that
+//! is parked reads no more from its client, so that what it holds is bounded by one read past the limit.
+
+use std::cell::{Cell, RefCell, RefMut};
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+
+use super::close::CloseReason;
+use super::window::{RunId, Window};
+use crate::proxy::backend::{Lane, Login};
+use crate::proxy::wake::Wake;
+use crate::proxy::worker::Worker;
+use crate::resp::{RequestScanner, Span};
+
+/// Commands in flight above which a session is not read from.
+pub const IN_FLIGHT_MAX: u32 = 4096;
+/// Unwritten reply bytes above which a session is not read from.
+const UNWRITTEN_BYTES_MAX: usize = 1024 * 1024;
+/// Capacity that an empty out buffer keeps.
+const IDLE_CAPACITY_MAX: usize = 32 * 1024;
+
+/// What a session waits for before it goes on with its requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Park {
+    /// Nothing: it reads.
+    Open,
+    /// Until fewer commands are in flight.
+    Full,
+    /// Until nothing is in flight.
+    Drain,
+    /// Until a lane has room.
+    Lane,
+    /// Until the shard has a master. Bounded by `hold_max_ms`.
+    Hold,
+    /// Until a scratch connection has verified a password.
+    Verify,
+}
+
+/// Requests to be sent again, in order.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub run: RunId,
+    pub count: u32,
+    pub bytes: Vec<u8>,
+}
+
+/// A request that is not whole, or whole ones that wait.
+#[derive(Debug, Default)]
+pub(super) struct Tail {
+    pub bytes: Vec<u8>,
+    pub scanner: RequestScanner,
+    pub spans: Vec<Span>,
+}
+
+/// A backend connection of the session's own.
+pub(super) struct Pinned {
+    pub lane: Rc<Lane>,
+    pub multi: bool,
+    pub watch: bool,
+}
+
+pub(super) struct State {
+    pub out: Vec<u8>,
+    pub sent: usize,
+    pub window: Window,
+    pub tail: Option<Box<Tail>>,
+    pub park: Park,
+    pub lane: Option<Rc<Lane>>,
+    pub held: Vec<Held>,
+    pub pinned: Option<Box<Pinned>>,
+    pub login: Login,
+    pub authenticated: bool,
+    pub name: Option<Box<[u8]>>,
+    pub closing: Option<CloseReason>,
+    pub stalled: Option<Rc<Lane>>,
+    pub held_since_ms: u64,
+}
+
+/// One client connection.
+pub struct Session {
+    /// Unique within the proxy; what CLIENT ID answers.
+    pub id: u64,
+    pub(super) worker: Rc<Worker>,
+    writer: OwnedWriteHalf,
+    wake: Wake,
+    dirty: Cell<bool>,
+    state: RefCell<State>,
+}
+
+impl Session {
+    /// Serves one client until it leaves.
+    pub async fn serve(id: u64, stream: TcpStream, worker: Rc<Worker>) -> CloseReason {
+        let (mut reader, writer) = stream.into_split();
+        let authenticated = !worker.auth_required();
+        let state = State {
+            out: Vec::new(),
+            sent: 0,
+            window: Window::default(),
+            tail: None,
+            park: Park::Open,
+            lane: None,
+            held: Vec::new(),
+            pinned: None,
+            login: Login::default(),
+            authenticated,
+            name: None,
+            closing: None,
+            stalled: None,
+            held_since_ms: 0,
+        };
+        let session = Rc::new(Self {
+            id,
+            worker,
+            writer,
+            wake: Wake::default(),
+            dirty: Cell::new(false),
+            state: RefCell::new(state),
+        });
+        let reason = std::future::poll_fn(|context| session.poll(context, &mut reader)).await;
+        session.end(reason);
+        reason
+    }
+
+    /// Asks the session to look again at what it waits for.
+    pub fn wake(&self) {
+        self.wake.wake();
+    }
+
+    /// Closes the connection as soon as what is written so far has left.
+    pub fn close(&self, reason: CloseReason) {
+        self.state.borrow_mut().closing.get_or_insert(reason);
+        self.wake.wake();
+    }
+
+    /// Whether the client is gone or about to be.
+    pub fn is_closed(&self) -> bool {
+        self.state.borrow().closing.is_some()
+    }
+
+    /// Reply bytes that are not written yet.
+    pub fn unwritten(&self) -> usize {
+        let state = self.state.borrow();
+        state.out.len() - state.sent
+    }
+
+    /// Remembers a lane that stopped reading because of this client.
+    pub fn stalls(&self, lane: &Rc<Lane>) {
+        self.state.borrow_mut().stalled = Some(lane.clone());
+    }
+
+    /// Takes reply bytes for a run; returns how many bytes are unwritten now.
+    pub fn fill(self: &Rc<Self>, run: RunId, bytes: &[u8], replies: u32, worker: &Worker) -> usize {
+        let mut state = self.state.borrow_mut();
+        if state.closing.is_some() {
+            return 0;
+        }
+        let State { out, window, .. } = &mut *state;
+        window.fill(run, bytes, replies, out);
+        let unanswered = window.unanswered();
+        let resume = match state.park {
+            Park::Drain => unanswered == 0,
+            Park::Full => unanswered < IN_FLIGHT_MAX / 2,
+            Park::Open => unanswered == 0 && state.pinned.is_some(),
+            Park::Lane | Park::Hold | Park::Verify => false,
+        };
+        if resume {
+            self.wake.wake();
+        }
+        if !self.dirty.replace(true) {
+            worker.add_dirty(self.clone());
+        }
+        state.out.len() - state.sent
+    }
+
+    /// Writes what can be written without waiting; the session's own task waits for the rest.
+    pub fn flush(&self) {
+        self.dirty.set(false);
+        let mut state = self.state.borrow_mut();
+        if self.write_some(&mut state).is_err() {
+            state.closing.get_or_insert(CloseReason::Network);
+            self.wake.wake();
+        } else if state.sent < state.out.len() {
+            self.wake.wake();
+        }
+    }
+
+    pub(super) fn state(&self) -> RefMut<'_, State> {
+        self.state.borrow_mut()
+    }
+
+    fn poll(self: &Rc<Self>, context: &mut Context<'_>, reader: &mut OwnedReadHalf) -> Poll<CloseReason> {
+        self.wake.listen(context);
+        self.go_on();
+        loop {
+            if let Poll::Ready(reason) = self.poll_write(context) {
+                return Poll::Ready(reason);
+            }
+            if !self.may_read() {
+                return Poll::Pending;
+            }
+            let mut scratch = self.worker.scratch();
+            let mut buffer = ReadBuf::new(&mut scratch);
+            match Pin::new(&mut *reader).poll_read(context, &mut buffer) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Err(_)) => return Poll::Ready(CloseReason::Network),
+                Poll::Ready(Ok(())) if buffer.filled().is_empty() => return Poll::Ready(CloseReason::Left),
+                Poll::Ready(Ok(())) => self.received(buffer.filled()),
+            }
+        }
+    }
+
+    /// Writes; ready when the session is to end.
+    fn poll_write(&self, context: &mut Context<'_>) -> Poll<CloseReason> {
+        let mut state = self.state.borrow_mut();
+        loop {
+            if self.write_some(&mut state).is_err() {
+                return Poll::Ready(CloseReason::Network);
+            }
+            if state.sent == state.out.len() {
+                return state.closing.map_or(Poll::Pending, Poll::Ready);
+            }
+            if state.closing.is_some_and(|reason| reason == CloseReason::SlowReader) {
+                return Poll::Ready(CloseReason::SlowReader);
+            }
+            match self.writer.as_ref().poll_write_ready(context) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Err(_)) => return Poll::Ready(CloseReason::Network),
+                Poll::Ready(Ok(())) => {}
+            }
+        }
+    }
+
+    fn write_some(&self, state: &mut State) -> io::Result<()> {
+        while state.sent < state.out.len() {
+            match self.writer.try_write(&state.out[state.sent..]) {
+                Ok(count) => state.sent += count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error),
+            }
+        }
+        if state.sent == state.out.len() {
+            state.out.clear();
+            state.sent = 0;
+            if state.out.capacity() > IDLE_CAPACITY_MAX {
+                state.out = Vec::new();
+            }
+            if let Some(lane) = state.stalled.take() {
+                lane.nudge();
+            }
+        } else if state.sent > UNWRITTEN_BYTES_MAX {
+            state.out.drain(..state.sent);
+            state.sent = 0;
+            if let Some(lane) = &state.stalled {
+                lane.nudge();
+            }
+        }
+        Ok(())
+    }
+
+    fn may_read(&self) -> bool {
+        let state = self.state.borrow();
+        state.park == Park::Open && state.closing.is_none() && state.out.len() - state.sent < UNWRITTEN_BYTES_MAX
+    }
+
+    fn end(&self, reason: CloseReason) {
+        let mut state = self.state.borrow_mut();
+        state.closing = Some(reason);
+        (state.out, state.sent, state.tail) = (Vec::new(), 0, None);
+        state.held.clear();
+        if let Some(pinned) = state.pinned.take() {
+            pinned.lane.abandon();
+        }
+        if let Some(lane) = state.stalled.take() {
+            lane.nudge();
+        }
+    }
+}
