@@ -75,17 +75,14 @@ impl Actor {
         Ok(())
     }
 
-    /// Carries `ask` out and reads what Redis says then. Repeating a command is harmless, so one whose connection was
-    /// found broken is sent again on a new one.
+    /// Carries `ask` out and reads what Redis says then. Never sends it twice: a connection that breaks may
+    /// have been killed by a newer command, which an old one repeated would undo.
     pub async fn act(&mut self, ask: &Ask) -> Result<Facts, RedisError> {
-        if let Some(warm) = self.warm.take() {
-            match self.act_on(warm, ask).await {
-                Err(RedisError::Lost(_)) => {}
-                done => return done,
-            }
-        }
-        let fresh = self.open().await?;
-        self.act_on(fresh, ask).await
+        let warm = match self.warm.take() {
+            Some(warm) => warm,
+            None => self.open().await?,
+        };
+        self.act_on(warm, ask).await
     }
 
     async fn act_on(&mut self, mut warm: Warm, ask: &Ask) -> Result<Facts, RedisError> {

@@ -204,14 +204,18 @@ async fn a_command_stuck_in_a_frozen_redis_is_discarded_by_the_park() {
         stuck.warm_up().await.unwrap();
         newer.warm_up().await.unwrap();
         node.signal("-STOP");
-        stuck.act(&follow(1, &old, &promoted)).await.unwrap_err();
         let parking = tokio::spawn(async move { (newer.act(&park(2)).await, newer) });
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        // An older command that reaches Redis behind the park, on a connection opened before it.
+        let late = follow(1, &old, &promoted);
+        let following = tokio::spawn(async move { stuck.act(&late).await });
+        tokio::time::sleep(Duration::from_millis(30)).await;
         node.signal("-CONT");
         let (answer, mut newer) = parking.await.unwrap();
         if answer.is_err() {
             newer.act(&park(2)).await.unwrap();
         }
+        drop(following);
         // From an answered park on nothing older takes effect.
         for _ in 0..20 {
             let facts = node.facts().await;
