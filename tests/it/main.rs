@@ -2,7 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
+mod agent;
 mod command_keys;
+mod failover;
+mod peer;
 mod proxy;
 mod support;
 mod support_check;

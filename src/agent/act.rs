@@ -1,0 +1,304 @@
+//! Doing to our own Redis what an executor asks: the MULTI blocks of park, promote and follow.
+//!
+//! Owns: [`Actor`], the agent's working connection, and the internal ACL users `pm-agent` (this agent's
+//! connections) and `repl-<epoch>` (a master's replicas). Refuses: deciding whether to obey.
+//!
+//! Invariants: each block begins by killing every other connection of an agent, so a command that got
+//! stuck in an older one is discarded instead of running later (rule R9); each leaves the epoch in
+//! `masteruser`, where it lives exactly as long as the memory it protects; commands are sent only after the
+//! login was answered, so a stuck connection always is one that the kill can name. The connection is kept
+//! open and logged in: a park written to a Redis that is stopped is the first thing it does when it goes on.
+
+use std::time::Duration;
+
+use hmac::{Hmac, Mac};
+use redis_protocol::resp2::types::BytesFrame;
+use sha2::Sha256;
+use tokio::time::sleep;
+
+use crate::clock;
+use crate::topology::{Addr, Epoch, RunId, ShardId};
+
+use super::info;
+use super::machine::facts::{Facts, PARKED_AT};
+use super::machine::obedience::Ask;
+use super::redis::{Connection, Login, RedisError, text, texts};
+
+/// How long one block may take.
+const BLOCK_LIMIT: Duration = Duration::from_millis(400);
+/// How long a replica's link is awaited after it was pointed at its master.
+const LINK_LIMIT: Duration = Duration::from_millis(100);
+/// Between two looks at that link.
+const LINK_POLL: Duration = Duration::from_millis(1);
+/// The user of every agent's working connection.
+const AGENT_USER: &str = "pm-agent";
+
+/// Carries commands out on one Redis.
+#[derive(Debug)]
+pub struct Actor {
+    addr: Addr,
+    shard: ShardId,
+    login: Login,
+    secret: Vec<u8>,
+    /// Password of `pm-agent`, drawn anew for each life of an agent.
+    password: String,
+    warm: Option<Warm>,
+}
+
+/// A connection that is logged in as `pm-agent`, and the life at its other end.
+#[derive(Debug)]
+struct Warm {
+    connection: Connection,
+    run_id: RunId,
+    /// The internal users there; nobody else makes any, so a block needs no question before it.
+    users: Vec<String>,
+}
+
+impl Actor {
+    /// An actor for the Redis at `addr`. `secret` is the cluster's; `password` must differ in each life.
+    pub fn new(addr: Addr, shard: ShardId, login: Login, secret: Vec<u8>, password: String) -> Self {
+        Self {
+            addr,
+            shard,
+            login,
+            secret,
+            password,
+            warm: None,
+        }
+    }
+
+    /// Opens the working connection ahead of need.
+    pub async fn warm_up(&mut self) -> Result<(), RedisError> {
+        if self.warm.is_none() {
+            self.warm = Some(self.open().await?);
+        }
+        Ok(())
+    }
+
+    /// Carries `ask` out and reads what Redis says then. Never sends it twice: a connection that breaks may
+    /// have been killed by a newer command, which an old one repeated would undo.
+    pub async fn act(&mut self, ask: &Ask) -> Result<Facts, RedisError> {
+        let warm = match self.warm.take() {
+            Some(warm) => warm,
+            None => self.open().await?,
+        };
+        self.act_on(warm, ask).await
+    }
+
+    async fn act_on(&mut self, mut warm: Warm, ask: &Ask) -> Result<Facts, RedisError> {
+        if let Ask::Promote { run_id, .. } = ask
+            && warm.run_id != *run_id
+        {
+            return Err(RedisError::Says(
+                "another process answers than the one that was parked".to_owned(),
+            ));
+        }
+        let old = std::mem::take(&mut warm.users);
+        let mut facts = match ask {
+            Ask::Park { epoch } => self.park(&mut warm, *epoch, &old).await?,
+            Ask::Promote { epoch, .. } => self.promote(&mut warm, *epoch, &old).await?,
+            Ask::Follow {
+                epoch,
+                addr,
+                run_id,
+                fence,
+                ..
+            } => {
+                let token = self.token(*epoch, run_id);
+                self.follow(&mut warm, *epoch, addr, &token, &old).await?;
+                await_link(&mut warm, *fence).await?
+            }
+        };
+        facts.epoch = ask.epoch();
+        if let Ask::Promote { epoch, .. } = ask {
+            warm.users.push(format!("repl-{epoch}"));
+        }
+        self.warm = Some(warm);
+        Ok(facts)
+    }
+
+    async fn park(&self, warm: &mut Warm, epoch: Epoch, old: &[String]) -> Result<Facts, RedisError> {
+        let mut block = Block::new(old);
+        block.push(&["INFO"]);
+        block.carry(epoch, "");
+        let (host, port) = PARKED_AT.split_once(':').unwrap_or(("127.0.0.1", "1"));
+        block.push(&["REPLICAOF", host, port]);
+        block.push(&["INFO"]);
+        let replies = block.run(warm).await?;
+        let mut readings = replies
+            .iter()
+            .filter_map(text)
+            .filter_map(|reply| info::facts(reply, ""));
+        let (Some(before), Some(mut after)) = (readings.next(), readings.next()) else {
+            return Err(RedisError::Unexpected("INFO"));
+        };
+        // The park ended a synchronisation under way; what it left is not whole.
+        after.syncing |= before.syncing;
+        Ok(after)
+    }
+
+    async fn promote(&self, warm: &mut Warm, epoch: Epoch, old: &[String]) -> Result<Facts, RedisError> {
+        let user = format!("repl-{epoch}");
+        let token = self.token(epoch, &warm.run_id);
+        let others: Vec<String> = old.iter().filter(|name| **name != user).cloned().collect();
+        let mut block = Block::new(&others);
+        let password = format!(">{token}");
+        block.push(&[
+            "ACL",
+            "SETUSER",
+            &user,
+            "reset",
+            "on",
+            &password,
+            "+psync",
+            "+replconf",
+            "+ping",
+        ]);
+        block.carry(epoch, &token);
+        block.push(&["REPLICAOF", "NO", "ONE"]);
+        block.push(&["INFO"]);
+        last_reading(&block.run(warm).await?)
+    }
+
+    async fn follow(
+        &self,
+        warm: &mut Warm,
+        epoch: Epoch,
+        addr: &Addr,
+        token: &str,
+        old: &[String],
+    ) -> Result<(), RedisError> {
+        let mut block = Block::new(old);
+        block.carry(epoch, token);
+        block.push(&["REPLICAOF", addr.host(), &addr.port().to_string()]);
+        block.run(warm).await?;
+        Ok(())
+    }
+
+    /// What replicas of the master promoted in `epoch` log in with: nothing secret lies in ZooKeeper.
+    fn token(&self, epoch: Epoch, run_id: &RunId) -> String {
+        let text = format!("repl\n{}\n{epoch}\n{run_id}", self.shard);
+        let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(&self.secret) else {
+            unreachable!("HMAC takes keys of any length");
+        };
+        mac.update(text.as_bytes());
+        mac.finalize()
+            .into_bytes()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
+    }
+
+    async fn open(&self) -> Result<Warm, RedisError> {
+        let mut connection = Connection::open(&self.addr, &self.login, BLOCK_LIMIT).await?;
+        let password = format!(">{}", self.password);
+        let create = [
+            "ACL", "SETUSER", AGENT_USER, "reset", "on", &password, "~*", "&*", "+@all",
+        ];
+        connection.ask(&create, BLOCK_LIMIT).await?;
+        connection
+            .ask(&["AUTH", AGENT_USER, &self.password], BLOCK_LIMIT)
+            .await?;
+        let users = connection.ask(&["ACL", "USERS"], BLOCK_LIMIT).await?;
+        let facts = read(&mut connection).await?;
+        Ok(Warm {
+            connection,
+            run_id: facts.run_id,
+            users: internal_users(&users),
+        })
+    }
+}
+
+/// A MULTI block under construction.
+struct Block {
+    commands: Vec<Vec<String>>,
+}
+
+impl Block {
+    /// Begins with the fence: other agent connections are killed, internal users of other epochs go.
+    fn new(old_users: &[String]) -> Self {
+        let mut block = Self { commands: Vec::new() };
+        block.push(&["MULTI"]);
+        block.push(&["CLIENT", "KILL", "USER", AGENT_USER, "SKIPME", "yes"]);
+        if !old_users.is_empty() {
+            let names = old_users.iter().map(String::as_str);
+            let command: Vec<&str> = ["ACL", "DELUSER"].into_iter().chain(names).collect();
+            block.push(&command);
+        }
+        block
+    }
+
+    fn push(&mut self, command: &[&str]) {
+        self.commands
+            .push(command.iter().map(|part| (*part).to_owned()).collect());
+    }
+
+    /// The epoch's name, and the password for its master if this node is to have one.
+    fn carry(&mut self, epoch: Epoch, token: &str) {
+        self.push(&["CONFIG", "SET", "masteruser", &format!("repl-{epoch}")]);
+        self.push(&["CONFIG", "SET", "masterauth", token]);
+    }
+
+    async fn run(mut self, warm: &mut Warm) -> Result<Vec<BytesFrame>, RedisError> {
+        self.push(&["EXEC"]);
+        let commands: Vec<Vec<&str>> = self
+            .commands
+            .iter()
+            .map(|c| c.iter().map(String::as_str).collect())
+            .collect();
+        let commands: Vec<&[&str]> = commands.iter().map(Vec::as_slice).collect();
+        let mut replies = warm.connection.ask_all(&commands, BLOCK_LIMIT).await?;
+        let Some(BytesFrame::Array(replies)) = replies.pop() else {
+            return Err(RedisError::Unexpected("EXEC"));
+        };
+        let refusal = replies.iter().find_map(|reply| match reply {
+            BytesFrame::Error(line) => Some(RedisError::Says(line.to_string())),
+            BytesFrame::SimpleString(_)
+            | BytesFrame::BulkString(_)
+            | BytesFrame::Integer(_)
+            | BytesFrame::Array(_)
+            | BytesFrame::Null => None,
+        });
+        refusal.map_or(Ok(replies), Err)
+    }
+}
+
+/// Internal users of any epoch: a master's replicas (`repl-`) and proxies (`px-`).
+fn internal_users(users: &BytesFrame) -> Vec<String> {
+    let ours = |name: &&str| {
+        let number = name.strip_prefix("repl-").or_else(|| name.strip_prefix("px-"));
+        number.is_some_and(|number| number.parse::<u64>().is_ok())
+    };
+    texts(users).into_iter().filter(ours).map(str::to_owned).collect()
+}
+
+fn last_reading(replies: &[BytesFrame]) -> Result<Facts, RedisError> {
+    let reading = replies.last().and_then(text).and_then(|reply| info::facts(reply, ""));
+    reading.ok_or(RedisError::Unexpected("INFO"))
+}
+
+/// One reading of a Redis, with the epoch it carries.
+pub async fn read(connection: &mut Connection) -> Result<Facts, RedisError> {
+    let replies = connection
+        .ask_all(&[&["INFO"], &["CONFIG", "GET", "masteruser"]], BLOCK_LIMIT)
+        .await?;
+    let [info, setting] = replies.as_slice() else {
+        return Err(RedisError::Unexpected("INFO"));
+    };
+    let setting = texts(setting).get(1).copied().unwrap_or("").to_owned();
+    text(info)
+        .and_then(|info| info::facts(info, &setting))
+        .ok_or(RedisError::Unexpected("INFO"))
+}
+
+/// Looks until the link is up and `fence` is reached, at most [`LINK_LIMIT`]; the last look counts.
+async fn await_link(warm: &mut Warm, fence: i64) -> Result<Facts, RedisError> {
+    let end = clock::now() + LINK_LIMIT;
+    loop {
+        let facts = read(&mut warm.connection).await?;
+        if (facts.link_up && facts.offset >= fence) || clock::now() >= end {
+            return Ok(facts);
+        }
+        sleep(LINK_POLL).await;
+    }
+}

@@ -1,0 +1,385 @@
+//! The agent's event loop: the machine in the middle, I/O around it.
+//!
+//! ```text
+//!  probes, links, store events --Input--> [ select -> machine.handle -> actions ] --> actor, links, store, log
+//!  peer port --Inbound------------------>
+//! ```
+//!
+//! Owns: [`run`] and the tasks it starts. Refuses: decisions, and ZooKeeper itself: the store is two bounded
+//! channels. Invariant: only this loop touches the machine, and never awaits between an input and its actions.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::act::Actor;
+use super::machine::action::{Action, Input, Job, Level, Registered, Reply, Suspicion, Ticket, Written};
+use super::machine::election::Outcome;
+use super::machine::obedience::Ask;
+use super::machine::state::{MasterOf, State, Versioned};
+use super::machine::timings::Timings;
+use super::machine::{Identity, Machine};
+use super::memory::EpochFile;
+use super::mesh::Mesh;
+use super::probe::Probe;
+use super::redis::Login;
+use crate::clock;
+use crate::peer::{self, Inbound, Relayed, Request};
+use crate::topology::{Addr, NodeId, ShardId};
+
+/// Inputs that wait for the machine.
+const INPUTS_MAX: usize = 256;
+/// Jobs that wait for the actor; a newer one ends the older, so this is slack only.
+const JOBS_MAX: usize = 8;
+
+/// What an agent needs to know to run.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Its node.
+    pub node: NodeId,
+    /// Its shard.
+    pub shard: ShardId,
+    /// Where its Redis listens.
+    pub redis: Addr,
+    /// How to log in there.
+    pub login: Login,
+    /// The cluster's secret.
+    pub secret: Arc<[u8]>,
+    /// The configured members of the shard; empty if they are whoever registers.
+    pub members: BTreeSet<NodeId>,
+    /// W, for a shard that is yet to be founded.
+    pub ack_replicas: u32,
+    /// As `replica-priority`: of equals the lowest is promoted, 0 never is.
+    pub priority: u32,
+    /// Where the highest epoch obeyed is kept.
+    pub data_dir: PathBuf,
+    /// Waiting times.
+    pub timings: Timings,
+}
+
+/// What the store tells the agent.
+#[derive(Clone, Debug)]
+pub enum StoreEvent {
+    /// Connected, and this is the state read after a `sync`; also the answer to [`StoreRequest::Read`].
+    Synced(Option<Versioned>),
+    /// Away. `Synced` follows when it is back.
+    Lost,
+    /// A state, by watch.
+    State(Versioned),
+    /// Who is registered: node, its Redis, its agent's peer port.
+    Nodes(Vec<(NodeId, Addr, Addr)>),
+    /// All evidence.
+    Suspects(Vec<Suspicion>),
+    /// The outcome of the last [`StoreRequest::Write`].
+    Written(Written),
+}
+
+/// What the agent wants of the store.
+#[derive(Clone, Debug)]
+pub enum StoreRequest {
+    /// Compare-and-set of the state; `None`: create.
+    Write(Option<i32>, State),
+    /// `sync`, then read the state.
+    Read,
+    /// Put up or take back our evidence.
+    Suspect(Option<Suspicion>),
+    /// A state to tell on to proxies at once.
+    Relay(Versioned),
+    /// A history record.
+    Record(Outcome),
+}
+
+/// The store's end of an agent.
+#[derive(Debug)]
+pub struct StoreSeam {
+    /// From the store.
+    pub events: mpsc::Receiver<StoreEvent>,
+    /// To the store.
+    pub requests: mpsc::Sender<StoreRequest>,
+}
+
+/// Runs the agent until `stop`. `listener` is its peer port, `news` what is told to all who are connected there.
+pub async fn run(
+    settings: Settings,
+    listener: TcpListener,
+    news: watch::Receiver<Option<Relayed>>,
+    mut store: StoreSeam,
+    stop: CancellationToken,
+) -> io::Result<()> {
+    let stop = stop.child_token();
+    let _ends_with_us = stop.clone().drop_guard();
+    let (inputs, mut incoming) = mpsc::channel(INPUTS_MAX);
+    let (asked, mut requests) = mpsc::channel(INPUTS_MAX);
+    tokio::spawn(peer::serve(
+        listener,
+        Arc::clone(&settings.secret),
+        asked,
+        news,
+        stop.clone(),
+    ));
+    let mut host = Host::start(&settings, inputs, store.requests.clone(), &stop)?;
+    loop {
+        let patience = host.machine.patience();
+        let input = tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            Some(event) = store.events.recv() => host.store_said(event),
+            Some(input) = incoming.recv() => Some(input),
+            Some(inbound) = requests.recv() => host.peer_asked(inbound),
+            () = tokio::time::sleep(patience) => Some(Input::Tick),
+        };
+        if let Some(input) = input {
+            host.apply(input);
+        }
+    }
+}
+
+struct Host {
+    machine: Machine,
+    epochs: EpochFile,
+    mesh: Mesh,
+    inputs: mpsc::Sender<Input>,
+    store: mpsc::Sender<StoreRequest>,
+    jobs: mpsc::Sender<(Job, Ask)>,
+    watched: watch::Sender<Option<MasterOf>>,
+    /// Whom we owe an answer.
+    tickets: BTreeMap<Ticket, oneshot::Sender<Bytes>>,
+    ticket: u64,
+}
+
+impl Host {
+    fn start(
+        settings: &Settings,
+        inputs: mpsc::Sender<Input>,
+        store: mpsc::Sender<StoreRequest>,
+        stop: &CancellationToken,
+    ) -> io::Result<Self> {
+        let epochs = EpochFile::in_dir(&settings.data_dir)?;
+        let me = Identity {
+            node: settings.node.clone(),
+            addr: settings.redis.clone(),
+            priority: settings.priority,
+            members: settings.members.clone(),
+            ack_replicas: settings.ack_replicas,
+        };
+        let seed = draw()?;
+        let password = format!("{:016x}{:016x}", draw()?, draw()?);
+        let timings = settings.timings;
+        let (jobs, waiting) = mpsc::channel(JOBS_MAX);
+        let (watched, watching) = watch::channel(None);
+        let (shard, secret) = (settings.shard.clone(), settings.secret.to_vec());
+        let actor = Actor::new(settings.redis.clone(), shard, settings.login.clone(), secret, password);
+        let own = Probe::new(settings.redis.clone(), settings.login.clone(), timings.probe, true);
+        let acting = act(actor, waiting, inputs.clone());
+        let looking = look_at_own(own, inputs.clone());
+        let watching = look_at_master(settings.login.clone(), timings, watching, inputs.clone());
+        tokio::spawn(stop.clone().run_until_cancelled_owned(acting));
+        tokio::spawn(stop.clone().run_until_cancelled_owned(looking));
+        tokio::spawn(stop.clone().run_until_cancelled_owned(watching));
+        let secret = Arc::clone(&settings.secret);
+        Ok(Self {
+            machine: Machine::new(clock::now(), me, timings, epochs.read()?, seed),
+            epochs,
+            mesh: Mesh::new(
+                settings.node.clone(),
+                secret,
+                timings.probe,
+                timings.ask,
+                inputs.clone(),
+            ),
+            inputs,
+            store,
+            jobs,
+            watched,
+            tickets: BTreeMap::new(),
+            ticket: 0,
+        })
+    }
+
+    fn store_said(&mut self, event: StoreEvent) -> Option<Input> {
+        Some(match event {
+            StoreEvent::Synced(state) => Input::Synced(state),
+            StoreEvent::Lost => Input::StoreLost,
+            StoreEvent::State(state) => Input::State(state),
+            StoreEvent::Suspects(suspects) => Input::Suspects(suspects),
+            StoreEvent::Written(written) => Input::Written(written),
+            StoreEvent::Nodes(nodes) => {
+                for (node, _, peer) in &nodes {
+                    self.mesh.know(node, peer);
+                }
+                let registered = |(node, addr, _)| Registered { node, addr };
+                Input::Nodes(nodes.into_iter().map(registered).collect())
+            }
+        })
+    }
+
+    fn peer_asked(&mut self, inbound: Inbound) -> Option<Input> {
+        match inbound.request {
+            Request::State => {
+                send(inbound.reply, &self.machine.status());
+                None
+            }
+            Request::Ask(json) => match serde_json::from_slice(&json) {
+                Ok(ask) => {
+                    self.ticket += 1;
+                    let ticket = Ticket(self.ticket);
+                    self.tickets.insert(ticket, inbound.reply);
+                    Some(Input::Asked(ticket, ask))
+                }
+                Err(error) => {
+                    send(inbound.reply, &Reply::Failed(format!("not understood: {error}")));
+                    None
+                }
+            },
+            // Only a switchover waits for drains, and our own watch brings what others relay.
+            Request::Drained(..) | Request::Relay(_) => {
+                send(inbound.reply, &"noted");
+                None
+            }
+        }
+    }
+
+    fn apply(&mut self, input: Input) {
+        self.machine.handle(clock::now(), input);
+        let actions: Vec<Action> = self.machine.poll_actions().collect();
+        for action in actions {
+            self.perform(action);
+        }
+        let watch = self.machine.master_to_watch().cloned();
+        self.watched.send_if_modified(|watched| {
+            let changed = *watched != watch;
+            *watched = watch;
+            changed
+        });
+    }
+
+    fn perform(&mut self, action: Action) {
+        match action {
+            Action::Write { expect, state } => self.tell_store(StoreRequest::Write(expect, state)),
+            Action::ReadState => self.tell_store(StoreRequest::Read),
+            Action::Suspect(suspicion) => self.tell_store(StoreRequest::Suspect(suspicion)),
+            Action::Relay(state) => self.tell_store(StoreRequest::Relay(state)),
+            Action::Record(outcome) => self.tell_store(StoreRequest::Record(*outcome)),
+            Action::Ask { id, node, ask } => {
+                if let Err(why) = self.mesh.ask(&node, id, ask) {
+                    self.come_back(Input::Answered(id, Reply::Failed(why.to_owned())));
+                }
+            }
+            Action::Answer { ticket, reply } => {
+                if let Some(owed) = self.tickets.remove(&ticket) {
+                    send(owed, &reply);
+                }
+            }
+            Action::Act { job, ask } => {
+                if self.jobs.try_send((job, ask)).is_err() {
+                    self.come_back(Input::Acted(job, Err("too many jobs wait for redis".to_owned())));
+                }
+            }
+            Action::Remember(epoch) => {
+                if let Err(error) = self.epochs.write(epoch) {
+                    tracing::error!(%error, %epoch, "the highest epoch obeyed could not be kept on disk");
+                }
+            }
+            Action::Say(Level::Info, sentence) => tracing::info!("{sentence}"),
+            Action::Say(Level::Warn, sentence) => tracing::warn!("{sentence}"),
+            Action::Say(Level::Error, sentence) => tracing::error!("{sentence}"),
+        }
+    }
+
+    fn tell_store(&self, request: StoreRequest) {
+        let lost_write = matches!(request, StoreRequest::Write(..));
+        if self.store.try_send(request).is_err() {
+            tracing::warn!("the store takes no more requests");
+            if lost_write {
+                self.come_back(Input::Written(Written::Unknown));
+            }
+        }
+    }
+
+    /// Gives the machine an input after the present one. If its queue is full, its own time limits decide.
+    fn come_back(&self, input: Input) {
+        if self.inputs.try_send(input).is_err() {
+            tracing::warn!("the agent is behind with its inputs");
+        }
+    }
+}
+
+fn draw() -> io::Result<u64> {
+    getrandom::u64().map_err(|error| io::Error::other(error.to_string()))
+}
+
+fn send(to: oneshot::Sender<Bytes>, answer: &impl serde::Serialize) {
+    // Whoever asked may have left, which is its own affair.
+    if let Ok(json) = serde_json::to_vec(answer) {
+        let _ = to.send(json.into());
+    }
+}
+
+/// Carries jobs out, one at a time; a newer one ends the older, whose connection goes with it.
+async fn act(mut actor: Actor, mut jobs: mpsc::Receiver<(Job, Ask)>, inputs: mpsc::Sender<Input>) {
+    let Some(mut next) = jobs.recv().await else { return };
+    loop {
+        let (job, ask) = next;
+        let result = tokio::select! {
+            biased;
+            newer = jobs.recv() => match newer {
+                Some(newer) => {
+                    next = newer;
+                    continue;
+                }
+                None => return,
+            },
+            result = actor.act(&ask) => result.map(Box::new).map_err(|error| error.to_string()),
+        };
+        if inputs.send(Input::Acted(job, result)).await.is_err() {
+            return;
+        }
+        match jobs.recv().await {
+            Some(newer) => next = newer,
+            None => return,
+        }
+    }
+}
+
+async fn look_at_own(mut probe: Probe, inputs: mpsc::Sender<Input>) {
+    loop {
+        let seen = probe.look().await;
+        if inputs.send(Input::Own(seen)).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn look_at_master(
+    login: Login,
+    timings: Timings,
+    mut watched: watch::Receiver<Option<MasterOf>>,
+    inputs: mpsc::Sender<Input>,
+) {
+    loop {
+        let Some(master) = watched.borrow_and_update().clone() else {
+            if watched.changed().await.is_err() {
+                return;
+            }
+            continue;
+        };
+        let mut probe = Probe::new(master.addr.clone(), login.clone(), timings.probe, false);
+        loop {
+            let seen = tokio::select! {
+                changed = watched.changed() => match changed {
+                    Ok(()) => break,
+                    Err(_) => return,
+                },
+                seen = probe.look() => seen,
+            };
+            if inputs.send(Input::Master(master.clone(), seen)).await.is_err() {
+                return;
+            }
+        }
+    }
+}

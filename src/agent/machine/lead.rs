@@ -1,0 +1,307 @@
+//! Claiming an epoch and executing its election.
+//!
+//! Owns: when this agent claims, in which order agents come forward, and carrying out an election's orders.
+//! Refuses: touching any Redis but through its agent. Invariant: a claim is a compare-and-set on the state
+//! that the verdict was about, so a verdict that is out of date loses.
+
+use std::time::{Duration, Instant};
+
+use crate::topology::{Addr, NodeId, Phase};
+
+use super::action::{Action, AskId, Level, Reply, Suspicion};
+use super::detector::Verdict;
+use super::election::{Election, Order, Outcome};
+use super::facts::Role;
+use super::obedience::Ask;
+use super::quorum::Grounds;
+use super::state::{MasterOf, State, Versioned};
+use super::writing::Purpose;
+use super::{Knowledge, Machine, Source};
+
+impl Machine {
+    pub(super) fn consider_claim(&mut self, now: Instant) {
+        let free = self.pending.is_none() && self.election.is_none() && now >= self.claim_again;
+        if !free || !self.connected || !self.ready() {
+            return;
+        }
+        match &self.knowledge {
+            Knowledge::Unread => {}
+            Knowledge::Absent => self.consider_founding(now),
+            Knowledge::Known(known, since) => {
+                let (state, since) = (known.state.clone(), *since);
+                match state.phase {
+                    Phase::Serving => self.consider_failover(now, &state),
+                    Phase::Electing | Phase::Switching => self.consider_takeover(now, &state, since),
+                }
+            }
+        }
+    }
+
+    /// The shard has no state yet: whoever creates it holds the first election.
+    fn consider_founding(&mut self, now: Instant) {
+        let Some(synced) = self.synced else { return };
+        let everybody = !self.me.members.is_empty() && self.me.members.is_subset(&self.registered);
+        let waited = now.saturating_duration_since(synced);
+        let late = self.head_start(None);
+        let due = if everybody {
+            waited >= late
+        } else {
+            waited >= self.timings.founding + late
+        };
+        if !due || !self.registered.contains(&self.me.node) || self.detector.own_life().is_none() {
+            return;
+        }
+        let members = if self.me.members.is_empty() {
+            self.registered.clone()
+        } else {
+            self.me.members.clone()
+        };
+        let nonce = format!("{:016x}", self.draw());
+        let state = State {
+            epoch: crate::topology::Epoch(1),
+            phase: Phase::Electing,
+            executor: self.me.node.clone(),
+            nonce,
+            master: None,
+            lineage: Vec::new(),
+            members,
+            valid: Default::default(),
+            ack_replicas: self.me.ack_replicas,
+        };
+        self.begin(now, state, None, "the shard is new".to_owned());
+    }
+
+    fn consider_failover(&mut self, now: Instant, state: &State) {
+        let Some(master) = state.serving().cloned() else { return };
+        let verdict = self.verdict(now, &master, state);
+        let why = match verdict {
+            Verdict::Fine => {
+                self.accused = None;
+                return;
+            }
+            Verdict::Gone(why) => why,
+            Verdict::Unreachable => {
+                let silent = self.accusers(&master, state);
+                let needed = accusers_needed(state);
+                if silent < needed {
+                    return;
+                }
+                format!("{silent} agents hear neither it nor its agent")
+            }
+        };
+        let since = match &self.accused {
+            Some((accused, since)) if *accused == master => *since,
+            _ => {
+                self.accused = Some((master.clone(), now));
+                now
+            }
+        };
+        if now.saturating_duration_since(since) < self.head_start(Some(&master.node)) {
+            return;
+        }
+        self.claim(now, state, format!("{} is gone: {why}", master.node));
+    }
+
+    fn verdict(&self, now: Instant, master: &MasterOf, state: &State) -> Verdict {
+        let Knowledge::Known(_, since) = &self.knowledge else {
+            return Verdict::Fine;
+        };
+        let read_since = self.own_reading.is_some_and(|read| read > *since);
+        let own = self.detector.own_facts();
+        let demoted = own.is_some_and(|facts| facts.run_id == master.run_id && facts.role == Role::Replica);
+        let by_us = self.obedience.epoch() > state.epoch || self.running.is_some();
+        if master.node == self.me.node && read_since && demoted && !by_us {
+            return Verdict::Gone("it was made a replica by somebody else".to_owned());
+        }
+        self.detector.verdict(now, master, &self.me.node)
+    }
+
+    /// How many agents, this one included, say that they hear neither the master nor its agent.
+    fn accusers(&self, master: &MasterOf, state: &State) -> usize {
+        let others = self.suspects.iter().filter(|suspect| {
+            suspect.run_id == master.run_id && suspect.by != self.me.node && state.members.contains(&suspect.by)
+        });
+        others.count() + 1
+    }
+
+    /// Puts our own evidence up, or takes it back.
+    pub(super) fn accuse(&mut self, now: Instant) {
+        let known = self.state().map(|known| known.state.clone());
+        let accused = known.and_then(|state| {
+            let master = state.serving()?.clone();
+            let verdict = self.detector.verdict(now, &master, &self.me.node);
+            (verdict == Verdict::Unreachable).then(|| Suspicion {
+                by: self.me.node.clone(),
+                master: master.node,
+                run_id: master.run_id,
+            })
+        });
+        if self.connected && accused != self.suspicion {
+            if let Some(suspicion) = &accused {
+                let sentence = format!("neither {} nor its agent answers", suspicion.master);
+                self.say(Level::Warn, sentence);
+            }
+            self.suspicion = accused.clone();
+            self.actions.push_back(Action::Suspect(accused));
+        }
+    }
+
+    /// An election was claimed and nobody published: its executor may be gone.
+    fn consider_takeover(&mut self, now: Instant, state: &State, since: Instant) {
+        let waited = now.saturating_duration_since(since);
+        let mine = state.executor == self.me.node;
+        let status = self.detector.status_of(now, &state.executor);
+        let electing = status.is_some_and(|status| status.electing == Some(state.epoch));
+        let patience = match status {
+            _ if mine => Duration::ZERO,
+            _ if electing => return,
+            // It answers but holds no election: it gave up, or its answer is older than its claim.
+            Some(_) => self.timings.probe * 4,
+            None => self.timings.patience,
+        };
+        if waited
+            >= patience
+                + if mine {
+                    Duration::ZERO
+                } else {
+                    self.head_start(Some(&state.executor))
+                }
+        {
+            let why = format!(
+                "the election of {} for epoch {} did not end",
+                state.executor, state.epoch
+            );
+            self.claim(now, state, why);
+        }
+    }
+
+    /// How long this agent lets others go first: none beside the master, then by name. Only avoids duels.
+    fn head_start(&self, subject: Option<&NodeId>) -> Duration {
+        if subject == Some(&self.me.node) {
+            return Duration::ZERO;
+        }
+        let before = |id: &&NodeId| **id < self.me.node && Some(*id) != subject;
+        let rank = u32::try_from(self.registered.iter().filter(before).count()).unwrap_or(u32::MAX);
+        let beside = subject.is_some_and(|subject| self.registered.contains(subject));
+        self.timings
+            .stagger
+            .saturating_mul(rank.saturating_add(if beside { 2 } else { 0 }))
+    }
+
+    fn claim(&mut self, now: Instant, state: &State, why: String) {
+        let nonce = format!("{:016x}", self.draw());
+        let claimed = state.claimed_by(&self.me.node, nonce);
+        self.begin(now, claimed, Some(state.phase), why);
+    }
+
+    fn begin(&mut self, now: Instant, state: State, from: Option<Phase>, why: String) {
+        self.say(Level::Info, format!("claiming epoch {}: {why}", state.epoch));
+        let alive = state.master.as_ref();
+        let alive = alive.and_then(|master| self.detector.last_answer(master, &self.me.node));
+        self.election = Some(Election::new(now, state.clone(), from, why, alive));
+        self.write(state, Purpose::Election);
+    }
+
+    pub(super) fn handle_election_written(&mut self, now: Instant, written: Versioned) {
+        let Some(election) = &mut self.election else { return };
+        let outcome = election.handle_written(now, &written.state);
+        let next = election.resume();
+        self.accused = None;
+        match outcome {
+            Some(outcome) => self.finish(written, outcome),
+            None => self.carry_out(now, next.into_iter().collect()),
+        }
+    }
+
+    fn finish(&mut self, written: Versioned, outcome: Outcome) {
+        self.election = None;
+        self.asks.clear();
+        let phases: Vec<String> = outcome
+            .phases
+            .iter()
+            .map(|(name, took)| format!("{name} {took:.1?}"))
+            .collect();
+        let sentence = format!(
+            "{} is the master of epoch {} ({})",
+            outcome.to,
+            outcome.epoch,
+            phases.join(", ")
+        );
+        let level = if outcome.grounds == Grounds::LastResort {
+            Level::Warn
+        } else {
+            Level::Info
+        };
+        self.say(level, sentence);
+        self.actions.push_back(Action::Relay(written));
+        self.actions.push_back(Action::Record(Box::new(outcome)));
+    }
+
+    pub(super) fn advance_election(&mut self, now: Instant) {
+        let Some(election) = &mut self.election else { return };
+        let orders = election.advance(now, &self.timings);
+        self.carry_out(now, orders);
+    }
+
+    pub(super) fn handle_answered(&mut self, now: Instant, id: AskId, reply: Reply) {
+        let Some((node, ask, _)) = self.asks.remove(&id) else {
+            return;
+        };
+        let at = self.addr_of(&node);
+        let Some(election) = &mut self.election else { return };
+        let orders = election.handle_reply(now, &node, &ask, reply, at.as_ref());
+        self.carry_out(now, orders);
+    }
+
+    fn carry_out(&mut self, now: Instant, orders: Vec<Order>) {
+        for order in orders {
+            match order {
+                Order::Ask(node, ask) => self.ask(now, node, ask),
+                Order::Write(state) => self.write(state, Purpose::Election),
+                Order::Say(level, sentence) => self.say(level, sentence),
+                Order::Abandon(why) => {
+                    self.say(Level::Warn, format!("giving up the election: {why}"));
+                    self.election = None;
+                    self.asks.clear();
+                    let jitter = self.draw() % 20;
+                    self.claim_again = now + Duration::from_millis(10 + jitter);
+                }
+            }
+        }
+    }
+
+    fn ask(&mut self, now: Instant, node: NodeId, ask: Ask) {
+        let id = AskId(self.next_id());
+        self.asks
+            .insert(id, (node.clone(), ask.clone(), now + self.timings.ask));
+        if node == self.me.node {
+            self.obey(Source::Election(id), ask);
+        } else {
+            self.actions.push_back(Action::Ask { id, node, ask });
+        }
+    }
+
+    pub(super) fn expire_asks(&mut self, now: Instant) {
+        let late = self.asks.iter().filter(|(_, (_, _, until))| now >= *until);
+        let late: Vec<AskId> = late.map(|(id, _)| *id).collect();
+        for id in late {
+            self.handle_answered(now, id, Reply::Failed("no answer in time".to_owned()));
+        }
+    }
+
+    fn addr_of(&self, node: &NodeId) -> Option<Addr> {
+        if *node == self.me.node {
+            return Some(self.me.addr.clone());
+        }
+        self.addrs.get(node).cloned()
+    }
+}
+
+/// How many agents must hear nothing before a silent host counts as gone: with acknowledgements those
+/// that could elect (n-W), without them a majority, but never more than there are others.
+fn accusers_needed(state: &State) -> usize {
+    let n = state.members.len();
+    let w = usize::try_from(state.ack_replicas).unwrap_or(usize::MAX);
+    let needed = if w == 0 { n / 2 + 1 } else { n.saturating_sub(w) };
+    needed.min(n.saturating_sub(1)).max(1)
+}

@@ -1,0 +1,143 @@
+//! The other end: one connection to an agent.
+//!
+//! Owns: [`Client`]: the handshake, asking, hearing news. Refuses: reconnecting (the owner decides when). Invariant:
+//! replies come in the order of the requests; news between them is kept apart, and only the newest.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{SinkExt, StreamExt};
+use redis_protocol::resp2::types::BytesFrame;
+use thiserror::Error;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_util::codec::Framed;
+
+use super::HANDSHAKE_LIMIT;
+use super::frame::{Bounded, array, parts};
+use super::message::{Kind, Relayed, Request};
+use super::proof::{End, Nonces, nonce, prove, proven};
+use crate::topology::Addr;
+
+/// Why an agent did not answer.
+#[derive(Debug, Error)]
+pub enum PeerError {
+    /// Nobody listens there.
+    #[error("connection refused")]
+    Refused,
+    /// No answer in time; the connection is of no use any more.
+    #[error("no answer in time")]
+    Timeout,
+    /// The connection broke.
+    #[error("connection lost: {0}")]
+    Lost(String),
+    /// It does not know the cluster's secret.
+    #[error("the agent at {0} does not know the cluster's secret")]
+    Stranger(Addr),
+    /// It answered with an error.
+    #[error("the agent says: {0}")]
+    Says(String),
+}
+
+/// One connection to an agent.
+#[derive(Debug)]
+pub struct Client {
+    wire: Framed<TcpStream, Bounded>,
+    news: Option<Relayed>,
+}
+
+impl Client {
+    /// Connects to the agent at `addr` and proves to it, and it to us, that both know `secret`.
+    pub async fn connect(addr: &Addr, kind: Kind, id: &str, secret: &[u8]) -> Result<Self, PeerError> {
+        let connecting = async {
+            let stream = TcpStream::connect((addr.host(), addr.port()))
+                .await
+                .map_err(|error| match error.kind() {
+                    std::io::ErrorKind::ConnectionRefused => PeerError::Refused,
+                    _ => PeerError::Lost(error.to_string()),
+                })?;
+            stream
+                .set_nodelay(true)
+                .map_err(|error| PeerError::Lost(error.to_string()))?;
+            let mut client = Self {
+                wire: Framed::new(stream, Bounded::default()),
+                news: None,
+            };
+            client.introduce(addr, kind, id, secret).await?;
+            Ok(client)
+        };
+        timeout(HANDSHAKE_LIMIT, connecting)
+            .await
+            .map_err(|_| PeerError::Timeout)?
+    }
+
+    async fn introduce(&mut self, addr: &Addr, kind: Kind, id: &str, secret: &[u8]) -> Result<(), PeerError> {
+        let ours = nonce().ok_or_else(|| PeerError::Lost("no randomness".to_owned()))?;
+        self.send(array(&[b"HELLO", b"1", kind.name().as_bytes(), id.as_bytes(), &ours]))
+            .await?;
+        let welcome = self.receive().await?;
+        let stranger = || PeerError::Stranger(addr.clone());
+        let welcome = parts(&welcome).ok_or_else(stranger)?;
+        let [theirs, proof] = welcome.as_slice() else {
+            return Err(stranger());
+        };
+        let nonces = Nonces {
+            client: ours,
+            server: theirs.to_vec(),
+        };
+        if !proven(secret, End::Server, &nonces, proof) {
+            return Err(stranger());
+        }
+        self.send(array(&[b"AUTH", &prove(secret, End::Client, &nonces)]))
+            .await?;
+        self.receive().await.map(|_| ())
+    }
+
+    /// Asks and waits at most `limit` for the reply. After an error the connection must be given up.
+    pub async fn ask(&mut self, request: &Request, limit: Duration) -> Result<Bytes, PeerError> {
+        let asking = async {
+            self.send(request.frame()).await?;
+            loop {
+                let frame = self.receive().await?;
+                if let Some(relayed) = Relayed::parse(&frame) {
+                    self.news = Some(relayed);
+                    continue;
+                }
+                return match frame {
+                    BytesFrame::BulkString(reply) => Ok(reply),
+                    BytesFrame::SimpleString(_)
+                    | BytesFrame::Error(_)
+                    | BytesFrame::Integer(_)
+                    | BytesFrame::Array(_)
+                    | BytesFrame::Null => Err(PeerError::Lost("it does not speak our protocol".to_owned())),
+                };
+            }
+        };
+        timeout(limit, asking).await.map_err(|_| PeerError::Timeout)?
+    }
+
+    /// The next news. May be dropped and called again without losing any.
+    pub async fn hear(&mut self) -> Result<Relayed, PeerError> {
+        if let Some(news) = self.news.take() {
+            return Ok(news);
+        }
+        let frame = self.receive().await?;
+        Relayed::parse(&frame).ok_or_else(|| PeerError::Lost("a reply to nothing".to_owned()))
+    }
+
+    async fn send(&mut self, frame: BytesFrame) -> Result<(), PeerError> {
+        self.wire
+            .send(frame)
+            .await
+            .map_err(|error| PeerError::Lost(error.to_string()))
+    }
+
+    async fn receive(&mut self) -> Result<BytesFrame, PeerError> {
+        match self.wire.next().await {
+            None => Err(PeerError::Lost("closed by the agent".to_owned())),
+            Some(Err(error)) => Err(PeerError::Lost(error.to_string())),
+            Some(Ok(BytesFrame::Error(line))) => Err(PeerError::Says(line.to_string())),
+            Some(Ok(frame)) => Ok(frame),
+        }
+    }
+}
