@@ -141,10 +141,10 @@ impl Worker {
     /// Closes a client that does not read while others wait behind its reply (rule B2).
     pub fn watch_slow_reader(&self, session: &Rc<Session>) {
         let session = session.clone();
-        let before = session.unwritten();
+        let before = session.written();
         tokio::task::spawn_local(async move {
             tokio::time::sleep(SLOW_READER).await;
-            if session.unwritten() >= before {
+            if session.written() == before && session.unwritten() > 0 {
                 session.close(CloseReason::SlowReader);
             }
         });

@@ -105,6 +105,18 @@ impl RequestScanner {
         self.arguments_left > 0
     }
 
+    /// Turns into a scanner that needs no byte again, for a request too large to collect: `have` bytes of it are
+    /// there. `None` unless an argument's bytes are what is missing.
+    pub fn stream(&self, have: usize) -> Option<FrameStream> {
+        let end = self.position + self.bulk? as usize + 2;
+        let bulk_left = end.checked_sub(have)?;
+        Some(FrameStream {
+            arguments_left: self.arguments_left,
+            bulk_left,
+            header: Vec::new(),
+        })
+    }
+
     fn arguments(
         &mut self,
         bytes: &[u8],
@@ -193,6 +205,57 @@ impl RequestScanner {
         let len = from + at + 1;
         let blank = bytes[..len].iter().all(u8::is_ascii_whitespace);
         Ok(if blank { Scan::Nothing(len) } else { Scan::Inline(len) })
+    }
+}
+
+/// Finds the end of one request of which the front was understood already, without keeping any of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FrameStream {
+    /// Arguments still to come, the current one included.
+    arguments_left: u32,
+    /// Bytes of the current argument still to come, its line end included.
+    bulk_left: usize,
+    /// The bytes of a header line that is not whole yet.
+    header: Vec<u8>,
+}
+
+impl FrameStream {
+    /// Longest header line: `$`, a number, and the two bytes of a line end.
+    const HEADER_BYTES_MAX: usize = 32;
+
+    /// Runs over `bytes`; returns how many belong to the request, and whether it ends there.
+    pub fn feed(&mut self, bytes: &[u8], limits: &RequestLimits) -> Result<(usize, bool), ProtocolError> {
+        let mut used = 0;
+        loop {
+            let taken = self.bulk_left.min(bytes.len() - used);
+            used += taken;
+            self.bulk_left -= taken;
+            if self.bulk_left > 0 {
+                return Ok((used, false));
+            }
+            if self.header.is_empty() {
+                self.arguments_left -= 1;
+                if self.arguments_left == 0 {
+                    return Ok((used, true));
+                }
+            }
+            let Some(byte) = bytes.get(used) else {
+                // The end of an argument is counted once: a header that has begun says that it was.
+                self.arguments_left += u32::from(self.header.is_empty());
+                return Ok((used, false));
+            };
+            used += 1;
+            self.header.push(*byte);
+            match self.header.as_slice() {
+                [b'$', number @ .., b'\r', _] => {
+                    self.bulk_left = checked_bulk_len(parse_i64(number), limits)? as usize + 2;
+                    self.header.clear();
+                }
+                [b'$', ..] if self.header.len() < Self::HEADER_BYTES_MAX => {}
+                [b'$', ..] => return Err(ProtocolError::InvalidBulkLength),
+                _ => return Err(ProtocolError::ExpectedDollar(*byte)),
+            }
+        }
     }
 }
 
@@ -356,6 +419,28 @@ mod tests {
             let theirs: Vec<Vec<u8>> = items.iter().map(|item| item.as_bytes().unwrap().to_vec()).collect();
             prop_assert_eq!(used, bytes.len());
             prop_assert_eq!(&frames[0], &theirs);
+        }
+
+        #[test]
+        fn a_streamed_request_ends_where_a_collected_one_does(bytes in request(), cuts in prop::collection::vec(any::<prop::sample::Index>(), 1..5)) {
+            let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
+            cuts.sort_unstable();
+            let (mut scanner, mut spans) = (RequestScanner::default(), Vec::new());
+            let have = cuts[0];
+            let _ = scanner.scan(&bytes[..have], &mut spans, &RequestLimits::default()).unwrap();
+            if let Some(mut stream) = scanner.stream(have) {
+                let more = [&bytes[..], b"*1"].concat();
+                let (mut at, mut done) = (have, false);
+                for cut in cuts[1..].iter().copied().chain([more.len()]) {
+                    if done {
+                        break;
+                    }
+                    let (used, end) = stream.feed(&more[at..cut], &RequestLimits::default()).unwrap();
+                    prop_assert!(end || used == cut - at);
+                    (at, done) = (at + used, end);
+                }
+                prop_assert_eq!((at, done), (bytes.len(), true));
+            }
         }
 
         #[test]

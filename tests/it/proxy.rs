@@ -22,6 +22,13 @@ impl Circuit {
         Self { redis, proxy, listen }
     }
 
+    /// The most memory the proxy ever used, in KiB.
+    fn peak_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.proxy.pid())).unwrap();
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        peak.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
     fn client(&self) -> Client {
         Client::connect(self.listen.as_str())
     }
@@ -251,9 +258,7 @@ fn a_client_that_never_reads_is_closed_and_costs_a_bounded_amount() {
     deaf.send("GET big\r\n".repeat(500).as_bytes());
     // Another client of the same lane is served within a bounded time, whatever the deaf one does.
     assert_eq!(client.command(&["GET", "none"]), Value::Null);
-    let resident = std::fs::read_to_string(format!("/proc/{}/status", circuit.proxy.pid())).unwrap();
-    let kib = resident.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    let kib: u64 = kib.trim().trim_end_matches(" kB").parse().unwrap();
+    let kib = circuit.peak_kib();
     assert!(kib < 100 * 1024, "{kib} KiB for one client that does not read");
 }
 
@@ -279,4 +284,57 @@ fn a_port_in_use_is_one_sentence_and_a_signal_ends_it_well() {
     assert!(second.stderr.contains("cannot listen on"), "{}", second.stderr);
     circuit.proxy.term();
     assert_eq!(circuit.proxy.exit_code(SOON), Some(0));
+}
+
+#[test]
+fn a_huge_value_passes_both_ways_with_little_memory() {
+    const BYTES: usize = 200_000_000;
+    let circuit = Circuit::start(&[]);
+    let mut client = circuit.client();
+    let value = "x".repeat(BYTES);
+    client.send(b"SET small 1\r\n");
+    assert_eq!(client.read_reply(), Value::ok());
+    assert_eq!(client.command(&["SET", "big", &value]), Value::ok());
+    assert_eq!(
+        client.command(&["STRLEN", "big"]),
+        Value::Int(i64::try_from(BYTES).unwrap())
+    );
+    assert!(
+        client.command(&["GET", "big"]) == Value::Bulk(value.into_bytes()),
+        "another value came back"
+    );
+    assert_eq!(client.command(&["GET", "small"]), Value::bulk("1"));
+    let kib = circuit.peak_kib();
+    assert!(kib < 64 * 1024, "{kib} KiB for one value");
+}
+
+#[test]
+fn what_follows_a_large_request_is_answered_after_it() {
+    let circuit = Circuit::start(&[]);
+    let mut client = circuit.client();
+    let value = "y".repeat(3_000_000);
+    for _ in 0..3 {
+        client.send(b"SET small 1\r\n");
+        client.send(format!("*3\r\n$3\r\nSET\r\n$3\r\nbig\r\n${}\r\n{value}\r\n", value.len()).as_bytes());
+        client.send(b"GET small\r\nSTRLEN big\r\nINCR small\r\n");
+        let replies: Vec<Value> = (0..5).map(|_| client.read_reply()).collect();
+        let expected = [
+            Value::ok(),
+            Value::ok(),
+            Value::bulk("1"),
+            Value::Int(3_000_000),
+            Value::Int(2),
+        ];
+        assert_eq!(replies, expected);
+    }
+}
+
+#[test]
+fn a_request_cut_off_in_the_middle_hurts_nobody() {
+    let circuit = Circuit::start(&[]);
+    let (mut client, mut other) = (circuit.client(), circuit.client());
+    client.send(b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$50000000\r\nabc");
+    assert_eq!(other.command(&["SET", "k", "other"]), Value::ok());
+    drop(client);
+    assert_eq!(other.command(&["GET", "k"]), Value::bulk("other"));
 }

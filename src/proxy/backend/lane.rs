@@ -88,6 +88,8 @@ struct State {
     stuck_on: Option<Rc<Session>>,
     /// Sessions that wait for room.
     waiting: Vec<Rc<Session>>,
+    /// What is written is not kept.
+    streaming: bool,
 }
 
 impl Lane {
@@ -119,6 +121,18 @@ impl Lane {
         let mut state = self.state.borrow_mut();
         state.out.extend_from_slice(bytes);
         state.ledger.push(session.clone(), run, count, bytes.len(), Rc::ptr_eq);
+        self.wake.wake();
+    }
+
+    /// Passes on a part of a request too large to be kept: it is dropped once written, and never sent again. The
+    /// first part says whose it is. Only for private lanes with nothing else in flight.
+    pub fn append_part(&self, first: Option<(&Rc<Session>, RunId)>, bytes: &[u8]) {
+        let mut state = self.state.borrow_mut();
+        if let Some((session, run)) = first {
+            state.ledger.push(session.clone(), run, 1, 0, |_, _| false);
+            state.streaming = true;
+        }
+        state.out.extend_from_slice(bytes);
         self.wake.wake();
     }
 
@@ -233,8 +247,9 @@ impl Lane {
             if matches!(scanned.stop, Stop::Push | Stop::Malformed) {
                 return Err(LaneEnd::Poisoned);
             }
-            if let Some(answered) = state.ledger.pop_answered() {
-                state.head += answered;
+            let answered = state.ledger.pop_answered();
+            if !state.streaming {
+                state.head += answered.unwrap_or(0);
             }
         }
         state.trim();
@@ -253,6 +268,10 @@ impl Lane {
                 }
                 Err(error) => return Err(error.into()),
             }
+        }
+        if state.streaming {
+            state.head = state.written;
+            state.trim();
         }
         Ok(())
     }

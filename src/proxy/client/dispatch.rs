@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use super::close::CloseReason;
 use super::session::{Held, IN_FLIGHT_MAX, Park, Pinned, Session, State, Tail};
+use super::stream::COLLECTED_BYTES_MAX;
 use super::window::RunId;
 use crate::command::{Class, Command, Lookup, refusal};
 use crate::proxy::backend::{Lane, Wreck};
@@ -80,6 +81,12 @@ impl Session {
 
     /// Works through whole requests; returns how many bytes are done with.
     fn work(self: &Rc<Self>, bytes: &[u8], scanner: &mut RequestScanner, spans: &mut Vec<Span>) -> usize {
+        let streamed = self.stream(bytes);
+        let bytes = &bytes[streamed..];
+        streamed + self.work_on_requests(bytes, scanner, spans)
+    }
+
+    fn work_on_requests(self: &Rc<Self>, bytes: &[u8], scanner: &mut RequestScanner, spans: &mut Vec<Span>) -> usize {
         let limits = RequestLimits {
             authenticated: self.state().authenticated,
             ..self.worker.request_limits()
@@ -103,6 +110,22 @@ impl Session {
                 }
             };
             let len = match scan {
+                Scan::Incomplete(need) if need > COLLECTED_BYTES_MAX => {
+                    if count > 0 && !self.append(&bytes[start..at], count) {
+                        return self.stop(start, at, scanner);
+                    }
+                    match self.begin_stream(&bytes[at..], scanner, spans) {
+                        Outcome::Done => {
+                            *scanner = RequestScanner::default();
+                            return bytes.len();
+                        }
+                        Outcome::Park(park) => {
+                            self.state().park = park;
+                            return self.stop(at, at, scanner);
+                        }
+                        Outcome::Rides | Outcome::Close(_) => return at,
+                    }
+                }
                 Scan::Incomplete(_) => break,
                 Scan::Frame(len) | Scan::Nothing(len) | Scan::Inline(len) => len,
             };
@@ -327,7 +350,7 @@ impl Session {
         Some(wanted)
     }
 
-    fn hold(self: &Rc<Self>) -> Park {
+    pub(super) fn hold(self: &Rc<Self>) -> Park {
         self.state().held_since_ms = crate::clock::monotonic_ms();
         self.worker.hold(self.clone());
         Park::Hold
@@ -386,7 +409,7 @@ impl Session {
         }
     }
 
-    fn protocol_error(self: &Rc<Self>, error: ProtocolError) {
+    pub(super) fn protocol_error(self: &Rc<Self>, error: ProtocolError) {
         self.refuse(|out| error.put_reply(out));
         self.close(CloseReason::Protocol);
     }
@@ -421,6 +444,9 @@ impl Session {
     pub fn lane_lost(self: &Rc<Self>, lane: &Rc<Lane>, lost: Vec<Lost>) {
         let mut answers = plan(&lost.iter().map(|lost| lost.fate).collect::<Vec<_>>()).answers;
         let pinned = self.state().pinned.take_if(|pinned| Rc::ptr_eq(&pinned.lane, lane));
+        if let Some(streaming) = &mut self.state().streaming {
+            streaming.lane = None;
+        }
         if pinned.is_some() {
             // A pinned connection's requests mean something only on a connection prepared as that one was.
             answers.resize(lost.len(), Answer::MasterDown);
@@ -511,8 +537,20 @@ pub fn sort_out(wreck: Wreck, is_write: impl Fn(&Args) -> bool) -> Vec<(Rc<Sessi
             }
         };
         for number in 0..entry.count {
-            let Ok(Scan::Frame(len)) = scanner.scan(&wreck.bytes[at..], &mut spans, &RequestLimits::default()) else {
-                return found;
+            let scan = scanner.scan(
+                wreck.bytes.get(at..).unwrap_or_default(),
+                &mut spans,
+                &RequestLimits::default(),
+            );
+            let Ok(Scan::Frame(len)) = scan else {
+                // A streamed request: its bytes are gone, and so is the knowledge of how many were written.
+                scanner = RequestScanner::default();
+                found[place].1.push(Lost {
+                    run: entry.run,
+                    fate: Fate::SentWrite,
+                    bytes: Vec::new(),
+                });
+                continue;
             };
             let bytes = &wreck.bytes[at..at + len];
             at += len;

@@ -4,6 +4,7 @@ mod close;
 mod dispatch;
 mod local;
 mod session;
+mod stream;
 mod window;
 
 pub use close::CloseReason;

@@ -23,7 +23,7 @@ use super::window::{RunId, Window};
 use crate::proxy::backend::{Lane, Login};
 use crate::proxy::wake::Wake;
 use crate::proxy::worker::Worker;
-use crate::resp::{RequestScanner, Span};
+use crate::resp::{FrameStream, RequestScanner, Span};
 
 /// Commands in flight above which a session is not read from.
 pub const IN_FLIGHT_MAX: u32 = 4096;
@@ -65,6 +65,13 @@ pub(super) struct Tail {
     pub spans: Vec<Span>,
 }
 
+/// A request too large to be collected, on its way.
+pub(super) struct Streaming {
+    pub frame: FrameStream,
+    /// Where it goes; `None` once that is lost: the rest is read and dropped.
+    pub lane: Option<Rc<Lane>>,
+}
+
 /// A backend connection of the session's own.
 pub(super) struct Pinned {
     pub lane: Rc<Lane>,
@@ -81,6 +88,7 @@ pub(super) struct State {
     pub lane: Option<Rc<Lane>>,
     pub held: Vec<Held>,
     pub pinned: Option<Box<Pinned>>,
+    pub streaming: Option<Box<Streaming>>,
     pub login: Login,
     pub authenticated: bool,
     pub name: Option<Box<[u8]>>,
@@ -97,6 +105,7 @@ pub struct Session {
     writer: OwnedWriteHalf,
     wake: Wake,
     dirty: Cell<bool>,
+    written: Cell<u64>,
     state: RefCell<State>,
 }
 
@@ -114,6 +123,7 @@ impl Session {
             lane: None,
             held: Vec::new(),
             pinned: None,
+            streaming: None,
             login: Login::default(),
             authenticated,
             name: None,
@@ -127,6 +137,7 @@ impl Session {
             writer,
             wake: Wake::default(),
             dirty: Cell::new(false),
+            written: Cell::new(0),
             state: RefCell::new(state),
         });
         let reason = std::future::poll_fn(|context| session.poll(context, &mut reader)).await;
@@ -154,6 +165,11 @@ impl Session {
     pub fn unwritten(&self) -> usize {
         let state = self.state.borrow();
         state.out.len() - state.sent
+    }
+
+    /// Reply bytes written since the client came: tells a slow reader from one that does not read.
+    pub fn written(&self) -> u64 {
+        self.written.get()
     }
 
     /// Remembers a lane that stopped reading because of this client.
@@ -246,7 +262,10 @@ impl Session {
     fn write_some(&self, state: &mut State) -> io::Result<()> {
         while state.sent < state.out.len() {
             match self.writer.try_write(&state.out[state.sent..]) {
-                Ok(count) => state.sent += count,
+                Ok(count) => {
+                    state.sent += count;
+                    self.written.set(self.written.get().wrapping_add(count as u64));
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => return Err(error),
             }
