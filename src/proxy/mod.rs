@@ -11,6 +11,7 @@ mod acceptor;
 mod backend;
 mod client;
 mod settings;
+mod shard;
 mod wake;
 mod worker;
 

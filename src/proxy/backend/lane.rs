@@ -20,11 +20,12 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
 use super::connect::{ConnectError, Login, connect};
 use super::ledger::{Entry, Ledger};
+use super::target::Target;
 use crate::proxy::client::{RunId, Session};
+use crate::proxy::shard::Shard;
 use crate::proxy::wake::Wake;
 use crate::proxy::worker::Worker;
 use crate::resp::{ReplyScanner, Stop};
-use crate::topology::Addr;
 
 /// Unanswered bytes above which a lane takes no more.
 pub const UNANSWERED_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -71,10 +72,30 @@ pub struct Lane {
     pub number: u32,
     /// Who it acts for.
     pub login: Login,
+    /// The shard it belongs to.
+    pub shard: Rc<Shard>,
+    /// The server at its other end.
+    pub target: Rc<Target>,
     wake: Wake,
     released: Cell<bool>,
     abandoned: Cell<bool>,
+    /// Replies that came, and how many had come at the last look at the pace.
+    answered: Cell<u64>,
+    looked_at: Cell<Option<u64>>,
+    /// Looks in a row that found it unused, and the replies at the last of them.
+    idle: Cell<(u32, u64)>,
     state: RefCell<State>,
+}
+
+/// Whether a lane gets on, from one look to the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// Nothing is in flight.
+    Idle,
+    /// Replies come.
+    Walking,
+    /// Something is in flight since the last look, and no reply ended meanwhile.
+    Stalled,
 }
 
 #[derive(Default)]
@@ -94,13 +115,18 @@ struct State {
 
 impl Lane {
     /// A lane that connects as soon as [`Lane::run`] is spawned; it takes commands at once.
-    pub fn new(number: u32, login: Login) -> Rc<Self> {
+    pub fn new(number: u32, login: Login, shard: Rc<Shard>, target: Rc<Target>) -> Rc<Self> {
         Rc::new(Self {
             number,
             login,
+            shard,
+            target,
             wake: Wake::default(),
             released: Cell::new(false),
             abandoned: Cell::new(false),
+            answered: Cell::new(0),
+            looked_at: Cell::new(None),
+            idle: Cell::new((0, 0)),
             state: RefCell::default(),
         })
     }
@@ -142,6 +168,34 @@ impl Lane {
         self.wake.wake();
     }
 
+    /// Whether it is on its way to its end.
+    pub fn is_released(&self) -> bool {
+        self.released.get()
+    }
+
+    /// How it got on since the last look.
+    pub fn pace(&self) -> Pace {
+        if self.state.borrow().ledger.is_empty() {
+            self.looked_at.set(None);
+            return Pace::Idle;
+        }
+        let answered = self.answered.get();
+        match self.looked_at.replace(Some(answered)) {
+            Some(before) if before == answered => Pace::Stalled,
+            Some(_) | None => Pace::Walking,
+        }
+    }
+
+    /// How many looks in a row found it unused.
+    pub fn idle_ticks(&self) -> u32 {
+        let (ticks, before) = self.idle.get();
+        let answered = self.answered.get();
+        let used = answered != before || !self.state.borrow().ledger.is_empty();
+        let ticks = if used { 0 } else { ticks + 1 };
+        self.idle.set((ticks, answered));
+        ticks
+    }
+
     /// Ends the lane at once: its only owner is gone.
     pub fn abandon(&self) {
         self.abandoned.set(true);
@@ -154,8 +208,8 @@ impl Lane {
     }
 
     /// Lives until the connection ends, and then says why.
-    pub async fn run(self: &Rc<Self>, worker: &Rc<Worker>, addr: &Addr) -> LaneEnd {
-        let stream = match connect(addr, &self.login, worker.connect_timeout()).await {
+    pub async fn run(self: &Rc<Self>, worker: &Rc<Worker>) -> LaneEnd {
+        let stream = match connect(&self.target.addr, &self.login, worker.connect_timeout()).await {
             Ok(stream) => stream,
             Err(error) => return error.into(),
         };
@@ -235,6 +289,7 @@ impl Lane {
             };
             let scanned = state.scanner.scan(&bytes[at..], entry.count - entry.answered, true);
             entry.answered += scanned.replies;
+            self.answered.set(self.answered.get() + u64::from(scanned.replies));
             let unwritten = entry
                 .session
                 .fill(entry.run, &bytes[at..at + scanned.used], scanned.replies, worker);

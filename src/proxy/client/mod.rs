@@ -2,7 +2,9 @@
 
 mod close;
 mod dispatch;
+mod lanes;
 mod local;
+mod run;
 mod session;
 mod stream;
 mod window;

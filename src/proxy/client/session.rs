@@ -21,6 +21,7 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use super::close::CloseReason;
 use super::window::{RunId, Window};
 use crate::proxy::backend::{Lane, Login};
+use crate::proxy::shard::Shard;
 use crate::proxy::wake::Wake;
 use crate::proxy::worker::Worker;
 use crate::resp::{FrameStream, RequestScanner, Span};
@@ -50,8 +51,8 @@ pub(super) enum Park {
 }
 
 /// Requests to be sent again, in order.
-#[derive(Debug)]
 pub(super) struct Held {
+    pub shard: Rc<Shard>,
     pub run: RunId,
     pub count: u32,
     pub bytes: Vec<u8>,
@@ -85,7 +86,8 @@ pub(super) struct State {
     pub window: Window,
     pub tail: Option<Box<Tail>>,
     pub park: Park,
-    pub lane: Option<Rc<Lane>>,
+    /// The session's current lane on each shard that it has used (rule A8).
+    pub lanes: Vec<Rc<Lane>>,
     pub held: Vec<Held>,
     pub pinned: Option<Box<Pinned>>,
     pub streaming: Option<Box<Streaming>>,
@@ -120,7 +122,7 @@ impl Session {
             window: Window::default(),
             tail: None,
             park: Park::Open,
-            lane: None,
+            lanes: Vec::new(),
             held: Vec::new(),
             pinned: None,
             streaming: None,
