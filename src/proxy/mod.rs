@@ -11,6 +11,7 @@ mod acceptor;
 mod backend;
 mod client;
 mod settings;
+pub mod shared;
 mod wake;
 mod worker;
 
