@@ -12,6 +12,7 @@ mod backend;
 mod client;
 mod settings;
 mod shard;
+pub mod shared;
 mod wake;
 mod worker;
 
