@@ -19,7 +19,9 @@ use tracing::{debug, info, warn};
 
 use super::client::Session;
 use super::settings::Settings;
+use super::shared::Replicas;
 use super::worker::Worker;
+use crate::route::Fences;
 use crate::topology::{Addr, Snapshot};
 
 const BACKLOG: i32 = 1024;
@@ -66,6 +68,7 @@ where
     };
     let ids = Arc::new(AtomicU64::new(1));
     let (_topology, snapshots) = watch::channel(Arc::new(Snapshot::of_one(&settings.master)));
+    let replicas = Arc::new(Replicas::new(Arc::new(Fences::new())));
     let mut threads = Vec::new();
     let mut workers = Vec::new();
     for number in 0..settings.workers {
@@ -76,8 +79,8 @@ where
             sender,
         });
         let (settings, ids, shutdown) = (settings.clone(), ids.clone(), shutdown.clone());
-        let snapshots = snapshots.clone();
-        let work = move || work(settings, receiver, snapshots, &clients, &ids, &shutdown);
+        let (snapshots, replicas) = (snapshots.clone(), replicas.clone());
+        let work = move || work(settings, receiver, snapshots, replicas, &clients, &ids, &shutdown);
         threads.push(thread::Builder::new().name(format!("worker-{number}")).spawn(work)?);
     }
     runtime.block_on(async {
@@ -174,6 +177,7 @@ fn work(
     settings: Arc<Settings>,
     mut receiver: mpsc::Receiver<std::net::TcpStream>,
     mut snapshots: watch::Receiver<Arc<Snapshot>>,
+    replicas: Arc<Replicas>,
     clients: &Arc<AtomicUsize>,
     ids: &Arc<AtomicU64>,
     shutdown: &CancellationToken,
@@ -189,7 +193,7 @@ fn work(
         }
     };
     runtime.block_on(async {
-        let worker = Worker::new(settings);
+        let worker = Worker::new(settings, replicas);
         let serving = async {
             while let Some(stream) = receiver.recv().await {
                 let Ok(stream) = TcpStream::from_std(stream) else {

@@ -13,17 +13,20 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Notify;
 use tracing::{debug, info, warn};
 
-use super::backend::{Lane, LaneEnd, Login, Pace, Target, greet};
+use super::backend::{Lane, LaneEnd, Login, Pace, Purpose, Target, greet};
 use super::client::{CloseReason, Session, sort_out};
+use super::shared::ReplicaFacts;
 use super::worker::Worker;
 use crate::clock;
 use crate::command::Lookup;
 use crate::resp::Args;
+use crate::route::{Ask, Choice, FenceLog, ShardFences, Standing, Stickiness, choose};
 use crate::topology::{self, Phase, ShardId};
 
 const RETRY_FIRST: Duration = Duration::from_millis(5);
@@ -41,6 +44,13 @@ enum Mastership {
     Serving(Rc<Target>),
 }
 
+/// A replica that reads may go to.
+struct Reader {
+    target: Rc<Target>,
+    facts: Arc<ReplicaFacts>,
+    lanes: HashMap<Login, Rc<Lane>>,
+}
+
 /// One shard, as one worker sees it.
 pub struct Shard {
     /// Its name.
@@ -53,14 +63,17 @@ pub struct Shard {
     news: Notify,
     /// The shared lanes that take newcomers.
     lanes: RefCell<HashMap<Login, Rc<Lane>>>,
+    /// The replicas that may be read from, as of the last epoch that served.
+    readers: RefCell<Vec<Reader>>,
+    fences: Arc<ShardFences>,
     /// Every lane that has not ended, private ones too, by number.
     open: RefCell<HashMap<u32, Rc<Lane>>>,
     holding: RefCell<Vec<Rc<Session>>>,
 }
 
 impl Shard {
-    /// A shard of which nothing is known but its name.
-    pub fn new(id: ShardId) -> Rc<Self> {
+    /// A shard of which nothing is known but its name and fences.
+    pub fn new(id: ShardId, fences: Arc<ShardFences>) -> Rc<Self> {
         Rc::new(Self {
             id,
             mastership: RefCell::new(Mastership::Nobody),
@@ -68,6 +81,8 @@ impl Shard {
             removed: Cell::new(false),
             news: Notify::new(),
             lanes: RefCell::default(),
+            readers: RefCell::default(),
+            fences,
             open: RefCell::default(),
             holding: RefCell::default(),
         })
@@ -79,14 +94,48 @@ impl Shard {
         if let Some(lane) = self.lanes.borrow().get(login) {
             return Some(lane.clone());
         }
-        let lane = self.open(worker, login, target);
+        let lane = self.open_to_master(worker, login, target);
         self.lanes.borrow_mut().insert(login.clone(), lane.clone());
         Some(lane)
     }
 
     /// A connection to the master for one session alone; `None` while there is no master.
     pub fn open_private(self: &Rc<Self>, worker: &Rc<Worker>, login: &Login) -> Option<Rc<Lane>> {
-        Some(self.open(worker, login, self.serving()?))
+        Some(self.open_to_master(worker, login, self.serving()?))
+    }
+
+    /// The lane to the replica that a run of reads goes to; `None`: to the master. Lanes are opened as they are asked
+    /// for, and count once they have proven whom they lead to.
+    pub fn reader(
+        self: &Rc<Self>,
+        worker: &Rc<Worker>,
+        login: &Login,
+        ask: &Ask,
+        sticky: &mut Stickiness,
+    ) -> Option<Rc<Lane>> {
+        let mut readers = self.readers.borrow_mut();
+        for reader in readers.iter_mut().filter(|reader| reader.facts.is_in_service()) {
+            if !reader.lanes.contains_key(login) {
+                let purpose = Purpose::Replica(reader.facts.clone());
+                let lane = self.open(worker, login, reader.target.clone(), purpose);
+                reader.lanes.insert(login.clone(), lane);
+            }
+        }
+        let standing = |at: usize| {
+            readers[at]
+                .lanes
+                .get(login)
+                .map_or(Standing::NONE, |lane| lane.standing())
+        };
+        match choose(ask, sticky, readers.len(), standing) {
+            Choice::Master => None,
+            Choice::Replica(at) => readers[at].lanes.get(login).cloned(),
+        }
+    }
+
+    /// The fences of the whole shard.
+    pub fn fences(&self) -> &ShardFences {
+        &self.fences
     }
 
     /// The master, if it takes commands.
@@ -121,6 +170,7 @@ impl Shard {
             }
             return;
         };
+        self.follow_readers(worker, offered, &named);
         let known = match &*self.mastership.borrow() {
             Mastership::Nobody => false,
             Mastership::Sought(target) | Mastership::Serving(target) => **target == named,
@@ -138,6 +188,9 @@ impl Shard {
         self.removed.set(true);
         self.mastership.replace(Mastership::Nobody);
         self.abandon_lanes(None);
+        for lane in self.readers.take().iter().flat_map(|gone| gone.lanes.values()) {
+            lane.abandon();
+        }
         self.news.notify_one();
         self.wake_all();
     }
@@ -148,14 +201,13 @@ impl Shard {
         let mut busy = false;
         let lingering = self.open.borrow().values().filter(|lane| lane.is_released()).count();
         let mut room = STALLED_MAX.saturating_sub(lingering);
-        self.lanes.borrow_mut().retain(|_, lane| {
+        self.retain_lanes(|lane| {
             let pace = lane.pace();
             busy |= pace != Pace::Idle;
             let stays = pace != Pace::Stalled || room == 0;
             if !stays {
                 room -= 1;
                 debug!(lane = lane.number, "lane stalled; newcomers get another");
-                lane.release();
             }
             stays
         });
@@ -164,17 +216,54 @@ impl Shard {
 
     /// Closes lanes that nobody used for `ticks_max` calls of this.
     pub fn close_idle_lanes(&self, ticks_max: u32) {
-        self.lanes.borrow_mut().retain(|_, lane| {
-            let stays = lane.idle_ticks() < ticks_max;
+        self.retain_lanes(|lane| lane.idle_ticks() < ticks_max);
+    }
+
+    /// Takes no newcomers any more on the lanes that do not stay: they end once nothing is in flight on them.
+    fn retain_lanes(&self, mut stays: impl FnMut(&Lane) -> bool) {
+        let mut keep = |lane: &Rc<Lane>| {
+            let stays = stays(lane);
             if !stays {
                 lane.release();
             }
             stays
-        });
+        };
+        self.lanes.borrow_mut().retain(|_, lane| keep(lane));
+        for reader in self.readers.borrow_mut().iter_mut() {
+            reader.lanes.retain(|_, lane| keep(lane));
+        }
     }
 
-    fn open(self: &Rc<Self>, worker: &Rc<Worker>, login: &Login, target: Rc<Target>) -> Rc<Lane> {
-        let lane = Lane::new(worker.next_lane_number(), login.clone(), self.clone(), target);
+    /// The replicas of an epoch; those of the last one are read from until there is another master.
+    fn follow_readers(&self, worker: &Worker, offered: &topology::Shard, master: &Target) {
+        if !worker.splits_reads() {
+            return;
+        }
+        let mut before = self.readers.take();
+        let replicas = offered.nodes.iter().filter(|node| node.id != master.node);
+        let readers = replicas.map(|node| {
+            let target = Target::replica(node, offered.epoch);
+            let known = before.iter().position(|reader| *reader.target == target);
+            known.map(|at| before.swap_remove(at)).unwrap_or_else(|| Reader {
+                facts: worker.replicas().facts(&self.id, &node.id, &node.addr, offered.epoch),
+                target: Rc::new(target),
+                lanes: HashMap::new(),
+            })
+        });
+        let readers: Vec<Reader> = readers.collect();
+        self.readers.replace(readers);
+        for lane in before.iter().flat_map(|gone| gone.lanes.values()) {
+            lane.abandon();
+        }
+    }
+
+    fn open_to_master(self: &Rc<Self>, worker: &Rc<Worker>, login: &Login, target: Rc<Target>) -> Rc<Lane> {
+        let log = || FenceLog::new(worker.fences().clone(), self.fences.clone());
+        self.open(worker, login, target, Purpose::Master(worker.splits_reads().then(log)))
+    }
+
+    fn open(self: &Rc<Self>, worker: &Rc<Worker>, login: &Login, target: Rc<Target>, purpose: Purpose) -> Rc<Lane> {
+        let lane = Lane::new(worker.next_lane_number(), login.clone(), self.clone(), target, purpose);
         self.open.borrow_mut().insert(lane.number, lane.clone());
         let (worker, running, shard) = (worker.clone(), lane.clone(), self.clone());
         tokio::task::spawn_local(async move {
@@ -184,9 +273,9 @@ impl Shard {
         lane
     }
 
-    /// Ends all lanes but those to `still`: they lead to a server that is master no more.
+    /// Ends all lanes to masters but those to `still`: they lead to a server that is master no more.
     fn abandon_lanes(&self, still: Option<&Target>) {
-        let leads_astray = |lane: &Lane| still.is_none_or(|still| *lane.target != *still);
+        let leads_astray = |lane: &Lane| !lane.is_reader() && still.is_none_or(|still| *lane.target != *still);
         self.lanes.borrow_mut().retain(|_, lane| !leads_astray(lane));
         for lane in self.open.borrow().values().filter(|lane| leads_astray(lane)) {
             lane.abandon();
@@ -195,6 +284,9 @@ impl Shard {
 
     fn lane_ended(self: &Rc<Self>, worker: &Rc<Worker>, lane: &Rc<Lane>, end: &LaneEnd) {
         self.lanes.borrow_mut().retain(|_, known| !Rc::ptr_eq(known, lane));
+        for reader in self.readers.borrow_mut().iter_mut() {
+            reader.lanes.retain(|_, known| !Rc::ptr_eq(known, lane));
+        }
         self.open.borrow_mut().remove(&lane.number);
         let wreck = lane.salvage();
         match end {
@@ -272,6 +364,8 @@ impl Shard {
             return Err(None);
         }
         worker.learn(&greeting);
+        // From here on it may acknowledge what replicas of older epochs never get.
+        self.fences.enter(target.epoch);
         self.mastership.replace(Mastership::Serving(target));
         Ok(())
     }

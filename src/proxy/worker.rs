@@ -10,9 +10,10 @@ use super::backend::{ConnectError, Greeting, Login, ask, connect};
 use super::client::{CloseReason, Session};
 use super::settings::Settings;
 use super::shard::Shard;
+use super::shared::Replicas;
 use crate::command::{Command, KeyPositions, Table};
 use crate::resp::{Args, RequestLimits, RequestScanner, Span};
-use crate::route::{Place, place};
+use crate::route::{Fences, Footprint, Place, ReadPolicy, place};
 use crate::topology::{Addr, ShardId, ShardIndex, Snapshot};
 
 /// Bytes read at once; one buffer for all of a worker's sockets.
@@ -47,16 +48,20 @@ pub struct Worker {
     scratch: RefCell<Box<[u8]>>,
     spans: RefCell<Vec<Span>>,
     keys: RefCell<KeyPositions>,
+    footprint: RefCell<Footprint>,
+    replicas: Arc<Replicas>,
 }
 
 impl Worker {
     /// A worker that knows no shard yet; call it on the thread that keeps it.
-    pub fn new(settings: Arc<Settings>) -> Rc<Self> {
+    pub fn new(settings: Arc<Settings>, replicas: Arc<Replicas>) -> Rc<Self> {
+        let nameless = ShardId::from("");
+        let nobody = Shard::new(nameless.clone(), replicas.fences().shard(&nameless));
         Rc::new(Self {
             settings,
             commands: Table::builtin(),
             snapshot: RefCell::new(Arc::new(Snapshot::empty())),
-            shards: RefCell::new(vec![Shard::new(ShardId::from(""))]),
+            shards: RefCell::new(vec![nobody]),
             auth_required: Cell::new(false),
             databases: Cell::new(DATABASES),
             redis_version: RefCell::new("7.0.0".to_owned()),
@@ -67,6 +72,8 @@ impl Worker {
             scratch: RefCell::new(vec![0; SCRATCH_BYTES].into()),
             spans: RefCell::default(),
             keys: RefCell::default(),
+            footprint: RefCell::default(),
+            replicas,
         })
     }
 
@@ -80,7 +87,9 @@ impl Worker {
         let shards: Vec<Rc<Shard>> = snapshot
             .shards
             .iter()
-            .map(|offered| known(&offered.id).unwrap_or_else(|| Shard::new(offered.id.clone())))
+            .map(|offered| {
+                known(&offered.id).unwrap_or_else(|| Shard::new(offered.id.clone(), self.fences().shard(&offered.id)))
+            })
             .collect();
         self.shards.replace(shards.clone());
         self.snapshot.replace(snapshot.clone());
@@ -116,6 +125,37 @@ impl Worker {
             args,
             &mut self.keys.borrow_mut(),
         )
+    }
+
+    /// Whether reads may go to replicas, so that writes have to raise fences.
+    #[inline]
+    pub fn splits_reads(&self) -> bool {
+        self.settings.reads == ReadPolicy::Causal
+    }
+
+    /// The fences of this proxy.
+    pub fn fences(&self) -> &Arc<Fences> {
+        self.replicas.fences()
+    }
+
+    /// What is known of replicas.
+    pub fn replicas(&self) -> &Arc<Replicas> {
+        &self.replicas
+    }
+
+    /// How old the newest sample that a replica has passed may be, in milliseconds.
+    pub fn max_lag_ms(&self) -> u64 {
+        self.settings.max_lag_ms
+    }
+
+    /// What the run under way writes.
+    pub fn footprint(&self) -> RefMut<'_, Footprint> {
+        self.footprint.borrow_mut()
+    }
+
+    /// Room for the keys of a request.
+    pub fn keys(&self) -> RefMut<'_, KeyPositions> {
+        self.keys.borrow_mut()
     }
 
     /// Takes in what a master said of itself.

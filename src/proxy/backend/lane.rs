@@ -7,25 +7,28 @@
 //! Invariant: `out[head..]` holds exactly the bytes of the ledger's entries. They are kept until they are answered,
 //! not only until they are written, so that what was in flight on a lost lane can be told apart and sent again.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use thiserror::Error;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
-use super::connect::{ConnectError, Login, connect};
+use super::connect::{ConnectError, Login, connect, identify_replica};
 use super::ledger::{Entry, Ledger};
 use super::target::Target;
 use crate::proxy::client::{RunId, Session};
 use crate::proxy::shard::Shard;
+use crate::proxy::shared::{Bond, ReplicaFacts};
 use crate::proxy::wake::Wake;
 use crate::proxy::worker::Worker;
 use crate::resp::{ReplyScanner, Stop};
+use crate::route::{FenceLog, Footprint, Standing};
 
 /// Unanswered bytes above which a lane takes no more.
 pub const UNANSWERED_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -76,6 +79,8 @@ pub struct Lane {
     pub shard: Rc<Shard>,
     /// The server at its other end.
     pub target: Rc<Target>,
+    /// For a lane to a replica: what is known of it.
+    reader: Option<Reader>,
     wake: Wake,
     released: Cell<bool>,
     abandoned: Cell<bool>,
@@ -85,6 +90,21 @@ pub struct Lane {
     /// Looks in a row that found it unused, and the replies at the last of them.
     idle: Cell<(u32, u64)>,
     state: RefCell<State>,
+}
+
+/// The replica at the other end of a lane, and how it relates to what the sampler knows.
+pub struct Reader {
+    facts: Arc<ReplicaFacts>,
+    /// Made once the connection has proven whom it leads to (rule A11).
+    bond: OnceCell<Bond>,
+}
+
+/// What a lane is for.
+pub enum Purpose {
+    /// Everything, to a master. Its writes raise fences if somebody reads from replicas.
+    Master(Option<FenceLog>),
+    /// Reads, to the replica that these facts are about.
+    Replica(Arc<ReplicaFacts>),
 }
 
 /// Whether a lane gets on, from one look to the next.
@@ -111,23 +131,36 @@ struct State {
     waiting: Vec<Rc<Session>>,
     /// What is written is not kept.
     streaming: bool,
+    /// The fences that the unanswered writes hold raised.
+    fences: Option<FenceLog>,
 }
 
 impl Lane {
     /// A lane that connects as soon as [`Lane::run`] is spawned; it takes commands at once.
-    pub fn new(number: u32, login: Login, shard: Rc<Shard>, target: Rc<Target>) -> Rc<Self> {
+    pub fn new(number: u32, login: Login, shard: Rc<Shard>, target: Rc<Target>, purpose: Purpose) -> Rc<Self> {
+        let (fences, reader) = match purpose {
+            Purpose::Master(fences) => (fences, None),
+            Purpose::Replica(facts) => (None, Some(facts)),
+        };
         Rc::new(Self {
             number,
             login,
             shard,
             target,
+            reader: reader.map(|facts| Reader {
+                facts,
+                bond: OnceCell::new(),
+            }),
             wake: Wake::default(),
             released: Cell::new(false),
             abandoned: Cell::new(false),
             answered: Cell::new(0),
             looked_at: Cell::new(None),
             idle: Cell::new((0, 0)),
-            state: RefCell::default(),
+            state: RefCell::new(State {
+                fences,
+                ..State::default()
+            }),
         })
     }
 
@@ -142,9 +175,24 @@ impl Lane {
         self.state.borrow_mut().waiting.push(session.clone());
     }
 
-    /// Appends `count` whole requests; the flusher runs after all ready sessions of this turn.
-    pub fn append(&self, session: &Rc<Session>, run: RunId, count: u32, bytes: &[u8]) {
+    /// Whether it leads to a replica.
+    pub fn is_reader(&self) -> bool {
+        self.reader.is_some()
+    }
+
+    /// What is known of the replica at its other end; nothing before it is connected, or if it is no replica.
+    pub fn standing(&self) -> Standing {
+        let bond = self.reader.as_ref().and_then(|reader| reader.bond.get());
+        bond.map_or(Standing::NONE, Bond::standing)
+    }
+
+    /// Appends `count` whole requests, whose writes are in `footprint`; the flusher runs after all ready sessions of
+    /// this turn.
+    pub fn append(&self, session: &Rc<Session>, run: RunId, count: u32, bytes: &[u8], footprint: &Footprint) {
         let mut state = self.state.borrow_mut();
+        if let Some(fences) = &mut state.fences {
+            fences.appended(count, footprint);
+        }
         state.out.extend_from_slice(bytes);
         state.ledger.push(session.clone(), run, count, bytes.len(), Rc::ptr_eq);
         self.wake.wake();
@@ -152,9 +200,12 @@ impl Lane {
 
     /// Passes on a part of a request too large to be kept: it is dropped once written, and never sent again. The
     /// first part says whose it is. Only for private lanes with nothing else in flight.
-    pub fn append_part(&self, first: Option<(&Rc<Session>, RunId)>, bytes: &[u8]) {
+    pub fn append_part(&self, first: Option<(&Rc<Session>, RunId, &Footprint)>, bytes: &[u8]) {
         let mut state = self.state.borrow_mut();
-        if let Some((session, run)) = first {
+        if let Some((session, run, footprint)) = first {
+            if let Some(fences) = &mut state.fences {
+                fences.appended(1, footprint);
+            }
             state.ledger.push(session.clone(), run, 1, 0, |_, _| false);
             state.streaming = true;
         }
@@ -209,10 +260,16 @@ impl Lane {
 
     /// Lives until the connection ends, and then says why.
     pub async fn run(self: &Rc<Self>, worker: &Rc<Worker>) -> LaneEnd {
-        let stream = match connect(&self.target.addr, &self.login, worker.connect_timeout()).await {
+        let mut stream = match connect(&self.target.addr, &self.login, worker.connect_timeout()).await {
             Ok(stream) => stream,
             Err(error) => return error.into(),
         };
+        if let Some(reader) = &self.reader {
+            match identify_replica(&mut stream, &self.target.addr, worker.connect_timeout()).await {
+                Ok(identity) => drop(reader.bond.set(Bond::new(reader.facts.clone(), identity))),
+                Err(error) => return error.into(),
+            }
+        }
         let (mut reader, writer) = stream.into_split();
         std::future::poll_fn(|context| match self.poll(context, &mut reader, &writer, worker) {
             Ok(()) => Poll::Pending,
@@ -228,6 +285,8 @@ impl Lane {
         let bytes = state.out.split_off(head);
         let written = state.written.saturating_sub(head);
         let inside_reply = state.scanner.is_inside();
+        // What these writes changed stays fenced for a while: they may still be executed.
+        state.fences = None;
         for session in std::mem::take(&mut state.waiting) {
             session.wake();
         }
@@ -289,6 +348,15 @@ impl Lane {
             };
             let scanned = state.scanner.scan(&bytes[at..], entry.count - entry.answered, true);
             entry.answered += scanned.replies;
+            // Before anybody is shown the replies (rule A9).
+            if let Some(fences) = &mut state.fences {
+                fences.answered(scanned.replies);
+            }
+            if self.reader.is_some() {
+                entry
+                    .session
+                    .read_from_replica(&self.shard, worker.fences().requested());
+            }
             self.answered.set(self.answered.get() + u64::from(scanned.replies));
             let unwritten = entry
                 .session

@@ -1,6 +1,6 @@
 //! The server at the other end of a connection, as topology names it.
 
-use crate::topology::{Addr, Epoch, Master, NodeId, RunId};
+use crate::topology::{Addr, Epoch, Master, Node, NodeId, RunId};
 
 /// A server in one epoch of its shard. A lane belongs to exactly one: another epoch is another target.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +23,16 @@ impl Target {
             addr: master.addr.clone(),
             epoch,
             run_id: master.run_id.clone(),
+        }
+    }
+
+    /// A replica of an epoch. Which life it is in, a connection finds out for itself (rule A11).
+    pub fn replica(node: &Node, epoch: Epoch) -> Self {
+        Self {
+            node: node.id.clone(),
+            addr: node.addr.clone(),
+            epoch,
+            run_id: None,
         }
     }
 }

@@ -136,14 +136,15 @@ impl Session {
                     let args = Args::new(&bytes[at..at + len], spans);
                     match self.judge(&args, run.count) {
                         Outcome::Rides(ride) if run.takes(&ride) => {
-                            run.add(&ride);
+                            self.join(&args, &ride, &mut run);
                             at += len;
                             continue;
                         }
                         // What follows must not overtake the run before it.
                         _ if !self.append(&bytes[run.start..at], &run) => return self.stop(run.start, at, scanner),
                         Outcome::Rides(ride) => {
-                            run = Run::of(at, &ride);
+                            run = Run::begin(at);
+                            self.join(&args, &ride, &mut run);
                             at += len;
                             continue;
                         }
@@ -178,6 +179,12 @@ impl Session {
         at
     }
 
+    fn join(&self, args: &Args, ride: &Ride, run: &mut Run) {
+        run.shard = ride.shard;
+        self.note(args, ride, run);
+        run.add(ride);
+    }
+
     /// The run at `start` has to wait; scanning begins there again.
     fn stop(&self, start: usize, at: usize, scanner: &mut RequestScanner) -> usize {
         debug_assert!(start <= at);
@@ -204,7 +211,9 @@ impl Session {
         {
             return Outcome::Rides(Ride {
                 shard,
+                command: command.id,
                 is_write: command.is_write(),
+                is_masters: matches!(command.class, Class::Node | Class::EveryNode),
             });
         }
         Outcome::Done
@@ -239,9 +248,11 @@ impl Session {
             Class::Session => self.local(command, args),
             // Which shard a transaction belongs to is known only once it names a key.
             Class::Transaction if self.worker.shard_count() > 1 => self.refuse(|out| refusal::not_yet(command, out)),
-            Class::Transaction => self.transaction(command, frame),
-            Class::Blocking if !matches!(&*command.name, "wait" | "waitaof") => self.pin_and_append(shard, frame),
-            Class::Node | Class::Everywhere => self.pin_and_append(shard, frame),
+            Class::Transaction => self.transaction(command, args, frame),
+            Class::Blocking if !matches!(&*command.name, "wait" | "waitaof") => {
+                self.pin_and_append(shard, command, args, frame)
+            }
+            Class::Node | Class::Everywhere => self.pin_and_append(shard, command, args, frame),
             Class::Refused => self.refuse(|out| {
                 out.extend_from_slice(b"-NOPERM pointsman does not pass on '");
                 out.extend_from_slice(command.name.as_bytes());
@@ -271,12 +282,12 @@ impl Session {
             return None;
         }
         if command.class == Class::Transaction {
-            return Some(self.transaction(command, frame));
+            return Some(self.transaction(command, args, frame));
         }
-        Some(self.pin_and_append(ShardIndex(0), frame))
+        Some(self.pin_and_append(ShardIndex(0), command, args, frame))
     }
 
-    fn transaction(self: &Rc<Self>, command: &Command, frame: &[u8]) -> Outcome {
+    fn transaction(self: &Rc<Self>, command: &Command, args: &Args, frame: &[u8]) -> Outcome {
         let pinned = self.state().pinned.is_some();
         match &*command.name {
             "exec" if !pinned => return self.refuse(|out| out.extend_from_slice(b"-ERR EXEC without MULTI\r\n")),
@@ -284,7 +295,7 @@ impl Session {
             "unwatch" if !pinned => return self.refuse(|out| out.extend_from_slice(b"+OK\r\n")),
             _ => {}
         }
-        let outcome = self.pin_and_append(ShardIndex(0), frame);
+        let outcome = self.pin_and_append(ShardIndex(0), command, args, frame);
         if let (Outcome::Done, Some(pinned)) = (&outcome, &mut self.state().pinned) {
             match &*command.name {
                 "multi" => pinned.multi = true,
@@ -313,8 +324,15 @@ impl Session {
         };
         let args = Args::new(&request, &spans);
         match self.judge(&args, 0) {
-            Outcome::Rides(ride) if self.append(&request, &Run::of(0, &ride)) => Outcome::Done,
-            Outcome::Rides(_) => Outcome::Park(self.state().park),
+            Outcome::Rides(ride) => {
+                let mut run = Run::begin(0);
+                self.join(&args, &ride, &mut run);
+                if self.append(&request, &run) {
+                    Outcome::Done
+                } else {
+                    Outcome::Park(self.state().park)
+                }
+            }
             Outcome::Done => self.special(&args, &request),
             other => other,
         }
@@ -376,7 +394,7 @@ impl Session {
                 bytes: lost.bytes,
             }));
             state.held_since_ms = crate::clock::monotonic_ms();
-            state.lanes.retain(|known| !Rc::ptr_eq(known, lane));
+            state.seat(&lane.shard).lane.take_if(|known| Rc::ptr_eq(known, lane));
         }
         if pinned.is_some_and(|pinned| pinned.multi || pinned.watch) {
             self.close(CloseReason::TransactionLost);

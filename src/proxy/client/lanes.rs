@@ -8,11 +8,11 @@ use super::dispatch::Outcome;
 use super::run::Run;
 use super::session::{Held, Park, Pinned, Session, State};
 use crate::clock;
-use crate::command::Lookup;
+use crate::command::{Class, Command, Lookup};
 use crate::proxy::backend::Lane;
 use crate::proxy::shard::Shard;
 use crate::resp::{Args, RequestScanner, Scan};
-use crate::route::Place;
+use crate::route::{Ask, Footprint, Place, ReadPolicy};
 use crate::topology::ShardIndex;
 
 const NO_MASTER: &[u8] = b"-MASTERDOWN no master for the shard: not executed\r\n";
@@ -23,6 +23,14 @@ impl Session {
         if run.count == 0 {
             return true;
         }
+        let appended = self.append_run(bytes, run);
+        if run.writes {
+            self.worker.footprint().clear();
+        }
+        appended
+    }
+
+    fn append_run(self: &Rc<Self>, bytes: &[u8], run: &Run) -> bool {
         let mut state = self.state();
         let Some(lane) = self.lane_for(&mut state, run) else {
             return false;
@@ -33,7 +41,7 @@ impl Session {
             return false;
         }
         let id = state.window.reserve(lane.number, run.count);
-        lane.append(self, id, run.count, bytes);
+        lane.append(self, id, run.count, bytes, &self.worker.footprint());
         self.worker.watch_lanes();
         true
     }
@@ -51,35 +59,70 @@ impl Session {
             }
             self.give_back(state);
         }
-        let Some(wanted) = shard.lane(&self.worker, &state.login) else {
+        let busy = state.window.unanswered() > 0;
+        let current = state.seat(&shard).lane.clone();
+        let reader = match &current {
+            // Behind its own commands at the master a run of reads stays there (rule A8).
+            Some(current) if busy && !current.is_reader() => None,
+            Some(_) | None => self.reader_for(state, &shard, run),
+        };
+        let Some(wanted) = reader.or_else(|| shard.lane(&self.worker, &state.login)) else {
             self.hold_in(state, &shard);
             return None;
         };
-        let busy = state.window.unanswered() > 0;
-        match state.lanes.iter_mut().find(|lane| Rc::ptr_eq(&lane.shard, &shard)) {
-            None => state.lanes.push(wanted.clone()),
-            Some(current) if Rc::ptr_eq(current, &wanted) => {}
-            Some(_) if busy => {
-                state.park = Park::Drain;
-                return None;
-            }
-            Some(current) => *current = wanted.clone(),
+        if busy && current.is_some_and(|current| !Rc::ptr_eq(&current, &wanted)) {
+            state.park = Park::Drain;
+            return None;
         }
+        state.seat(&shard).lane = Some(wanted.clone());
         Some(wanted)
+    }
+
+    /// The replica lane that may take a run of reads, if there is one.
+    fn reader_for(self: &Rc<Self>, state: &mut State, shard: &Rc<Shard>, run: &Run) -> Option<Rc<Lane>> {
+        if run.writes || !self.worker.splits_reads() || state.login.is_named_user() {
+            return None;
+        }
+        let ask = Ask {
+            policy: ReadPolicy::Causal,
+            need: run.need,
+            requested: self.worker.fences().requested(),
+            now_ms: clock::monotonic_ms(),
+            max_lag_ms: self.worker.max_lag_ms(),
+            session: self.id,
+        };
+        let login = state.login.clone();
+        shard.reader(&self.worker, &login, &ask, &mut state.seat(shard).sticky)
     }
 
     /// Appends one request to the session's own connection to a shard, which it gets once nothing is in flight
     /// elsewhere.
-    pub(super) fn pin_and_append(self: &Rc<Self>, shard: ShardIndex, frame: &[u8]) -> Outcome {
+    pub(super) fn pin_and_append(
+        self: &Rc<Self>,
+        shard: ShardIndex,
+        command: &Command,
+        args: &Args,
+        frame: &[u8],
+    ) -> Outcome {
         let mut state = self.state();
         if let Some(park) = self.pin(&mut state, shard) {
             return Outcome::Park(park);
         }
-        let Some(lane) = state.pinned.as_ref().map(|pinned| pinned.lane.clone()) else {
+        let state = &mut *state;
+        let Some(pinned) = &mut state.pinned else {
             return Outcome::Done;
         };
-        let run = state.window.reserve(lane.number, 1);
-        lane.append(self, run, 1, frame);
+        let mut footprint = Footprint::default();
+        if pinned.multi && command.class != Class::Transaction {
+            // It is executed by EXEC, if at all.
+            self.mark(command, args, 0, &mut pinned.queued);
+        } else if pinned.multi {
+            footprint = std::mem::take(&mut pinned.queued);
+        } else {
+            self.mark(command, args, 0, &mut footprint);
+        }
+        let run = state.window.reserve(pinned.lane.number, 1);
+        pinned.lane.append(self, run, 1, frame, &footprint);
         Outcome::Done
     }
 
@@ -108,6 +151,7 @@ impl Session {
             lane,
             multi: false,
             watch: false,
+            queued: Footprint::default(),
         }));
         None
     }
@@ -136,18 +180,22 @@ impl Session {
         let mut state = self.state();
         let state = &mut *state;
         let mut waits_for = None;
-        let mut kept = Vec::new();
+        let (mut kept, mut seats) = (Vec::new(), Vec::new());
         for held in state.held.drain(..) {
             let Some(lane) = held.shard.lane(&self.worker, &state.login) else {
                 waits_for.get_or_insert_with(|| held.shard.clone());
                 kept.push(held);
                 continue;
             };
-            lane.append(self, held.run, held.count, &held.bytes);
-            state.lanes.retain(|known| !Rc::ptr_eq(&known.shard, &held.shard));
-            state.lanes.push(lane);
+            let mut footprint = Footprint::default();
+            self.mark_held(&held, &mut footprint);
+            lane.append(self, held.run, held.count, &held.bytes, &footprint);
+            seats.push((held.shard, lane));
         }
         state.held = kept;
+        for (shard, lane) in seats {
+            state.seat(&shard).lane = Some(lane);
+        }
         let Some(shard) = waits_for else { return true };
         state.park = Park::Hold;
         shard.hold(&self.worker, self.clone());

@@ -2,6 +2,7 @@
 
 mod close;
 mod dispatch;
+mod fencing;
 mod lanes;
 mod local;
 mod run;

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use super::session::{Park, Session, Streaming};
 use crate::command::Lookup;
 use crate::resp::{Args, RequestScanner, Span};
-use crate::route::Place;
+use crate::route::{Footprint, Place};
 
 /// Requests longer than this are streamed, in bytes.
 pub(super) const COLLECTED_BYTES_MAX: usize = 256 * 1024;
@@ -53,7 +53,12 @@ impl Session {
             return Begun::Collect;
         };
         let run = state.window.reserve(lane.number, 1);
-        lane.append_part(Some((self, run)), bytes);
+        let mut footprint = Footprint::default();
+        // Its keys may not all be there yet.
+        if command.is_write() {
+            footprint.writes_every_key(0);
+        }
+        lane.append_part(Some((self, run, &footprint)), bytes);
         state.streaming = Some(Box::new(Streaming {
             frame,
             lane: Some(lane),
