@@ -3,10 +3,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
 mod agent;
+mod agent_store;
 mod command_keys;
 mod failover;
 mod houses;
 mod peer;
 mod proxy;
+mod store;
 mod support;
 mod support_check;
