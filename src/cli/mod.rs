@@ -10,6 +10,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 use crate::admin;
 use crate::proxy::{self, Settings};
+use crate::route::ReadPolicy;
 use crate::topology::Addr;
 
 /// Redis high availability with ZooKeeper for unmodified clients and servers.
@@ -37,6 +38,9 @@ struct ProxyArgs {
     /// The master.
     #[arg(long, value_name = "HOST:PORT")]
     master: Addr,
+    /// A replica of it (may be given several times): reads go there as far as it has what they need.
+    #[arg(long, value_name = "HOST:PORT")]
+    replica: Vec<Addr>,
     /// Where /healthz answers.
     #[arg(long, value_name = "HOST:PORT")]
     admin: Option<Addr>,
@@ -56,6 +60,10 @@ pub fn run() -> ExitCode {
     let Command::Proxy(args) = cli.command;
     let mut settings = Settings::new(args.listen, args.master);
     settings.admin = args.admin;
+    if !args.replica.is_empty() {
+        settings.replicas = args.replica;
+        settings.reads = ReadPolicy::Causal;
+    }
     if let Some(workers) = args.workers {
         settings.workers = workers.into();
     }

@@ -19,9 +19,9 @@ use tracing::{debug, info, warn};
 
 use super::client::Session;
 use super::settings::Settings;
-use super::shared::Replicas;
+use super::shared::{ControlLogin, Replicas, SamplerSettings, sample};
 use super::worker::Worker;
-use crate::route::Fences;
+use crate::route::{Fences, ReadPolicy};
 use crate::topology::{Addr, Snapshot};
 
 const BACKLOG: i32 = 1024;
@@ -67,7 +67,8 @@ where
         }
     };
     let ids = Arc::new(AtomicU64::new(1));
-    let (_topology, snapshots) = watch::channel(Arc::new(Snapshot::of_one(&settings.master)));
+    let topology = Snapshot::fixed(&settings.master, &settings.replicas);
+    let (_topology, snapshots) = watch::channel(Arc::new(topology));
     let replicas = Arc::new(Replicas::new(Arc::new(Fences::new())));
     let mut threads = Vec::new();
     let mut workers = Vec::new();
@@ -90,8 +91,22 @@ where
                 None => std::future::pending().await,
             }
         };
+        let sampling = async {
+            if settings.reads == ReadPolicy::Causal {
+                sample(
+                    replicas.clone(),
+                    snapshots.clone(),
+                    sampler_settings(&settings),
+                    shutdown.clone(),
+                )
+                .await;
+            } else {
+                std::future::pending().await
+            }
+        };
         tokio::select! {
-            () = accept_all(listeners, workers, settings, shutdown) => {}
+            () = sampling => {}
+            () = accept_all(listeners, workers, settings.clone(), shutdown) => {}
             Err(error) = pages => warn!("the admin port failed: {error}"),
         }
     });
@@ -101,6 +116,13 @@ where
         }
     }
     Ok(())
+}
+
+fn sampler_settings(settings: &Settings) -> SamplerSettings {
+    SamplerSettings {
+        max_lag_ms: settings.max_lag_ms,
+        login: Arc::new(|_, _| ControlLogin::default()),
+    }
 }
 
 fn listen(addr: &Addr) -> io::Result<TcpListener> {

@@ -195,8 +195,8 @@ impl Shard {
         self.wake_all();
     }
 
-    /// Looks at the lanes that take newcomers: one that does not get on makes room for a new one (rule B1). Says
-    /// whether something is in flight.
+    /// Looks at the lanes that take newcomers: one that does not get on makes room for a new one (rule B1), and a
+    /// replica that says nothing loses its reads to the master. Says whether something is in flight.
     pub fn watch_lanes(&self) -> bool {
         let mut busy = false;
         let lingering = self.open.borrow().values().filter(|lane| lane.is_released()).count();
@@ -204,12 +204,19 @@ impl Shard {
         self.retain_lanes(|lane| {
             let pace = lane.pace();
             busy |= pace != Pace::Idle;
-            let stays = pace != Pace::Stalled || room == 0;
-            if !stays {
-                room -= 1;
-                debug!(lane = lane.number, "lane stalled; newcomers get another");
+            match pace {
+                Pace::Silent if lane.is_reader() => {
+                    info!(lane = lane.number, replica = %lane.target.addr, "the replica is silent; its reads go elsewhere");
+                    lane.abandon();
+                    false
+                }
+                Pace::Silent | Pace::Stalled if room > 0 => {
+                    room -= 1;
+                    debug!(lane = lane.number, "lane stalled; newcomers get another");
+                    false
+                }
+                Pace::Idle | Pace::Walking | Pace::Stalled | Pace::Silent => true,
             }
-            stays
         });
         busy
     }
