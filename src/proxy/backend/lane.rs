@@ -33,7 +33,7 @@ use crate::route::{FenceLog, Footprint, Standing};
 /// Unanswered bytes above which a lane takes no more.
 pub const UNANSWERED_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Unwritten reply bytes of one client above which a lane stops reading for it.
-const CLIENT_REPLY_BYTES_MAX: usize = 8 * 1024 * 1024;
+pub const CLIENT_REPLY_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Capacity that an empty out buffer keeps.
 const IDLE_CAPACITY_MAX: usize = 256 * 1024;
 
