@@ -10,16 +10,18 @@ use std::time::Duration;
 use tracing::{debug, info, warn};
 
 use super::backend::{ConnectError, Lane, LaneEnd, Login, ask, connect, put_request};
-use super::client::{CloseReason, Session, sort_out};
+use super::client::{CloseReason, Session};
 use super::settings::Settings;
 use crate::clock;
-use crate::command::{Lookup, Table};
+use crate::command::Table;
 use crate::resp::{RequestLimits, RequestScanner, Span};
 
 /// Bytes read at once; one buffer for all of a worker's sockets.
 const SCRATCH_BYTES: usize = 64 * 1024;
 /// How long a client may keep a shared lane from reading.
 const SLOW_READER: Duration = Duration::from_secs(1);
+/// How long a lane that was refused something is listened to.
+const LAST_REPLIES: Duration = Duration::from_secs(1);
 const RETRY_FIRST: Duration = Duration::from_millis(5);
 const RETRY_LAST: Duration = Duration::from_millis(50);
 
@@ -135,7 +137,11 @@ impl Worker {
 
     /// A connection for one session alone; `None` while there is no master.
     pub fn open_private(self: &Rc<Self>, login: &Login) -> Option<Rc<Lane>> {
-        self.master_up.get().then(|| self.open(login))
+        self.master_up.get().then(|| {
+            let lane = self.open(login);
+            lane.make_private();
+            lane
+        })
     }
 
     /// Closes a client that does not read while others wait behind its reply (rule B2).
@@ -176,28 +182,38 @@ impl Worker {
 
     fn lane_ended(self: &Rc<Self>, lane: &Rc<Lane>, end: &LaneEnd) {
         self.lanes.borrow_mut().retain(|_, known| !Rc::ptr_eq(known, lane));
-        let wreck = lane.salvage();
+        let wreck = lane.salvage(&self.commands);
         match end {
             LaneEnd::Released => debug!(lane = lane.number, "lane closed"),
+            LaneEnd::Refused => info!(lane = lane.number, refused = wreck.refused(), "lane closed: {end}"),
             LaneEnd::Poisoned => warn!(lane = lane.number, "lane closed: {end}"),
             LaneEnd::Connect(_) | LaneEnd::Eof | LaneEnd::Network(_) => {
                 info!(lane = lane.number, "lane lost: {end}");
                 self.master_lost();
             }
         }
-        if wreck.inside_reply
-            && let Some(entry) = wreck.entries.front()
-        {
-            entry.session.close(CloseReason::ReplyCutOff);
+        if let Some(session) = wreck.interrupted() {
+            session.close(CloseReason::ReplyCutOff);
         }
-        let is_write = |args: &crate::resp::Args| match self.commands.lookup(args) {
-            Lookup::Known(command) => command.is_write(),
-            Lookup::Unknown | Lookup::UnknownSubcommand(_) => true,
-        };
-        for (session, lost) in sort_out(wreck, is_write) {
+        for (session, lost) in wreck.by_session() {
             session.lane_lost(lane, lost);
         }
         self.flush_dirty();
+    }
+
+    /// Takes a lane out of service that Redis refuses commands on; what it still answers is waited for, not long.
+    pub fn lane_refused(self: &Rc<Self>, lane: &Rc<Lane>) {
+        info!(
+            lane = lane.number,
+            "redis refuses commands: looking for the master again"
+        );
+        self.lanes.borrow_mut().retain(|_, known| !Rc::ptr_eq(known, lane));
+        self.master_lost();
+        let lane = lane.clone();
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep(LAST_REPLIES).await;
+            lane.abandon();
+        });
     }
 
     fn master_lost(self: &Rc<Self>) {
@@ -244,10 +260,11 @@ impl Worker {
         let mut request = Vec::new();
         put_request(&mut request, &[b"ROLE"]);
         put_request(&mut request, &[b"INFO", b"server"]);
+        put_request(&mut request, &[b"INFO", b"persistence"]);
         let limit = self.connect_timeout();
         let asking = async {
             let mut stream = connect(master, &Login::default(), limit).await?;
-            ask(&mut stream, &request, 2, master).await
+            ask(&mut stream, &request, 3, master).await
         };
         match tokio::time::timeout(limit, asking).await {
             Err(_) => Err(format!("{master} does not answer within {limit:?}")),
@@ -260,6 +277,9 @@ impl Worker {
                 let reply = String::from_utf8_lossy(&reply);
                 if !reply.contains("\r\n$6\r\nmaster\r\n") {
                     return Err(format!("{master} is no master"));
+                }
+                if reply.contains("\r\nloading:1\r\n") {
+                    return Err(format!("{master} is loading its data"));
                 }
                 if let Some(version) = reply.lines().find_map(|line| line.strip_prefix("redis_version:")) {
                     version.clone_into(&mut self.redis_version.borrow_mut());

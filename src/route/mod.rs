@@ -1,5 +1,7 @@
 //! Where a request goes: read policy, fences, splits and joins, what may be re-sent. Pure.
 
+pub mod refusal;
 mod resend;
 
-pub use resend::{Answer, Fate, Plan, plan};
+pub use refusal::Line;
+pub use resend::{Fate, Verdict, plan};

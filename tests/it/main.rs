@@ -8,5 +8,6 @@ mod failover;
 mod houses;
 mod peer;
 mod proxy;
+mod refusals;
 mod support;
 mod support_check;

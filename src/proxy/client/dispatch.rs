@@ -5,13 +5,11 @@
 use std::rc::Rc;
 
 use super::close::CloseReason;
-use super::session::{Held, IN_FLIGHT_MAX, Park, Pinned, Session, State, Tail};
+use super::session::{IN_FLIGHT_MAX, Park, Pinned, Session, State, Tail};
 use super::stream::COLLECTED_BYTES_MAX;
-use super::window::RunId;
 use crate::command::{Class, Command, Lookup, refusal};
-use crate::proxy::backend::{Lane, Wreck};
+use crate::proxy::backend::Lane;
 use crate::resp::{Args, ProtocolError, RequestLimits, RequestScanner, Scan, Span, put_inline_as_request};
-use crate::route::{Answer, Fate, plan};
 
 /// What became of one request.
 pub(super) enum Outcome {
@@ -87,6 +85,7 @@ impl Session {
     }
 
     fn work_on_requests(self: &Rc<Self>, bytes: &[u8], scanner: &mut RequestScanner, spans: &mut Vec<Span>) -> usize {
+        self.check_pinned();
         let limits = RequestLimits {
             authenticated: self.state().authenticated,
             ..self.worker.request_limits()
@@ -109,7 +108,7 @@ impl Session {
                     return bytes.len();
                 }
             };
-            let len = match scan {
+            let mut len = match scan {
                 Scan::Incomplete(need) if need > COLLECTED_BYTES_MAX => {
                     if count > 0 && !self.append(&bytes[start..at], count) {
                         return self.stop(start, at, scanner);
@@ -142,7 +141,13 @@ impl Session {
                         _ if count > 0 && !self.append(&bytes[start..at], count) => {
                             return self.stop(start, at, scanner);
                         }
-                        Outcome::Done => self.special(&args, &bytes[at..at + len]),
+                        Outcome::Done => match self.block(&args, &bytes[at..]) {
+                            Some(block) => {
+                                len = block.bytes;
+                                self.append_block(&bytes[at..at + len], block.count)
+                            }
+                            None => self.special(&args, &bytes[at..at + len]),
+                        },
                         other => other,
                     }
                 }
@@ -190,8 +195,7 @@ impl Session {
         let Lookup::Known(command) = self.worker.commands().lookup(args) else {
             return Outcome::Done;
         };
-        let pinned_transaction = state.pinned.as_ref().is_some_and(|pinned| pinned.multi || pinned.watch);
-        if !pinned_transaction
+        if !state.transaction.concerns_all()
             && state.authenticated
             && command.rides_lane(args)
             && command.arity_ok(args.len())
@@ -207,84 +211,52 @@ impl Session {
         let table = self.worker.commands().clone();
         let command = match table.lookup(args) {
             Lookup::Known(command) => command,
-            Lookup::UnknownSubcommand(_) => return self.refuse(|out| refusal::unknown_subcommand(args, out)),
+            Lookup::UnknownSubcommand(_) => {
+                self.abort_transaction();
+                return self.refuse(|out| refusal::unknown_subcommand(args, out));
+            }
             Lookup::Unknown if refusal::is_cross_protocol(args.name()) => {
                 return Outcome::Close(CloseReason::CrossProtocol);
             }
-            Lookup::Unknown => return self.refuse(|out| refusal::unknown_command(args, out)),
+            Lookup::Unknown => {
+                self.abort_transaction();
+                return self.refuse(|out| refusal::unknown_command(args, out));
+            }
         };
         if !command.arity_ok(args.len()) {
-            return self.refuse(|out| refusal::wrong_arity(command, out));
+            return self.wrong_arity(command);
         }
         if !self.state().authenticated && !matches!(&*command.name, "auth" | "hello" | "quit" | "reset") {
             return self.refuse(|out| out.extend_from_slice(b"-NOAUTH Authentication required.\r\n"));
         }
-        if let Some(outcome) = self.pinned_request(command, args, frame) {
+        if let Some(outcome) = self.transaction(command, args, frame) {
             return outcome;
         }
         match command.class_for(args) {
             Class::Session => self.local(command, args),
-            Class::Transaction => self.transaction(command, frame),
             Class::Blocking if !matches!(&*command.name, "wait" | "waitaof") => self.pin_and_append(frame),
             Class::Node | Class::Everywhere => self.pin_and_append(frame),
-            Class::Refused => self.refuse(|out| {
-                out.extend_from_slice(b"-NOPERM pointsman does not pass on '");
-                out.extend_from_slice(command.name.as_bytes());
-                out.extend_from_slice(b"'\r\n");
-            }),
-            Class::Read | Class::Write | Class::ManyKey | Class::Blocking | Class::EveryNode | Class::Subscribe => {
-                self.refuse(|out| refusal::not_yet(command, out))
-            }
+            Class::Refused => self.not_passed_on(command),
+            Class::Read
+            | Class::Write
+            | Class::ManyKey
+            | Class::Blocking
+            | Class::EveryNode
+            | Class::Subscribe
+            | Class::Transaction => self.refuse(|out| refusal::not_yet(command, out)),
         }
     }
 
-    /// A transaction on a pinned connection: the connection takes everything that may stand in one.
-    fn pinned_request(self: &Rc<Self>, command: &Command, args: &Args, frame: &[u8]) -> Option<Outcome> {
-        let (multi, _) = {
-            let state = self.state();
-            let pinned = state.pinned.as_ref().filter(|pinned| pinned.multi || pinned.watch)?;
-            (pinned.multi, pinned.watch)
-        };
-        let rides = command.lane || command.rides_lane(args) || command.class == Class::Transaction;
-        let rides = rides || (command.class == Class::Blocking && !matches!(&*command.name, "wait" | "waitaof"));
-        if !rides && multi {
-            // The transaction must not go on without this command.
-            self.refuse(|out| refusal::not_yet(command, out));
-            return Some(Outcome::Close(CloseReason::TransactionLost));
-        }
-        if !rides {
-            return None;
-        }
-        if command.class == Class::Transaction {
-            return Some(self.transaction(command, frame));
-        }
-        Some(self.pin_and_append(frame))
-    }
-
-    fn transaction(self: &Rc<Self>, command: &Command, frame: &[u8]) -> Outcome {
-        let pinned = self.state().pinned.is_some();
-        match &*command.name {
-            "exec" if !pinned => return self.refuse(|out| out.extend_from_slice(b"-ERR EXEC without MULTI\r\n")),
-            "discard" if !pinned => return self.refuse(|out| out.extend_from_slice(b"-ERR DISCARD without MULTI\r\n")),
-            "unwatch" if !pinned => return self.refuse(|out| out.extend_from_slice(b"+OK\r\n")),
-            _ => {}
-        }
-        let outcome = self.pin_and_append(frame);
-        if let (Outcome::Done, Some(pinned)) = (&outcome, &mut self.state().pinned) {
-            match &*command.name {
-                "multi" => pinned.multi = true,
-                "watch" => pinned.watch = true,
-                "unwatch" if !pinned.multi => pinned.watch = false,
-                // Without MULTI both are errors that change nothing.
-                "exec" | "discard" if pinned.multi => (pinned.multi, pinned.watch) = (false, false),
-                _ => {}
-            }
-        }
-        outcome
+    pub(super) fn not_passed_on(self: &Rc<Self>, command: &Command) -> Outcome {
+        self.refuse(|out| {
+            out.extend_from_slice(b"-NOPERM pointsman does not pass on '");
+            out.extend_from_slice(command.name.as_bytes());
+            out.extend_from_slice(b"'\r\n");
+        })
     }
 
     /// Appends one request to the session's own connection, which it gets once nothing is in flight elsewhere.
-    fn pin_and_append(self: &Rc<Self>, frame: &[u8]) -> Outcome {
+    pub(super) fn pin_and_append(self: &Rc<Self>, frame: &[u8]) -> Outcome {
         let mut state = self.state();
         if state.pinned.is_none() {
             if state.window.unanswered() > 0 {
@@ -294,15 +266,15 @@ impl Session {
                 drop(state);
                 return Outcome::Park(self.hold());
             };
-            state.pinned = Some(Box::new(Pinned {
-                lane,
-                multi: false,
-                watch: false,
-            }));
+            state.pinned = Some(Box::new(Pinned { lane }));
         }
         let Some(lane) = state.pinned.as_ref().map(|pinned| pinned.lane.clone()) else {
             return Outcome::Done;
         };
+        if !lane.has_room() {
+            lane.wait_for_room(self);
+            return Outcome::Park(Park::Lane);
+        }
         let run = state.window.reserve(lane.number, 1);
         lane.append(self, run, 1, frame);
         Outcome::Done
@@ -328,7 +300,7 @@ impl Session {
     }
 
     /// The lane that takes the session's commands now; without one it parks for the right thing.
-    fn lane_for(self: &Rc<Self>, state: &mut State) -> Option<Rc<Lane>> {
+    pub(super) fn lane_for(self: &Rc<Self>, state: &mut State) -> Option<Rc<Lane>> {
         if let Some(pinned) = &state.pinned {
             return Some(pinned.lane.clone());
         }
@@ -362,7 +334,7 @@ impl Session {
         if state
             .pinned
             .as_ref()
-            .is_some_and(|pinned| idle && !pinned.multi && !pinned.watch)
+            .is_some_and(|_| idle && !state.transaction.needs_connection())
             && let Some(pinned) = state.pinned.take()
         {
             pinned.lane.release();
@@ -375,15 +347,29 @@ impl Session {
         if state.held.is_empty() {
             return true;
         }
-        let Some(lane) = self.worker.lane(&state.login) else {
+        let private = state.held.iter().any(|held| held.private);
+        let lane = if private {
+            self.worker.open_private(&state.login)
+        } else {
+            self.worker.lane(&state.login)
+        };
+        let Some(lane) = lane else {
             state.park = Park::Hold;
             self.worker.hold(self.clone());
             return false;
         };
-        for Held { run, count, bytes } in state.held.drain(..) {
-            lane.append(self, run, count, &bytes);
+        for held in state.held.drain(..) {
+            if held.block {
+                lane.append_block(self, held.run, held.count, &held.bytes);
+            } else {
+                lane.append(self, held.run, held.count, &held.bytes);
+            }
         }
-        state.lane = Some(lane);
+        if private {
+            state.pinned = Some(Box::new(Pinned { lane }));
+        } else {
+            state.lane = Some(lane);
+        }
         true
     }
 
@@ -440,38 +426,6 @@ impl Session {
         Outcome::Done
     }
 
-    /// Applies the in-flight rules to what this session had on a lane that is gone.
-    pub fn lane_lost(self: &Rc<Self>, lane: &Rc<Lane>, lost: Vec<Lost>) {
-        let mut answers = plan(&lost.iter().map(|lost| lost.fate).collect::<Vec<_>>()).answers;
-        let pinned = self.state().pinned.take_if(|pinned| Rc::ptr_eq(&pinned.lane, lane));
-        if let Some(streaming) = &mut self.state().streaming {
-            streaming.lane = None;
-        }
-        if pinned.is_some() {
-            // A pinned connection's requests mean something only on a connection prepared as that one was.
-            answers.resize(lost.len(), Answer::MasterDown);
-        }
-        let worker = self.worker.clone();
-        let mut lost = lost.into_iter();
-        for (answer, lost) in answers.into_iter().zip(&mut lost) {
-            self.fill(lost.run, answer.line(), 1, &worker);
-        }
-        {
-            let mut state = self.state();
-            state.held.extend(lost.map(|lost| Held {
-                run: lost.run,
-                count: 1,
-                bytes: lost.bytes,
-            }));
-            state.held_since_ms = crate::clock::monotonic_ms();
-            state.lane = None;
-        }
-        if pinned.is_some_and(|pinned| pinned.multi || pinned.watch) {
-            self.close(CloseReason::TransactionLost);
-        }
-        self.wake();
-    }
-
     /// Tells what waited longer than it may that there is no master; none of it was sent.
     pub fn expire_hold(self: &Rc<Self>, before_ms: u64) -> bool {
         if self.state().park != Park::Hold || self.state().held_since_ms > before_ms {
@@ -503,7 +457,10 @@ impl Session {
         let (mut scanner, mut spans, mut at) = (RequestScanner::default(), Vec::new(), 0);
         loop {
             match scanner.scan(&bytes[at..], &mut spans, &self.worker.request_limits()) {
-                Ok(Scan::Frame(len) | Scan::Inline(len)) => {
+                Ok(scan @ (Scan::Frame(len) | Scan::Inline(len))) => {
+                    if matches!(scan, Scan::Frame(_)) {
+                        self.end_ghost(&Args::new(&bytes[at..at + len], &spans));
+                    }
                     self.refuse(|out| out.extend_from_slice(line));
                     at += len;
                 }
@@ -514,66 +471,8 @@ impl Session {
     }
 }
 
-/// One unanswered command of a lost lane.
-pub struct Lost {
-    run: RunId,
-    fate: Fate,
-    bytes: Vec<u8>,
-}
-
-/// Cuts what a lost lane left into commands, session by session in the order they first appear.
-pub fn sort_out(wreck: Wreck, is_write: impl Fn(&Args) -> bool) -> Vec<(Rc<Session>, Vec<Lost>)> {
-    let (mut scanner, mut spans, mut at) = (RequestScanner::default(), Vec::new(), 0);
-    let mut found: Vec<(Rc<Session>, Vec<Lost>)> = Vec::new();
-    for entry in wreck.entries {
-        let place = match found
-            .iter()
-            .position(|(session, _)| Rc::ptr_eq(session, &entry.session))
-        {
-            Some(place) => place,
-            None => {
-                found.push((entry.session.clone(), Vec::new()));
-                found.len() - 1
-            }
-        };
-        for number in 0..entry.count {
-            let scan = scanner.scan(
-                wreck.bytes.get(at..).unwrap_or_default(),
-                &mut spans,
-                &RequestLimits::default(),
-            );
-            let Ok(Scan::Frame(len)) = scan else {
-                // A streamed request: its bytes are gone, and so is the knowledge of how many were written.
-                scanner = RequestScanner::default();
-                found[place].1.push(Lost {
-                    run: entry.run,
-                    fate: Fate::SentWrite,
-                    bytes: Vec::new(),
-                });
-                continue;
-            };
-            let bytes = &wreck.bytes[at..at + len];
-            at += len;
-            if number < entry.answered {
-                continue;
-            }
-            let fate = match (at <= wreck.written, is_write(&Args::new(bytes, &spans))) {
-                (false, _) => Fate::Unsent,
-                (true, false) => Fate::SentRead,
-                (true, true) => Fate::SentWrite,
-            };
-            found[place].1.push(Lost {
-                run: entry.run,
-                fate,
-                bytes: bytes.to_vec(),
-            });
-        }
-    }
-    found
-}
-
 /// Whether a single shard's master can answer it alone; with one shard that is all of them.
-fn is_for_one_shard(command: &Command) -> bool {
+pub(super) fn is_for_one_shard(command: &Command) -> bool {
     !matches!(
         command.class,
         Class::Refused | Class::Session | Class::Transaction | Class::Subscribe | Class::EveryNode

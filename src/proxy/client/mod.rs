@@ -1,13 +1,16 @@
 //! The side of the proxy that faces clients.
 
+mod block;
 mod close;
 mod dispatch;
 mod local;
+mod lost;
+mod multi;
 mod session;
 mod stream;
+mod transaction;
 mod window;
 
 pub use close::CloseReason;
-pub use dispatch::sort_out;
 pub use session::Session;
 pub use window::RunId;

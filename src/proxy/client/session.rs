@@ -19,6 +19,7 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
 use super::close::CloseReason;
+use super::transaction::Transaction;
 use super::window::{RunId, Window};
 use crate::proxy::backend::{Lane, Login};
 use crate::proxy::wake::Wake;
@@ -55,6 +56,10 @@ pub(super) struct Held {
     pub run: RunId,
     pub count: u32,
     pub bytes: Vec<u8>,
+    /// A transaction from MULTI to EXEC.
+    pub block: bool,
+    /// To be sent on a connection of the session's own.
+    pub private: bool,
 }
 
 /// A request that is not whole, or whole ones that wait.
@@ -75,8 +80,6 @@ pub(super) struct Streaming {
 /// A backend connection of the session's own.
 pub(super) struct Pinned {
     pub lane: Rc<Lane>,
-    pub multi: bool,
-    pub watch: bool,
 }
 
 pub(super) struct State {
@@ -88,6 +91,7 @@ pub(super) struct State {
     pub lane: Option<Rc<Lane>>,
     pub held: Vec<Held>,
     pub pinned: Option<Box<Pinned>>,
+    pub transaction: Transaction,
     pub streaming: Option<Box<Streaming>>,
     pub login: Login,
     pub authenticated: bool,
@@ -123,6 +127,7 @@ impl Session {
             lane: None,
             held: Vec::new(),
             pinned: None,
+            transaction: Transaction::None,
             streaming: None,
             login: Login::default(),
             authenticated,

@@ -23,7 +23,7 @@ impl Session {
             return Outcome::Rides;
         };
         let mut state = self.state();
-        if !command.lane || !state.authenticated {
+        if !command.lane || !state.authenticated || state.transaction.is_ghost() {
             return Outcome::Rides;
         }
         if state.window.unanswered() > 0 {
@@ -34,11 +34,7 @@ impl Session {
                 drop(state);
                 return Outcome::Park(self.hold());
             };
-            state.pinned = Some(Box::new(Pinned {
-                lane,
-                multi: false,
-                watch: false,
-            }));
+            state.pinned = Some(Box::new(Pinned { lane }));
         }
         let Some(lane) = state.pinned.as_ref().map(|pinned| pinned.lane.clone()) else {
             return Outcome::Rides;
