@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Duration;
 
-use crate::support::{Client, Pointsman, Redis, START_DEADLINE, Value, eventually, free_port};
+use crate::support::{Client, Pointsman, Redis, Relay, START_DEADLINE, Value, eventually, free_port};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -17,16 +17,14 @@ struct Circuit {
 impl Circuit {
     fn start(redis_args: &[&str]) -> Self {
         let redis = Redis::start(redis_args);
+        let addr = redis.addr();
+        Self::before(redis, &addr)
+    }
+
+    /// A proxy that reaches `redis` at `addr`.
+    fn before(redis: Redis, addr: &str) -> Self {
         let listen = format!("127.0.0.1:{}", free_port());
-        let mut proxy = Pointsman::start(&[
-            "proxy",
-            "--listen",
-            &listen,
-            "--master",
-            &redis.addr(),
-            "--workers",
-            "1",
-        ]);
+        let mut proxy = Pointsman::start(&["proxy", "--listen", &listen, "--master", addr, "--workers", "1"]);
         proxy.wait_for_line(START_DEADLINE, |line| line.contains("the master serves"));
         Self { redis, proxy, listen }
     }
@@ -474,6 +472,141 @@ fn a_blocked_command_survives_the_demotion_of_its_master() {
         Value::Array(vec![Value::bulk("q"), Value::bulk("x")])
     );
     assert_eq!(blocked.read_reply(), Value::Null);
+}
+
+#[test]
+fn refusals_are_known_however_the_bytes_are_cut() {
+    let redis = Redis::start(&[]);
+    let relay = Relay::start(&redis.addr());
+    let circuit = Circuit::before(redis, &relay.addr());
+    let mut client = circuit.client();
+    let mut other = circuit.client();
+    let wrong = client.command(&["LPUSH", "l", "1"]);
+    assert_eq!(wrong, Value::Int(1));
+    for round in 1..=5 {
+        circuit.park();
+        let pipeline = [
+            "GET l", "INCR n", "MULTI", "INCR n", "GET l", "EXEC", "GET n", "HGET l f", "PING",
+        ];
+        client.send(&pipeline.iter().flat_map(|line| request(line)).collect::<Vec<u8>>());
+        other.send(b"SET o 1\r\nGET l\r\nGET o\r\n");
+        circuit.log_has("lane closed: redis refuses commands", round);
+        circuit.unpark();
+        let all = replies(&mut client, pipeline.len());
+        let count = i64::try_from(round).unwrap() * 2;
+        assert!(all[0].is_error("WRONGTYPE"), "{all:?}");
+        assert_eq!(all[1..4], [Value::Int(count - 1), Value::ok(), queued()]);
+        assert_eq!(all[4], queued());
+        assert!(
+            matches!(&all[5], Value::Array(parts) if parts[0] == Value::Int(count)),
+            "{all:?}"
+        );
+        assert_eq!(all[6], Value::bulk(&count.to_string()));
+        assert!(all[7].is_error("WRONGTYPE"), "{all:?}");
+        assert_eq!(all[8], Value::Simple("PONG".into()));
+        let all = replies(&mut other, 3);
+        assert_eq!((&all[0], &all[2]), (&Value::ok(), &Value::bulk("1")));
+        assert!(all[1].is_error("WRONGTYPE"));
+    }
+}
+
+#[test]
+fn a_lane_that_somebody_left_inside_multi_is_closed_and_what_it_queued_is_sent_again() {
+    let redis = Redis::start(&[]);
+    let relay = Relay::start(&redis.addr());
+    let circuit = Circuit::before(redis, &relay.addr());
+    let (mut client, mut other) = (circuit.client(), circuit.client());
+    for round in 1..4 {
+        assert_eq!(client.command(&["SET", "a", "1"]), Value::ok());
+        relay.inject(&request("MULTI"), "+OK\r\n".len());
+        eventually(SOON, || relay.awaited() == 0);
+        client.send(b"INCR n\r\nGET n\r\n");
+        other.send(b"GET a\r\n");
+        assert_eq!(
+            replies(&mut client, 2),
+            [Value::Int(round), Value::bulk(&round.to_string())]
+        );
+        assert_eq!(other.read_reply(), Value::bulk("1"));
+    }
+}
+
+#[test]
+fn a_master_that_flaps_executes_every_answered_command_once_and_in_order() {
+    const ROUNDS: i64 = 3000;
+    let circuit = Circuit::start(&[]);
+    let flapping = std::sync::atomic::AtomicBool::new(true);
+    thread::scope(|scope| {
+        let clients: Vec<_> = (0..4).map(|number| (number, circuit.client())).collect();
+        let circuit = &circuit;
+        let flapping = &flapping;
+        scope.spawn(move || {
+            while flapping.load(std::sync::atomic::Ordering::SeqCst) {
+                let seen = circuit.proxy.log().matches("redis refuses commands").count();
+                circuit.park();
+                // Some times the proxy notices, some times it has no time to.
+                if seen % 2 == 0 {
+                    eventually(SOON, || {
+                        circuit.proxy.log().matches("redis refuses commands").count() > seen
+                            || !flapping.load(std::sync::atomic::Ordering::SeqCst)
+                    });
+                }
+                circuit.unpark();
+                let before = circuit.redis.command(&["GET", "n0"]);
+                eventually(SOON, || {
+                    circuit.redis.command(&["GET", "n0"]) != before
+                        || !flapping.load(std::sync::atomic::Ordering::SeqCst)
+                });
+            }
+        });
+        let done: Vec<_> = clients
+            .into_iter()
+            .map(|(number, client)| scope.spawn(move || count_up(client, number, ROUNDS)))
+            .collect();
+        let counts: Vec<i64> = done.into_iter().map(|thread| thread.join().unwrap()).collect();
+        flapping.store(false, std::sync::atomic::Ordering::SeqCst);
+        for (number, count) in counts.into_iter().enumerate() {
+            let value = circuit.client().command(&["GET", &format!("n{number}")]);
+            assert_eq!(value, Value::bulk(&count.to_string()));
+        }
+    });
+    circuit.proxy.assert_no_undeclared_warnings(&["no master"]);
+}
+
+/// Counts one key up, by single commands and by transactions, `rounds` times each in pipelines of many; every answer
+/// must be one more than the last, or an error that says that nothing was done. Returns where it ended.
+fn count_up(mut client: Client, number: usize, rounds: i64) -> i64 {
+    let key = format!("n{number}");
+    let mut round = encode(&["INCR", &key]);
+    for line in [&["MULTI"][..], &["INCR", &key], &["EXEC"]] {
+        round.extend(encode(line));
+    }
+    let mut writer = client.stream().try_clone().unwrap();
+    let sender = thread::spawn(move || {
+        for _ in 0..rounds {
+            std::io::Write::write_all(&mut writer, &round).unwrap();
+        }
+    });
+    let mut count = 0;
+    let mut counted = |reply: &Value| match reply {
+        Value::Int(value) => {
+            count += 1;
+            assert_eq!(*value, count, "of {number}");
+        }
+        reply => {
+            let harmless = ["READONLY", "MASTERDOWN", "EXECABORT"];
+            assert!(harmless.iter().any(|kind| reply.is_error(kind)), "{reply:?}");
+        }
+    };
+    for _ in 0..rounds {
+        counted(&client.read_reply());
+        let all = replies(&mut client, 3);
+        match &all[2] {
+            Value::Array(parts) => parts.iter().for_each(&mut counted),
+            reply => counted(reply),
+        }
+    }
+    sender.join().unwrap();
+    count
 }
 
 fn request(line: &str) -> Vec<u8> {
