@@ -475,6 +475,24 @@ fn a_blocked_command_survives_the_demotion_of_its_master() {
 }
 
 #[test]
+fn a_blocked_command_that_is_asked_again_waits_no_longer_than_it_would_have() {
+    let circuit = Circuit::start(&[]);
+    let mut blocked = circuit.client();
+    let begun = ::pointsman::clock::now();
+    blocked.send(b"BLPOP q 2\r\n");
+    eventually(SOON, || ::pointsman::clock::now() - begun > Duration::from_millis(1200));
+    circuit.park();
+    circuit.noticed();
+    circuit.unpark();
+    assert_eq!(blocked.read_reply(), Value::Null);
+    let took = ::pointsman::clock::now() - begun;
+    assert!(
+        took > Duration::from_millis(1900) && took < Duration::from_millis(3000),
+        "{took:?}"
+    );
+}
+
+#[test]
 fn refusals_are_known_however_the_bytes_are_cut() {
     let redis = Redis::start(&[]);
     let relay = Relay::start(&redis.addr());
@@ -544,7 +562,7 @@ fn a_master_that_flaps_executes_every_answered_command_once_and_in_order() {
                 let seen = circuit.proxy.log().matches("redis refuses commands").count();
                 circuit.park();
                 // Some times the proxy notices, some times it has no time to.
-                if seen % 2 == 0 {
+                if seen.is_multiple_of(2) {
                     eventually(SOON, || {
                         circuit.proxy.log().matches("redis refuses commands").count() > seen
                             || !flapping.load(std::sync::atomic::Ordering::SeqCst)

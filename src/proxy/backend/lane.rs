@@ -22,19 +22,19 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
 use super::connect::{ConnectError, Login, connect};
 use super::ledger::Ledger;
-use super::wreck::{Frames, Wreck};
+use super::wreck::Wreck;
+use crate::clock;
 use crate::command::Table;
 use crate::proxy::client::{RunId, Session};
 use crate::proxy::wake::Wake;
 use crate::proxy::worker::Worker;
-use crate::resp::{Heed, ReplyScanner, Stop};
-use crate::route::{Line, refusal};
+use crate::resp::ReplyScanner;
 use crate::topology::Addr;
 
 /// Unanswered bytes above which a lane takes no more.
 pub const UNANSWERED_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Unwritten reply bytes of one client above which a lane stops reading for it.
-const CLIENT_REPLY_BYTES_MAX: usize = 8 * 1024 * 1024;
+pub(super) const CLIENT_REPLY_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Capacity that an empty out buffer keeps.
 const IDLE_CAPACITY_MAX: usize = 256 * 1024;
 
@@ -73,30 +73,32 @@ pub struct Lane {
     released: Cell<bool>,
     abandoned: Cell<bool>,
     ended: Cell<bool>,
-    state: RefCell<State>,
+    pub(super) state: RefCell<State>,
 }
 
 #[derive(Default)]
-struct State {
-    out: Vec<u8>,
-    head: usize,
-    written: usize,
-    ledger: Ledger<Rc<Session>>,
-    scanner: ReplyScanner,
+pub(super) struct State {
+    pub(super) out: Vec<u8>,
+    pub(super) head: usize,
+    pub(super) written: usize,
+    pub(super) ledger: Ledger<Rc<Session>>,
+    pub(super) scanner: ReplyScanner,
     /// The client whose full buffer stops the reading.
-    stuck_on: Option<Rc<Session>>,
+    pub(super) stuck_on: Option<Rc<Session>>,
     /// Sessions that wait for room.
-    waiting: Vec<Rc<Session>>,
+    pub(super) waiting: Vec<Rc<Session>>,
     /// What is written is not kept.
-    streaming: bool,
+    pub(super) streaming: bool,
     /// The replies to a block before that to its EXEC: if that refuses, the client must not have seen them (rule A4).
-    queued: Vec<u8>,
+    pub(super) queued: Vec<u8>,
     /// The beginning of a reply that may become a refusal, shorter than the longest of those.
-    peeked: Vec<u8>,
+    pub(super) peeked: Vec<u8>,
     /// How many of the first entry's commands were stepped over in search of a refused one, and their bytes.
-    stepped: (u32, usize),
+    pub(super) stepped: (u32, usize),
+    /// When the first unanswered command's turn came, on a private lane: it may be one that blocks.
+    pub(super) front_since_ms: u64,
     /// There since the first refusal.
-    wreck: Option<Box<Wreck>>,
+    pub(super) wreck: Option<Box<Wreck>>,
 }
 
 impl Lane {
@@ -143,6 +145,9 @@ impl Lane {
     /// Appends `count` whole requests; the flusher runs after all ready sessions of this turn.
     pub fn append(&self, session: &Rc<Session>, run: RunId, count: u32, bytes: &[u8]) {
         let mut state = self.state.borrow_mut();
+        if self.private.get() && state.ledger.is_empty() {
+            state.front_since_ms = clock::monotonic_ms();
+        }
         state.out.extend_from_slice(bytes);
         state.ledger.push(session.clone(), run, count, bytes.len(), Rc::ptr_eq);
         self.wake.wake();
@@ -261,97 +266,6 @@ impl Lane {
         true
     }
 
-    fn received(self: &Rc<Self>, bytes: &[u8], worker: &Rc<Worker>) -> Result<(), LaneEnd> {
-        let mut state = self.state.borrow_mut();
-        let state = &mut *state;
-        if state.peeked.is_empty() {
-            return self.take_replies(state, bytes, worker);
-        }
-        let mut joined = std::mem::take(&mut state.peeked);
-        joined.extend_from_slice(bytes);
-        self.take_replies(state, &joined, worker)
-    }
-
-    fn take_replies(self: &Rc<Self>, state: &mut State, bytes: &[u8], worker: &Rc<Worker>) -> Result<(), LaneEnd> {
-        let mut at = 0;
-        let mut seen = false;
-        while at < bytes.len() {
-            let rest = &bytes[at..];
-            if let Some(wreck) = &mut state.wreck {
-                return if wreck.log(rest) { Ok(()) } else { Err(LaneEnd::Refused) };
-            }
-            let Some(entry) = state.ledger.front_mut() else {
-                return Err(LaneEnd::Poisoned);
-            };
-            if entry.block {
-                match state.keep_back(rest) {
-                    KeptBack::Queued(used) => at += used,
-                    KeptBack::Exec if rest[0] == b'-' && !seen => match refusal::of_exec(rest, Some(&state.queued)) {
-                        Line::Refusal => self.begin_wreck(state, worker),
-                        Line::Unfinished => {
-                            state.peeked.extend_from_slice(rest);
-                            break;
-                        }
-                        Line::Answer => seen = true,
-                    },
-                    KeptBack::Exec | KeptBack::NoBlock => self.show_queued(state, worker),
-                    KeptBack::Malformed => return Err(LaneEnd::Poisoned),
-                }
-                continue;
-            }
-            let (want, heed) = if std::mem::take(&mut seen) {
-                (1, Heed::Nothing)
-            } else {
-                (entry.count - entry.answered, Heed::Refusals)
-            };
-            let scanned = state.scanner.scan(rest, want, heed);
-            entry.answered += scanned.replies;
-            let unwritten = entry
-                .session
-                .fill(entry.run, &rest[..scanned.used], scanned.replies, worker);
-            if unwritten > CLIENT_REPLY_BYTES_MAX && state.stuck_on.is_none() {
-                entry.session.stalls(self);
-                worker.watch_slow_reader(&entry.session);
-                state.stuck_on = Some(entry.session.clone());
-            }
-            at += scanned.used;
-            state.pop_answered();
-            match scanned.stop {
-                Stop::Starved | Stop::Counted => {}
-                Stop::Push | Stop::Malformed => return Err(LaneEnd::Poisoned),
-                Stop::Noted => match state.judge(&bytes[at..], self.private.get(), worker.commands()) {
-                    Line::Answer => seen = true,
-                    Line::Refusal => self.begin_wreck(state, worker),
-                    Line::Unfinished => {
-                        state.peeked.extend_from_slice(&bytes[at..]);
-                        break;
-                    }
-                },
-            }
-        }
-        state.trim();
-        Ok(())
-    }
-
-    /// Gives the client what was kept back of a block.
-    fn show_queued(self: &Rc<Self>, state: &mut State, worker: &Rc<Worker>) {
-        if let Some(entry) = state.ledger.front_mut() {
-            entry.block = false;
-            entry.session.fill(entry.run, &state.queued, entry.answered, worker);
-        }
-        state.queued = Vec::new();
-    }
-
-    /// Ends the lane's service at its first refusal.
-    fn begin_wreck(self: &Rc<Self>, state: &mut State, worker: &Rc<Worker>) {
-        let queued = std::mem::take(&mut state.queued);
-        let mut wreck = state.take_wreck(self.private.get(), worker.commands());
-        wreck.log(&queued);
-        state.wreck = Some(Box::new(wreck));
-        state.stuck_on = None;
-        worker.lane_refused(self);
-    }
-
     fn flush(&self, context: &mut Context<'_>, writer: &OwnedWriteHalf) -> Result<(), LaneEnd> {
         let mut state = self.state.borrow_mut();
         if state.wreck.is_some() {
@@ -376,24 +290,12 @@ impl Lane {
     }
 }
 
-/// What is at the front of the replies to a block.
-enum KeptBack {
-    /// Replies before EXEC's, so many bytes of them.
-    Queued(usize),
-    /// The reply to EXEC.
-    Exec,
-    /// MULTI was refused: what follows are commands like any others.
-    NoBlock,
-    /// No RESP.
-    Malformed,
-}
-
 impl State {
     /// Everything unanswered, behind what is a wreck already.
-    fn take_wreck(&mut self, private: bool, commands: &Table) -> Wreck {
+    pub(super) fn take_wreck(&mut self, private: bool, commands: &Table) -> Wreck {
         let mut wreck = match self.wreck.take() {
             Some(wreck) => *wreck,
-            None => Wreck::new(private),
+            None => Wreck::new(private, self.front_since_ms),
         };
         let head = if self.streaming { self.out.len() } else { self.head };
         let written = self.written.saturating_sub(head);
@@ -403,58 +305,7 @@ impl State {
         wreck
     }
 
-    /// Keeps the replies before EXEC's.
-    fn keep_back(&mut self, bytes: &[u8]) -> KeptBack {
-        let Some(entry) = self.ledger.front_mut() else {
-            return KeptBack::Malformed;
-        };
-        if entry.answered == 1 && self.queued.starts_with(b"-") {
-            return KeptBack::NoBlock;
-        }
-        let before_exec = entry.count.saturating_sub(1);
-        if entry.answered >= before_exec {
-            return KeptBack::Exec;
-        }
-        // MULTI's alone first: it says whether this is a transaction at all.
-        let want = if entry.answered == 0 {
-            1
-        } else {
-            before_exec - entry.answered
-        };
-        let scanned = self.scanner.scan(bytes, want, Heed::Nothing);
-        entry.answered += scanned.replies;
-        self.queued.extend_from_slice(&bytes[..scanned.used]);
-        match scanned.stop {
-            Stop::Push | Stop::Malformed => KeptBack::Malformed,
-            Stop::Starved | Stop::Counted | Stop::Noted => KeptBack::Queued(scanned.used),
-        }
-    }
-
-    /// What a reply is of which `bytes` have come, by its words and by whose reply it is.
-    fn judge(&mut self, bytes: &[u8], private: bool, commands: &Table) -> Line {
-        let words = match (refusal::of_shared_command(bytes), refusal::of_exec(bytes, None)) {
-            (Line::Answer, other) | (other, _) => other,
-        };
-        if words != Line::Refusal {
-            return words;
-        }
-        let Some(entry) = self.ledger.front_mut().filter(|_| !self.streaming) else {
-            return Line::Answer;
-        };
-        let mut frames = Frames::default();
-        loop {
-            let begin = self.head + self.stepped.1;
-            let Some((len, traits)) = frames.next(self.out.get(begin..).unwrap_or_default(), commands) else {
-                return Line::Answer;
-            };
-            if self.stepped.0 >= entry.answered {
-                return traits.line(bytes, b"", private);
-            }
-            self.stepped = (self.stepped.0 + 1, self.stepped.1 + len);
-        }
-    }
-
-    fn pop_answered(&mut self) {
+    pub(super) fn pop_answered(&mut self) {
         let Some(bytes) = self.ledger.pop_answered() else {
             return;
         };
@@ -465,7 +316,7 @@ impl State {
     }
 
     /// Gives back what is answered, and tells who waits for room.
-    fn trim(&mut self) {
+    pub(super) fn trim(&mut self) {
         if self.head == self.out.len() {
             self.out.clear();
             self.out.shrink_to(IDLE_CAPACITY_MAX);

@@ -3,6 +3,7 @@
 mod connect;
 mod lane;
 mod ledger;
+mod replies;
 mod wreck;
 
 pub use connect::{ConnectError, Credential, Login, ask, connect, put_request};

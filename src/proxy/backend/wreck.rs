@@ -82,6 +82,8 @@ pub struct Lost {
     pub bytes: Vec<u8>,
     /// What Redis answered, if it did.
     pub answer: Vec<u8>,
+    /// Since when it may have been blocking, on a private connection.
+    pub since_ms: Option<u64>,
 }
 
 /// Everything that was in flight.
@@ -91,6 +93,7 @@ pub struct Wreck {
     units: Vec<Unit>,
     next: usize,
     private: bool,
+    front_since_ms: u64,
     scanner: ReplyScanner,
     log: Vec<u8>,
     /// Where in the log the next unit's replies begin, and the last of them.
@@ -139,10 +142,12 @@ impl Traits {
 }
 
 impl Wreck {
-    /// A wreck without anything in it, of a connection that one session owned or that several shared.
-    pub fn new(private: bool) -> Self {
+    /// A wreck without anything in it, of a connection that one session owned or that several shared. What will be
+    /// first in it had its turn at `front_since_ms`.
+    pub fn new(private: bool, front_since_ms: u64) -> Self {
         Self {
             private,
+            front_since_ms,
             ..Self::default()
         }
     }
@@ -250,7 +255,7 @@ impl Wreck {
     /// Everything, session by session in the order they first appear.
     pub fn by_session(self) -> Vec<(Rc<Session>, Vec<Lost>)> {
         let mut found: Vec<(Rc<Session>, Vec<Lost>)> = Vec::new();
-        for unit in &self.units {
+        for (at, unit) in self.units.iter().enumerate() {
             let lost = Lost {
                 run: unit.run,
                 replies: unit.replies,
@@ -261,6 +266,7 @@ impl Wreck {
                     Came::Nothing => Vec::new(),
                     Came::Answer(range) | Came::Refusal(range) => self.log[range.clone()].to_vec(),
                 },
+                since_ms: (at == 0 && self.private).then_some(self.front_since_ms),
             };
             match found.iter_mut().find(|(session, _)| Rc::ptr_eq(session, &unit.session)) {
                 Some((_, losts)) => losts.push(lost),
