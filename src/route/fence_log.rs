@@ -60,6 +60,13 @@ impl Footprint {
         self.push(place, Change::Nameless);
     }
 
+    /// Everything is executed by the command at `place`: an EXEC.
+    pub fn belongs_to(&mut self, place: u32) {
+        for held in &mut self.changes {
+            held.command = place;
+        }
+    }
+
     /// Whether nothing is written.
     pub fn is_empty(&self) -> bool {
         self.changes.is_empty()

@@ -10,6 +10,7 @@ mod houses;
 mod peer;
 mod proxy;
 mod reads;
+mod refusals;
 mod store;
 mod support;
 mod support_check;
