@@ -11,6 +11,7 @@ mod acceptor;
 mod backend;
 mod client;
 mod settings;
+pub mod source;
 mod wake;
 mod worker;
 

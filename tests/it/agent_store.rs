@@ -29,11 +29,11 @@ struct Agent {
 }
 
 /// A shard of three, each node with its agent.
-struct Shard {
-    zookeeper: ZooKeeper,
+pub struct Shard {
+    pub zookeeper: ZooKeeper,
     /// A session of our own, to look with.
-    store: Store,
-    nodes: BTreeMap<NodeId, Server>,
+    pub store: Store,
+    pub nodes: BTreeMap<NodeId, Server>,
     agents: BTreeMap<NodeId, Agent>,
     dir: tempfile::TempDir,
 }
@@ -43,7 +43,7 @@ fn shard() -> ShardId {
 }
 
 impl Shard {
-    async fn start() -> Self {
+    pub async fn start() -> Self {
         let zookeeper = ZooKeeper::start();
         let store = Store::connect(&Settings::new(&zookeeper.connect(), "test"))
             .await
@@ -95,14 +95,14 @@ impl Shard {
         agent.task.await.unwrap().unwrap();
     }
 
-    async fn read<Z: Znode>(&self, place: &Place) -> Option<Z> {
+    pub async fn read<Z: Znode>(&self, place: &Place) -> Option<Z> {
         let path = place.to_string();
         let value = self.store.get(&path).await.ok()??;
         Some(decode(&value.bytes, &path).unwrap())
     }
 
     /// Waits until the state is published and as wanted.
-    async fn until(&self, what: &str, wanted: impl Fn(&ShardState) -> bool) -> ShardState {
+    pub async fn until(&self, what: &str, wanted: impl Fn(&ShardState) -> bool) -> ShardState {
         let end = clock::now() + LIMIT;
         loop {
             let state: Option<ShardState> = self.read(&Place::State(shard())).await;
@@ -118,7 +118,7 @@ impl Shard {
     }
 
     /// All of `count` members hold the epoch's data.
-    async fn whole(&self, count: usize) -> ShardState {
+    pub async fn whole(&self, count: usize) -> ShardState {
         self.until("whole", |state| state.valid.len() == count).await
     }
 
@@ -154,7 +154,7 @@ impl Shard {
         }
     }
 
-    async fn kill(&self, id: &NodeId) -> Duration {
+    pub async fn kill(&self, id: &NodeId) -> Duration {
         let before = self.until("serving", |_| true).await;
         let start = clock::now();
         self.nodes[id].signal("-KILL");
@@ -166,7 +166,7 @@ impl Shard {
     }
 }
 
-fn master(state: &ShardState) -> NodeId {
+pub fn master(state: &ShardState) -> NodeId {
     state.master.clone().unwrap()
 }
 

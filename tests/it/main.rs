@@ -9,6 +9,7 @@ mod failover;
 mod houses;
 mod peer;
 mod proxy;
+mod source;
 mod store;
 mod support;
 mod support_check;
