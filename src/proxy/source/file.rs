@@ -1,7 +1,8 @@
 //! The topology file as a source.
 //!
-//! Owns: reading it again when it changes, asking its nodes for their role, and the epochs that follow. Invariant: the epoch of a shard
-//! grows with each change of its master, also with the change to none; a file that became nonsense changes nothing.
+//! Owns: reading it again when it changes, asking its nodes for their role, and the epochs that follow.
+//! Invariant: the epoch of a shard grows with each change of its master, also with the change to none; a file
+//! that became nonsense changes nothing.
 
 use std::collections::{BTreeMap, HashSet};
 use std::io;

@@ -6,9 +6,9 @@
 //!  /slots, /shards/* --> picture -/
 //! ```
 //!
-//! Owns: [`Topology`], [`run`], and the only writer of the snapshot. Refuses: serving clients; the data path cannot tell which source
-//! it has. Invariants: a shard never goes back to a lower epoch; a source that is away or holds nonsense changes nothing; nonsense is
-//! said once.
+//! Owns: [`Topology`], [`run`], and the only writer of the snapshot. Refuses: serving clients; the data path
+//! cannot tell which source it has. Invariants: a shard never goes back to a lower epoch; a source that is away
+//! or holds nonsense changes nothing; nonsense is said once.
 
 mod file;
 mod offer;
@@ -88,7 +88,8 @@ pub fn nothing() -> Arc<Snapshot> {
     })
 }
 
-/// Keeps `out` at what the source says until `stop`. Fails only at the start: what goes wrong later is said and waited out.
+/// Keeps `out` at what the source says until `stop`. Fails only at the start: what goes wrong later is said and
+/// waited out.
 pub async fn run(
     topology: Topology,
     identity: Identity,

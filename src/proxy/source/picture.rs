@@ -1,8 +1,8 @@
 //! What was read from the znodes, and the snapshot that follows from it. Pure.
 //!
-//! Invariants: what cannot be understood is not put in, so the last good value stays; a state of the same epoch but an older version of the
-//! znode is not taken; a node that is not registered any more is kept as long as the state counts it as a member: its agent may be gone
-//! while its Redis serves.
+//! Invariants: what cannot be understood is not put in, so the last good value stays; a state of the same epoch
+//! but an older version of the znode is not taken; a node that is not registered any more is kept as long as the
+//! state counts it as a member: its agent may be gone while its Redis serves.
 
 use std::collections::BTreeMap;
 

@@ -1,7 +1,8 @@
 //! Reading the znodes into the picture.
 //!
-//! Owns: what to read for which hint. Invariants: after each connection everything is read behind a `sync`; states are read
-//! before nodes, since clients wait for the former; nonsense is said once per version and leaves the picture as it was.
+//! Owns: what to read for which hint. Invariants: after each connection everything is read behind a `sync`;
+//! states are read before nodes, since clients wait for the former; nonsense is said once per version and leaves
+//! the picture as it was.
 
 use std::collections::{BTreeSet, HashSet};
 

@@ -1,6 +1,7 @@
 //! The znodes of a cluster as a source.
 //!
-//! Owns: when to read and to offer, and the proxy's registration. Invariant: while the store is away nothing is read, offered or taken back.
+//! Owns: when to read and to offer, and the proxy's registration. Invariant: while the store is away nothing is
+//! read, offered or taken back.
 
 use std::time::Duration;
 

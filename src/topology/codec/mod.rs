@@ -1,9 +1,9 @@
 //! What stands in the znodes: JSON, readable with zkCli; and the topology file that can stand in for them.
 //!
-//! Owns: one type for each kind of znode, [`decode`] and [`encode`], and where each stands ([`Place`]); [`TopologyFile`]. Refuses: I/O, and
-//! judging whether a state is wise. Invariants: what was decoded is not nonsense (names are names, what belongs
-//! together is there together); fields that this version does not know are ignored, since a newer one may have
-//! written them; no bytes make it panic.
+//! Owns: one type for each kind of znode, [`decode`] and [`encode`], and where each stands ([`Place`]);
+//! [`TopologyFile`]. Refuses: I/O, and judging whether a state is wise. Invariants: what was decoded is not
+//! nonsense (names are names, what belongs together is there together); fields that this version does not know
+//! are ignored, since a newer one may have written them; no bytes make it panic.
 
 mod cluster;
 mod file;
