@@ -12,8 +12,9 @@ mod backend;
 mod client;
 mod settings;
 mod shard;
-pub mod shared;
 mod view;
+pub mod shared;
+pub mod source;
 mod wake;
 mod worker;
 

@@ -11,6 +11,7 @@ mod peer;
 mod proxy;
 mod reads;
 mod refusals;
+mod source;
 mod store;
 mod support;
 mod support_check;
