@@ -5,6 +5,7 @@
 mod agent;
 mod command_keys;
 mod failover;
+mod fences;
 mod houses;
 mod peer;
 mod proxy;
