@@ -6,6 +6,7 @@ mod agent;
 mod agent_store;
 mod command_keys;
 mod failover;
+mod fences;
 mod houses;
 mod peer;
 mod proxy;
