@@ -75,6 +75,11 @@ impl Worker {
         self.settings.connect_timeout
     }
 
+    /// How long a command waits for a master before it is refused, in milliseconds.
+    pub fn hold_max_ms(&self) -> u64 {
+        self.settings.hold_max_ms
+    }
+
     /// Whether Redis wants a password from everyone.
     pub fn auth_required(&self) -> bool {
         self.auth_required.get()
