@@ -9,8 +9,8 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::admin;
+use crate::proxy::source::Topology;
 use crate::proxy::{self, Settings};
-use crate::route::ReadPolicy;
 use crate::topology::Addr;
 
 /// Redis high availability with ZooKeeper for unmodified clients and servers.
@@ -58,12 +58,12 @@ pub fn run() -> ExitCode {
         .with_max_level(cli.log)
         .init();
     let Command::Proxy(args) = cli.command;
-    let mut settings = Settings::new(args.listen, args.master);
+    let topology = Topology::Fixed {
+        master: args.master,
+        replicas: args.replica,
+    };
+    let mut settings = Settings::new(args.listen, topology);
     settings.admin = args.admin;
-    if !args.replica.is_empty() {
-        settings.replicas = args.replica;
-        settings.reads = ReadPolicy::Causal;
-    }
     if let Some(workers) = args.workers {
         settings.workers = workers.into();
     }

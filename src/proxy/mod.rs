@@ -12,9 +12,9 @@ mod backend;
 mod client;
 mod settings;
 mod shard;
-mod view;
 pub mod shared;
 pub mod source;
+mod view;
 mod wake;
 mod worker;
 
