@@ -1,16 +1,19 @@
-//! The command line: flags in, a checked start out. Exit codes: 0 fine, 1 failed, 2 wrong usage.
+//! The command line: flags in, a checked start out.
+//!
+//! Owns: flags, exit codes (0 fine, 1 failed, 2 wrong usage or config), the log's start. Refuses: work; each command
+//! checks its flags and file, then calls the house that does it.
+
+mod check;
+mod proxy;
+mod signals;
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
+use clap::{Parser, Subcommand};
 use tracing_subscriber::filter::LevelFilter;
 
-use crate::admin;
-use crate::proxy::{self, Settings};
-use crate::topology::Addr;
+use crate::config::ConfigError;
 
 /// Redis high availability with ZooKeeper for unmodified clients and servers.
 #[derive(Debug, Parser)]
@@ -26,23 +29,30 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Stands where a Redis address stood and passes commands on to the master.
-    Proxy(ProxyArgs),
+    Proxy(Box<proxy::Args>),
+    /// Checks a config file and says what it is for.
+    CheckConfig(check::Args),
 }
 
-#[derive(Debug, Args)]
-struct ProxyArgs {
-    /// Where clients connect (may be given several times).
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:6400")]
-    listen: Vec<Addr>,
-    /// The master.
-    #[arg(long, value_name = "HOST:PORT")]
-    master: Addr,
-    /// Where /healthz answers.
-    #[arg(long, value_name = "HOST:PORT")]
-    admin: Option<Addr>,
-    /// Worker threads; half of the cores, at most 4, unless given.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
-    workers: Option<u16>,
+/// Why a command did not do what it was asked.
+#[derive(Debug)]
+enum Failure {
+    /// Wrong flags or config: nothing was begun.
+    Usage(String),
+    /// It failed.
+    Failed(String),
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::Usage(error.to_string())
+    }
+}
+
+impl Failure {
+    fn failed(error: impl ToString) -> Self {
+        Self::Failed(error.to_string())
+    }
 }
 
 /// Runs what the command line asks for.
@@ -53,43 +63,19 @@ pub fn run() -> ExitCode {
         .with_ansi(std::io::stderr().is_terminal())
         .with_max_level(cli.log)
         .init();
-    let Command::Proxy(args) = cli.command;
-    let mut settings = Settings::new(args.listen, args.master);
-    settings.admin = args.admin;
-    if let Some(workers) = args.workers {
-        settings.workers = workers.into();
-    }
-    let shutdown = CancellationToken::new();
-    if let Err(error) = stop_on_signals(shutdown.clone()) {
-        eprintln!("pointsman: cannot listen to signals: {error}");
-        return ExitCode::FAILURE;
-    }
-    match proxy::run(settings, &shutdown, admin::serve) {
+    let done = match cli.command {
+        Command::Proxy(args) => proxy::run(*args),
+        Command::CheckConfig(args) => check::run(&args),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("pointsman: {error}");
+        Err(Failure::Failed(sentence)) => {
+            eprintln!("pointsman: {sentence}");
             ExitCode::FAILURE
         }
+        Err(Failure::Usage(sentence)) => {
+            eprintln!("pointsman: {sentence}");
+            ExitCode::from(2)
+        }
     }
-}
-
-/// Asks for the end at the first SIGINT or SIGTERM.
-fn stop_on_signals(shutdown: CancellationToken) -> std::io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let (mut interrupt, mut terminate) = {
-        let _guard = runtime.enter();
-        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
-    };
-    let wait = move || {
-        runtime.block_on(async {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
-        });
-        tracing::info!("asked to end");
-        shutdown.cancel();
-    };
-    std::thread::Builder::new().name("signals".to_owned()).spawn(wait)?;
-    Ok(())
 }

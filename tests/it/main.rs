@@ -4,6 +4,7 @@
 
 mod agent;
 mod command_keys;
+mod config;
 mod failover;
 mod houses;
 mod peer;

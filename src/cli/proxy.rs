@@ -1,0 +1,93 @@
+//! `pointsman proxy`: flags laid over the file.
+
+use std::path::PathBuf;
+
+use super::{Failure, signals};
+use crate::admin;
+use crate::config::{self, ConfigError, Document, Ensemble, File, Kind, Name, ProxyFile, Source};
+use crate::proxy::{self, Settings};
+use crate::topology::Addr;
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A file that holds [proxy]; conf/proxy.toml documents it. Flags win over it.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where clients connect (may be given several times) [default: 127.0.0.1:6400].
+    #[arg(long, value_name = "HOST:PORT")]
+    listen: Vec<Addr>,
+    /// The ZooKeeper servers that know the topology.
+    #[arg(long, value_name = "HOST:PORT,..", group = "source")]
+    zookeeper: Option<Ensemble>,
+    /// The cluster's name in ZooKeeper [default: main].
+    #[arg(long, value_name = "NAME")]
+    cluster: Option<Name>,
+    /// A file that lists the shards.
+    #[arg(long, value_name = "FILE", group = "source")]
+    topology: Option<PathBuf>,
+    /// The one master.
+    #[arg(long, value_name = "HOST:PORT", group = "source")]
+    master: Option<Addr>,
+    /// Its replicas (may be given several times).
+    #[arg(long, value_name = "HOST:PORT", requires = "master")]
+    replica: Vec<Addr>,
+    /// Where /healthz, /readyz, /topology and /metrics answer.
+    #[arg(long, value_name = "HOST:PORT")]
+    admin: Option<Addr>,
+    /// Worker threads; half of the cores, at most 4, unless given.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=256))]
+    workers: Option<u64>,
+}
+
+pub fn run(args: Args) -> Result<(), Failure> {
+    let settings = settings(args)?;
+    let shutdown = signals::shutdown()?;
+    proxy::run(settings, &shutdown, admin::serve).map_err(Failure::failed)
+}
+
+fn settings(args: Args) -> Result<Settings, Failure> {
+    let document = args.config.as_deref().map(Document::read).transpose()?;
+    let file = match document.as_ref().map(|document| (document, &document.file)) {
+        None => ProxyFile::default(),
+        Some((_, File::Proxy(file))) => file.clone(),
+        Some((document, File::Agent(_) | File::Topology(_))) => return Err(document.not_a(Kind::Proxy).into()),
+    };
+    let checked = args.over(file).check().map_err(|problem| match &document {
+        Some(document) => document.locate(problem),
+        None => ConfigError::Flags { problem },
+    })?;
+    build(checked)
+}
+
+impl Args {
+    /// The file with what the flags say in its place.
+    fn over(self, mut file: ProxyFile) -> ProxyFile {
+        if !self.listen.is_empty() {
+            file.listen = self.listen;
+        }
+        // A source on the command line replaces whichever the file names.
+        if self.zookeeper.is_some() || self.topology.is_some() || self.master.is_some() {
+            file.zookeeper = self.zookeeper;
+            file.topology = self.topology;
+            file.master = self.master;
+            file.replicas = self.replica;
+        }
+        file.cluster = self.cluster.unwrap_or(file.cluster);
+        file.admin = self.admin.or(file.admin);
+        file.workers = self.workers.or(file.workers);
+        file
+    }
+}
+
+fn build(checked: config::Proxy) -> Result<Settings, Failure> {
+    let Source::Fixed { master, .. } = checked.source else {
+        return Err(Failure::Usage("only --master is served so far".to_owned()));
+    };
+    let mut settings = Settings::new(checked.listen, master);
+    settings.admin = checked.admin;
+    settings.workers = checked.workers.unwrap_or(settings.workers);
+    settings.hold_max_ms = u64::try_from(checked.hold_max.as_millis()).unwrap_or(u64::MAX);
+    settings.connect_timeout = checked.connect_timeout;
+    settings.clients_max = checked.clients_max;
+    Ok(settings)
+}
