@@ -9,5 +9,6 @@ mod failover;
 mod houses;
 mod peer;
 mod proxy;
+mod store;
 mod support;
 mod support_check;
