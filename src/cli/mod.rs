@@ -6,6 +6,7 @@
 mod check;
 mod proxy;
 mod signals;
+mod up;
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
@@ -30,6 +31,10 @@ struct Cli {
 enum Command {
     /// Stands where a Redis address stood and passes commands on to the master.
     Proxy(Box<proxy::Args>),
+    /// Runs all of it on this machine: ZooKeeper, redis-servers, their agents, proxies; until Ctrl-C.
+    Up(Box<up::Args>),
+    /// Starts a stopped node of a running `up` again; ends when it is linked.
+    UpNode(up::NodeArgs),
     /// Checks a config file and says what it is for.
     CheckConfig(check::Args),
 }
@@ -65,6 +70,8 @@ pub fn run() -> ExitCode {
         .init();
     let done = match cli.command {
         Command::Proxy(args) => proxy::run(*args),
+        Command::Up(args) => up::run(*args, &cli.log.to_string()),
+        Command::UpNode(args) => up::run_node(&args),
         Command::CheckConfig(args) => check::run(&args),
     };
     match done {
@@ -78,4 +85,10 @@ pub fn run() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// For commands that ask and end.
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    let built = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    built.map_err(|error| Failure::Failed(format!("cannot start an event loop: {error}")))
 }

@@ -22,7 +22,7 @@ pub use error::{ConfigError, Problem};
 pub use proxy::{Proxy, ProxyFile, ReadPolicy, Source, ZooKeeper};
 pub use secret::{SECRET_BYTES_MIN, read_secret};
 pub use topology::{ShardFile, SlotRange, Topology, TopologyFile, TopologyShard};
-pub use value::{Ensemble, Name, ValueError};
+pub use value::{Ensemble, EnsembleError, Name};
 
 /// Why replicas cannot be waited for.
 pub const NO_ACKNOWLEDGEMENTS: &str =

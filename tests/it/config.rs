@@ -163,8 +163,7 @@ fn check_config_tells_the_kind_or_names_line_key_and_remedy() {
         ),
         (
             "[agent]\nnode = 'a/b'\n",
-            "f.toml:2: node: 'a/b' is not a name: use 1 to 64 letters, digits, '-', '_' and '.', \
-             beginning with a letter or digit",
+            "f.toml:2: node: \"a/b\" is no name: use 1 to 64 letters, digits, '.', '_' or '-'",
         ),
         (
             "[agent]\nnode = 'a'\nack_replicas = 1\n",
