@@ -42,6 +42,11 @@ pub fn wrong_arity(command: &Command, out: &mut Vec<u8>) {
     named(b"-ERR wrong number of arguments for '", command, b"' command\r\n", out);
 }
 
+/// `-CROSSSLOT Keys in request don't hash to the same slot`, as Redis Cluster says it.
+pub fn cross_slot(out: &mut Vec<u8>) {
+    out.extend_from_slice(b"-CROSSSLOT Keys in request don't hash to the same slot\r\n");
+}
+
 /// `-ERR pointsman does not support 'x' yet`: our own, for a command whose path is not built.
 pub fn not_yet(command: &Command, out: &mut Vec<u8>) {
     named(b"-ERR pointsman does not support '", command, b"' yet\r\n", out);

@@ -13,14 +13,16 @@ use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use thiserror::Error;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, LocalOptions};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::client::Session;
 use super::settings::Settings;
+use super::shared::Replicas;
 use super::worker::Worker;
-use crate::topology::Addr;
+use crate::route::Fences;
+use crate::topology::{Addr, Snapshot};
 
 const BACKLOG: i32 = 1024;
 /// Accepted clients that one worker has not taken yet.
@@ -65,6 +67,8 @@ where
         }
     };
     let ids = Arc::new(AtomicU64::new(1));
+    let (_topology, snapshots) = watch::channel(Arc::new(Snapshot::of_one(&settings.master)));
+    let replicas = Arc::new(Replicas::new(Arc::new(Fences::new())));
     let mut threads = Vec::new();
     let mut workers = Vec::new();
     for number in 0..settings.workers {
@@ -75,7 +79,8 @@ where
             sender,
         });
         let (settings, ids, shutdown) = (settings.clone(), ids.clone(), shutdown.clone());
-        let work = move || work(settings, receiver, &clients, &ids, &shutdown);
+        let (snapshots, replicas) = (snapshots.clone(), replicas.clone());
+        let work = move || work(settings, receiver, snapshots, replicas, &clients, &ids, &shutdown);
         threads.push(thread::Builder::new().name(format!("worker-{number}")).spawn(work)?);
     }
     runtime.block_on(async {
@@ -171,6 +176,8 @@ fn deal(stream: TcpStream, workers: &[Dealt], settings: &Settings) -> io::Result
 fn work(
     settings: Arc<Settings>,
     mut receiver: mpsc::Receiver<std::net::TcpStream>,
+    mut snapshots: watch::Receiver<Arc<Snapshot>>,
+    replicas: Arc<Replicas>,
     clients: &Arc<AtomicUsize>,
     ids: &Arc<AtomicU64>,
     shutdown: &CancellationToken,
@@ -186,7 +193,7 @@ fn work(
         }
     };
     runtime.block_on(async {
-        let worker = Worker::new(settings);
+        let worker = Worker::new(settings, replicas);
         let serving = async {
             while let Some(stream) = receiver.recv().await {
                 let Ok(stream) = TcpStream::from_std(stream) else {
@@ -200,8 +207,19 @@ fn work(
                 });
             }
         };
+        let following = async {
+            loop {
+                let snapshot = snapshots.borrow_and_update().clone();
+                worker.follow(snapshot);
+                if snapshots.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
+        };
         tokio::select! {
             () = serving => {}
+            () = following => {}
+            () = worker.clone().close_idle_lanes() => {}
             () = shutdown.cancelled() => {}
         }
     });

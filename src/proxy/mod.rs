@@ -11,6 +11,8 @@ mod acceptor;
 mod backend;
 mod client;
 mod settings;
+mod shard;
+pub mod shared;
 mod wake;
 mod worker;
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::route::ReadPolicy;
 use crate::topology::Addr;
 
 /// The settings of one proxy, checked.
@@ -15,6 +16,10 @@ pub struct Settings {
     pub workers: usize,
     /// The master.
     pub master: Addr,
+    /// Where reads may go.
+    pub reads: ReadPolicy,
+    /// How old the newest sample that a replica has passed may be, in milliseconds.
+    pub max_lag_ms: u64,
     /// How long a command waits for a master before it is refused, in milliseconds.
     pub hold_max_ms: u64,
     /// How long opening a backend connection may take.
@@ -32,6 +37,8 @@ impl Settings {
             admin: None,
             workers: (cores / 2).clamp(1, 4),
             master,
+            reads: ReadPolicy::Master,
+            max_lag_ms: 1000,
             hold_max_ms: 5000,
             connect_timeout: Duration::from_millis(1000),
             clients_max: 10_000,

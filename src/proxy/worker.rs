@@ -2,60 +2,223 @@
 //! allocation per command on its path.
 
 use std::cell::{Cell, RefCell, RefMut};
-use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tracing::{debug, info, warn};
-
-use super::backend::{ConnectError, Lane, LaneEnd, Login, ask, connect, put_request};
-use super::client::{CloseReason, Session, sort_out};
+use super::backend::{ConnectError, Greeting, Login, ask, connect};
+use super::client::{CloseReason, Session};
 use super::settings::Settings;
-use crate::clock;
-use crate::command::{Lookup, Table};
-use crate::resp::{RequestLimits, RequestScanner, Span};
+use super::shard::Shard;
+use super::shared::Replicas;
+use crate::command::{Command, KeyPositions, Table};
+use crate::resp::{Args, RequestLimits, RequestScanner, Span};
+use crate::route::{Fences, Footprint, Place, ReadPolicy, place};
+use crate::topology::{Addr, ShardId, ShardIndex, Snapshot};
 
 /// Bytes read at once; one buffer for all of a worker's sockets.
 const SCRATCH_BYTES: usize = 64 * 1024;
 /// How long a client may keep a shared lane from reading.
 const SLOW_READER: Duration = Duration::from_secs(1);
-const RETRY_FIRST: Duration = Duration::from_millis(5);
-const RETRY_LAST: Duration = Duration::from_millis(50);
+/// A lane whose head is unanswered for longer than one or two of these is stalled.
+const STALLED: Duration = Duration::from_millis(50);
+const IDLE_TICKS_PER_S: u32 = 2;
+const IDLE_TICK: Duration = Duration::from_millis(1000 / IDLE_TICKS_PER_S as u64);
+/// A lane that nobody used for 10 s is closed.
+const IDLE_TICKS_MAX: u32 = 10 * IDLE_TICKS_PER_S;
+/// Databases of a server that does not say how many it has.
+const DATABASES: u32 = 16;
 
 /// One worker's state.
 pub struct Worker {
     settings: Arc<Settings>,
     commands: Arc<Table>,
-    master_up: Cell<bool>,
+    snapshot: RefCell<Arc<Snapshot>>,
+    /// In the order of the snapshot's; a nameless one, which only holds, until there is a snapshot.
+    shards: RefCell<Vec<Rc<Shard>>>,
     auth_required: Cell<bool>,
+    databases: Cell<u32>,
     redis_version: RefCell<String>,
-    lanes: RefCell<HashMap<Login, Rc<Lane>>>,
     lane_number: Cell<u32>,
+    /// Whether [`Worker::watch_lanes`] is running.
+    watching: Cell<bool>,
+    /// Looks after which an unused lane is closed.
+    idle_ticks_max: Cell<u32>,
     dirty: RefCell<Vec<Rc<Session>>>,
-    holding: RefCell<Vec<Rc<Session>>>,
     scratch: RefCell<Box<[u8]>>,
     spans: RefCell<Vec<Span>>,
+    keys: RefCell<KeyPositions>,
+    footprint: RefCell<Footprint>,
+    replicas: Arc<Replicas>,
 }
 
 impl Worker {
-    /// A worker that looks for its master at once; call it on the thread that keeps it.
-    pub fn new(settings: Arc<Settings>) -> Rc<Self> {
-        let worker = Rc::new(Self {
+    /// A worker that knows no shard yet; call it on the thread that keeps it.
+    pub fn new(settings: Arc<Settings>, replicas: Arc<Replicas>) -> Rc<Self> {
+        let nameless = ShardId::from("");
+        let nobody = Shard::new(nameless.clone(), replicas.fences().shard(&nameless));
+        Rc::new(Self {
             settings,
             commands: Table::builtin(),
-            master_up: Cell::new(true),
+            snapshot: RefCell::new(Arc::new(Snapshot::empty())),
+            shards: RefCell::new(vec![nobody]),
             auth_required: Cell::new(false),
+            databases: Cell::new(DATABASES),
             redis_version: RefCell::new("7.0.0".to_owned()),
-            lanes: RefCell::default(),
             lane_number: Cell::new(0),
+            watching: Cell::new(false),
+            idle_ticks_max: Cell::new(IDLE_TICKS_MAX),
             dirty: RefCell::default(),
-            holding: RefCell::default(),
             scratch: RefCell::new(vec![0; SCRATCH_BYTES].into()),
             spans: RefCell::default(),
+            keys: RefCell::default(),
+            footprint: RefCell::default(),
+            replicas,
+        })
+    }
+
+    /// Follows a new snapshot. Shards keep their lanes as long as their master is the same.
+    pub fn follow(self: &Rc<Self>, snapshot: Arc<Snapshot>) {
+        if snapshot.shards.is_empty() {
+            return;
+        }
+        let before = self.shards.take();
+        let known = |id: &ShardId| before.iter().find(|shard| shard.id == *id).cloned();
+        let shards: Vec<Rc<Shard>> = snapshot
+            .shards
+            .iter()
+            .map(|offered| {
+                known(&offered.id).unwrap_or_else(|| Shard::new(offered.id.clone(), self.fences().shard(&offered.id)))
+            })
+            .collect();
+        self.shards.replace(shards.clone());
+        self.snapshot.replace(snapshot.clone());
+        for (shard, offered) in shards.iter().zip(&snapshot.shards) {
+            shard.follow(self, offered);
+        }
+        for gone in before
+            .iter()
+            .filter(|shard| !shards.iter().any(|kept| Rc::ptr_eq(kept, shard)))
+        {
+            gone.remove();
+        }
+    }
+
+    /// How many shards there are, at least 1.
+    pub fn shard_count(&self) -> usize {
+        self.shards.borrow().len()
+    }
+
+    /// A shard by its place in the snapshot.
+    pub fn shard(&self, index: ShardIndex) -> Rc<Shard> {
+        let shards = self.shards.borrow();
+        shards.get(usize::from(index.0)).unwrap_or(&shards[0]).clone()
+    }
+
+    /// Which shard a request belongs to.
+    pub fn place(&self, command: &Command, args: &Args) -> Place {
+        let shards = self.shard_count();
+        place(
+            &self.snapshot.borrow().slots,
+            shards,
+            command,
+            args,
+            &mut self.keys.borrow_mut(),
+        )
+    }
+
+    /// Whether reads may go to replicas, so that writes have to raise fences.
+    #[inline]
+    pub fn splits_reads(&self) -> bool {
+        self.settings.reads == ReadPolicy::Causal
+    }
+
+    /// The fences of this proxy.
+    pub fn fences(&self) -> &Arc<Fences> {
+        self.replicas.fences()
+    }
+
+    /// What is known of replicas.
+    pub fn replicas(&self) -> &Arc<Replicas> {
+        &self.replicas
+    }
+
+    /// How old the newest sample that a replica has passed may be, in milliseconds.
+    pub fn max_lag_ms(&self) -> u64 {
+        self.settings.max_lag_ms
+    }
+
+    /// What the run under way writes.
+    pub fn footprint(&self) -> RefMut<'_, Footprint> {
+        self.footprint.borrow_mut()
+    }
+
+    /// Room for the keys of a request.
+    pub fn keys(&self) -> RefMut<'_, KeyPositions> {
+        self.keys.borrow_mut()
+    }
+
+    /// Takes in what a master said of itself.
+    pub fn learn(&self, greeting: &Greeting) {
+        self.auth_required.set(greeting.auth_required);
+        if let Some(version) = &greeting.version {
+            version.clone_into(&mut self.redis_version.borrow_mut());
+        }
+        if let Some(databases) = greeting.databases {
+            self.databases.set(databases);
+        }
+        // A lane that Redis would close soon is closed by us, with nothing in flight (rule A14).
+        let ticks = greeting
+            .timeout_s
+            .map_or(IDLE_TICKS_MAX, |seconds| seconds / 2 * IDLE_TICKS_PER_S);
+        self.idle_ticks_max.set(ticks.clamp(1, IDLE_TICKS_MAX));
+    }
+
+    /// Called with each append: lanes are watched while something is in flight on one of them.
+    #[inline]
+    pub fn watch_lanes(self: &Rc<Self>) {
+        if self.watching.replace(true) {
+            return;
+        }
+        let worker = self.clone();
+        tokio::task::spawn_local(async move {
+            loop {
+                tokio::time::sleep(STALLED).await;
+                let shards = worker.shards.borrow().clone();
+                let busy = shards.iter().fold(false, |busy, shard| shard.watch_lanes() | busy);
+                if !busy {
+                    break;
+                }
+            }
+            worker.watching.set(false);
         });
-        worker.master_lost();
-        worker
+    }
+
+    /// Closes unused lanes from time to time, for as long as the worker lives.
+    pub async fn close_idle_lanes(self: Rc<Self>) {
+        loop {
+            tokio::time::sleep(IDLE_TICK).await;
+            let shards = self.shards.borrow().clone();
+            for shard in shards {
+                shard.close_idle_lanes(self.idle_ticks_max.get());
+            }
+        }
+    }
+
+    /// A number that no lane of this worker has had lately.
+    pub fn next_lane_number(&self) -> u32 {
+        self.lane_number.set(self.lane_number.get().wrapping_add(1));
+        self.lane_number.get()
+    }
+
+    /// How long a command waits for a master, in milliseconds.
+    pub fn hold_max_ms(&self) -> u64 {
+        self.settings.hold_max_ms
+    }
+
+    /// How many databases the servers have.
+    pub fn databases(&self) -> u32 {
+        self.databases.get()
     }
 
     /// The command table.
@@ -115,29 +278,6 @@ impl Worker {
         *self.dirty.borrow_mut() = dirty;
     }
 
-    /// Wakes `session` when there is a master again, or its time is up.
-    pub fn hold(&self, session: Rc<Session>) {
-        self.holding.borrow_mut().push(session);
-    }
-
-    /// The shared lane of a login, opened if need be; `None` while there is no master.
-    pub fn lane(self: &Rc<Self>, login: &Login) -> Option<Rc<Lane>> {
-        if !self.master_up.get() {
-            return None;
-        }
-        if let Some(lane) = self.lanes.borrow().get(login) {
-            return Some(lane.clone());
-        }
-        let lane = self.open(login);
-        self.lanes.borrow_mut().insert(login.clone(), lane.clone());
-        Some(lane)
-    }
-
-    /// A connection for one session alone; `None` while there is no master.
-    pub fn open_private(self: &Rc<Self>, login: &Login) -> Option<Rc<Lane>> {
-        self.master_up.get().then(|| self.open(login))
-    }
-
     /// Closes a client that does not read while others wait behind its reply (rule B2).
     pub fn watch_slow_reader(&self, session: &Rc<Session>) {
         let session = session.clone();
@@ -150,123 +290,21 @@ impl Worker {
         });
     }
 
-    /// Asks the master one thing on a connection of its own; an error is the line to show.
+    /// Asks the first shard's master one thing on a connection of its own; an error is the line to show.
     pub async fn ask_master(&self, request: &[u8]) -> Result<(), String> {
+        let unknown = || "-MASTERDOWN the master cannot be asked: not authenticated".to_owned();
+        let addr: Addr = match self.shard(ShardIndex(0)).serving() {
+            Some(target) => target.addr.clone(),
+            None => return Err(unknown()),
+        };
         let asking = async {
-            let mut stream = connect(&self.settings.master, &Login::default(), self.connect_timeout()).await?;
-            ask(&mut stream, request, 1, &self.settings.master).await
+            let mut stream = connect(&addr, &Login::default(), self.connect_timeout()).await?;
+            ask(&mut stream, request, 1, &addr).await
         };
         match tokio::time::timeout(self.connect_timeout(), asking).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(ConnectError::Refused(_, line))) => Err(line),
-            Ok(Err(_)) | Err(_) => Err("-MASTERDOWN the master cannot be asked: not authenticated".to_owned()),
-        }
-    }
-
-    fn open(self: &Rc<Self>, login: &Login) -> Rc<Lane> {
-        self.lane_number.set(self.lane_number.get().wrapping_add(1));
-        let lane = Lane::new(self.lane_number.get(), login.clone());
-        let (worker, running) = (self.clone(), lane.clone());
-        tokio::task::spawn_local(async move {
-            let end = running.run(&worker, &worker.settings.master).await;
-            worker.lane_ended(&running, &end);
-        });
-        lane
-    }
-
-    fn lane_ended(self: &Rc<Self>, lane: &Rc<Lane>, end: &LaneEnd) {
-        self.lanes.borrow_mut().retain(|_, known| !Rc::ptr_eq(known, lane));
-        let wreck = lane.salvage();
-        match end {
-            LaneEnd::Released => debug!(lane = lane.number, "lane closed"),
-            LaneEnd::Poisoned => warn!(lane = lane.number, "lane closed: {end}"),
-            LaneEnd::Connect(_) | LaneEnd::Eof | LaneEnd::Network(_) => {
-                info!(lane = lane.number, "lane lost: {end}");
-                self.master_lost();
-            }
-        }
-        if wreck.inside_reply
-            && let Some(entry) = wreck.entries.front()
-        {
-            entry.session.close(CloseReason::ReplyCutOff);
-        }
-        let is_write = |args: &crate::resp::Args| match self.commands.lookup(args) {
-            Lookup::Known(command) => command.is_write(),
-            Lookup::Unknown | Lookup::UnknownSubcommand(_) => true,
-        };
-        for (session, lost) in sort_out(wreck, is_write) {
-            session.lane_lost(lane, lost);
-        }
-        self.flush_dirty();
-    }
-
-    fn master_lost(self: &Rc<Self>) {
-        if self.master_up.replace(false) {
-            let worker = self.clone();
-            tokio::task::spawn_local(async move { worker.find_master().await });
-        }
-    }
-
-    async fn find_master(self: Rc<Self>) {
-        let (since_ms, mut wait) = (clock::monotonic_ms(), RETRY_FIRST);
-        let mut told = None;
-        loop {
-            match self.greet_master().await {
-                Ok(()) => break,
-                Err(reason) if told.as_ref() != Some(&reason) => {
-                    warn!("no master: {reason}; trying again until there is one");
-                    told = Some(reason);
-                }
-                Err(_) => {}
-            }
-            self.expire_holds();
-            tokio::time::sleep(wait).await;
-            wait = (wait * 2).min(RETRY_LAST);
-        }
-        info!(master = %self.settings.master, after_ms = clock::monotonic_ms() - since_ms, "the master serves");
-        self.master_up.set(true);
-        for session in std::mem::take(&mut *self.holding.borrow_mut()) {
-            session.wake();
-        }
-    }
-
-    fn expire_holds(&self) {
-        let before_ms = clock::monotonic_ms().saturating_sub(self.settings.hold_max_ms);
-        let mut holding = std::mem::take(&mut *self.holding.borrow_mut());
-        holding.retain(|session| !session.is_closed() && !session.expire_hold(before_ms));
-        self.holding.borrow_mut().extend(holding);
-        self.flush_dirty();
-    }
-
-    /// Whether the master is there and is one.
-    async fn greet_master(&self) -> Result<(), String> {
-        let master = &self.settings.master;
-        let mut request = Vec::new();
-        put_request(&mut request, &[b"ROLE"]);
-        put_request(&mut request, &[b"INFO", b"server"]);
-        let limit = self.connect_timeout();
-        let asking = async {
-            let mut stream = connect(master, &Login::default(), limit).await?;
-            ask(&mut stream, &request, 2, master).await
-        };
-        match tokio::time::timeout(limit, asking).await {
-            Err(_) => Err(format!("{master} does not answer within {limit:?}")),
-            Ok(Err(ConnectError::Refused(_, line))) if line.starts_with("-NOAUTH") => {
-                self.auth_required.set(true);
-                Ok(())
-            }
-            Ok(Err(error)) => Err(error.to_string()),
-            Ok(Ok(reply)) => {
-                let reply = String::from_utf8_lossy(&reply);
-                if !reply.contains("\r\n$6\r\nmaster\r\n") {
-                    return Err(format!("{master} is no master"));
-                }
-                if let Some(version) = reply.lines().find_map(|line| line.strip_prefix("redis_version:")) {
-                    version.clone_into(&mut self.redis_version.borrow_mut());
-                }
-                self.auth_required.set(false);
-                Ok(())
-            }
+            Ok(Err(_)) | Err(_) => Err(unknown()),
         }
     }
 }

@@ -1,5 +1,13 @@
 //! Where a request goes: read policy, fences, splits and joins, what may be re-sent. Pure.
 
+mod fence_log;
+mod fences;
+mod place;
+mod policy;
 mod resend;
 
+pub use fence_log::{FenceLog, Footprint, Raised};
+pub use fences::{Fences, Need, SampleNumber, ShardFences};
+pub use place::{Place, place};
+pub use policy::{Ask, Choice, Life, ReadPolicy, Standing, Stickiness, choose};
 pub use resend::{Answer, Fate, Plan, plan};

@@ -338,3 +338,35 @@ fn a_request_cut_off_in_the_middle_hurts_nobody() {
     drop(client);
     assert_eq!(other.command(&["GET", "k"]), Value::bulk("other"));
 }
+
+#[test]
+fn an_endless_script_stalls_its_own_lane_only() {
+    let circuit = Circuit::start(&["--lua-time-limit", "50"]);
+    let (mut endless, mut other) = (circuit.client(), circuit.client());
+    assert_eq!(other.command(&["SET", "k", "v"]), Value::ok());
+    endless.send(b"EVAL \"while true do end\" 0\r\n");
+    // Redis answers BUSY on every connection but the script's own (rule B1).
+    let mut busy = None;
+    eventually(SOON, || {
+        let mut newcomer = circuit.client();
+        newcomer.set_read_timeout(Duration::from_millis(300));
+        busy = newcomer.try_command(&["GET", "k"]).ok();
+        busy.as_ref().is_some_and(|reply| reply.is_error("BUSY"))
+    });
+    assert_eq!(other.command(&["SCRIPT", "KILL"]), Value::ok());
+    assert!(endless.read_reply().is_error("ERR"));
+    assert_eq!(other.command(&["GET", "k"]), Value::bulk("v"));
+}
+
+#[test]
+fn an_idle_lane_is_closed_before_redis_would() {
+    let circuit = Circuit::start(&["--timeout", "1"]);
+    let mut client = circuit.client();
+    assert_eq!(client.command(&["SET", "k", "v"]), Value::ok());
+    eventually(SOON, || {
+        let list = circuit.redis.command(&["CLIENT", "LIST"]).text();
+        list.lines().count() == 1
+    });
+    assert_eq!(client.command(&["GET", "k"]), Value::bulk("v"));
+    assert!(!circuit.proxy.log().contains("lane lost"), "{}", circuit.proxy.log());
+}

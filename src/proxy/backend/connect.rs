@@ -10,6 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::proxy::shared::{Identity, Unfit, identify};
 use crate::resp::{ReplyScanner, Stop, put_i64};
 use crate::topology::Addr;
 
@@ -33,6 +34,15 @@ pub struct Login {
     pub resp3: bool,
 }
 
+impl Login {
+    /// Whether it acts for another user than the default one, whose rights may differ from node to node (rule A16).
+    pub fn is_named_user(&self) -> bool {
+        self.credential
+            .as_ref()
+            .is_some_and(|credential| credential.user != b"default")
+    }
+}
+
 /// Why a connection could not be had.
 #[derive(Debug, Error)]
 pub enum ConnectError {
@@ -45,6 +55,9 @@ pub enum ConnectError {
     /// Redis says no, in its own words.
     #[error("{0} refused the login: {1}")]
     Refused(Addr, String),
+    /// It is no replica that may be read from now.
+    #[error("{0} cannot be read from: {1}")]
+    Unfit(Addr, #[source] Unfit),
 }
 
 /// Bytes of a handshake's replies that are read at most.
@@ -99,6 +112,19 @@ pub async fn ask(stream: &mut TcpStream, request: &[u8], commands: u32, addr: &A
             Stop::Push | Stop::Malformed => return Err(network(io::ErrorKind::InvalidData.into())),
         }
     }
+}
+
+/// Asks, on the very connection that reads are to go over, which replica it leads to and whether that is fit
+/// (rule A11).
+pub async fn identify_replica(stream: &mut TcpStream, addr: &Addr, limit: Duration) -> Result<Identity, ConnectError> {
+    let mut request = Vec::new();
+    for section in [&b"server"[..], b"persistence", b"replication"] {
+        put_request(&mut request, &[b"INFO", section]);
+    }
+    let reply = timeout(limit, ask(stream, &request, 3, addr))
+        .await
+        .unwrap_or_else(|_| Err(ConnectError::Silent(addr.clone(), limit)))?;
+    identify(&String::from_utf8_lossy(&reply)).map_err(|unfit| ConnectError::Unfit(addr.clone(), unfit))
 }
 
 fn login_request(login: &Login) -> (Vec<u8>, u32) {

@@ -7,24 +7,28 @@
 //! Invariant: `out[head..]` holds exactly the bytes of the ledger's entries. They are kept until they are answered,
 //! not only until they are written, so that what was in flight on a lost lane can be told apart and sent again.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use thiserror::Error;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
-use super::connect::{ConnectError, Login, connect};
+use super::connect::{ConnectError, Login, connect, identify_replica};
 use super::ledger::{Entry, Ledger};
+use super::target::Target;
 use crate::proxy::client::{RunId, Session};
+use crate::proxy::shard::Shard;
+use crate::proxy::shared::{Bond, ReplicaFacts};
 use crate::proxy::wake::Wake;
 use crate::proxy::worker::Worker;
 use crate::resp::{ReplyScanner, Stop};
-use crate::topology::Addr;
+use crate::route::{FenceLog, Footprint, Standing};
 
 /// Unanswered bytes above which a lane takes no more.
 pub const UNANSWERED_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -71,10 +75,47 @@ pub struct Lane {
     pub number: u32,
     /// Who it acts for.
     pub login: Login,
+    /// The shard it belongs to.
+    pub shard: Rc<Shard>,
+    /// The server at its other end.
+    pub target: Rc<Target>,
+    /// For a lane to a replica: what is known of it.
+    reader: Option<Reader>,
     wake: Wake,
     released: Cell<bool>,
     abandoned: Cell<bool>,
+    /// Replies that came, and how many had come at the last look at the pace.
+    answered: Cell<u64>,
+    looked_at: Cell<Option<u64>>,
+    /// Looks in a row that found it unused, and the replies at the last of them.
+    idle: Cell<(u32, u64)>,
     state: RefCell<State>,
+}
+
+/// The replica at the other end of a lane, and how it relates to what the sampler knows.
+pub struct Reader {
+    facts: Arc<ReplicaFacts>,
+    /// Made once the connection has proven whom it leads to (rule A11).
+    bond: OnceCell<Bond>,
+}
+
+/// What a lane is for.
+pub enum Purpose {
+    /// Everything, to a master. Its writes raise fences if somebody reads from replicas.
+    Master(Option<FenceLog>),
+    /// Reads, to the replica that these facts are about.
+    Replica(Arc<ReplicaFacts>),
+}
+
+/// Whether a lane gets on, from one look to the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// Nothing is in flight.
+    Idle,
+    /// Replies come.
+    Walking,
+    /// Something is in flight since the last look, and no reply ended meanwhile.
+    Stalled,
 }
 
 #[derive(Default)]
@@ -90,18 +131,36 @@ struct State {
     waiting: Vec<Rc<Session>>,
     /// What is written is not kept.
     streaming: bool,
+    /// The fences that the unanswered writes hold raised.
+    fences: Option<FenceLog>,
 }
 
 impl Lane {
     /// A lane that connects as soon as [`Lane::run`] is spawned; it takes commands at once.
-    pub fn new(number: u32, login: Login) -> Rc<Self> {
+    pub fn new(number: u32, login: Login, shard: Rc<Shard>, target: Rc<Target>, purpose: Purpose) -> Rc<Self> {
+        let (fences, reader) = match purpose {
+            Purpose::Master(fences) => (fences, None),
+            Purpose::Replica(facts) => (None, Some(facts)),
+        };
         Rc::new(Self {
             number,
             login,
+            shard,
+            target,
+            reader: reader.map(|facts| Reader {
+                facts,
+                bond: OnceCell::new(),
+            }),
             wake: Wake::default(),
             released: Cell::new(false),
             abandoned: Cell::new(false),
-            state: RefCell::default(),
+            answered: Cell::new(0),
+            looked_at: Cell::new(None),
+            idle: Cell::new((0, 0)),
+            state: RefCell::new(State {
+                fences,
+                ..State::default()
+            }),
         })
     }
 
@@ -116,9 +175,24 @@ impl Lane {
         self.state.borrow_mut().waiting.push(session.clone());
     }
 
-    /// Appends `count` whole requests; the flusher runs after all ready sessions of this turn.
-    pub fn append(&self, session: &Rc<Session>, run: RunId, count: u32, bytes: &[u8]) {
+    /// Whether it leads to a replica.
+    pub fn is_reader(&self) -> bool {
+        self.reader.is_some()
+    }
+
+    /// What is known of the replica at its other end; nothing before it is connected, or if it is no replica.
+    pub fn standing(&self) -> Standing {
+        let bond = self.reader.as_ref().and_then(|reader| reader.bond.get());
+        bond.map_or(Standing::NONE, Bond::standing)
+    }
+
+    /// Appends `count` whole requests, whose writes are in `footprint`; the flusher runs after all ready sessions of
+    /// this turn.
+    pub fn append(&self, session: &Rc<Session>, run: RunId, count: u32, bytes: &[u8], footprint: &Footprint) {
         let mut state = self.state.borrow_mut();
+        if let Some(fences) = &mut state.fences {
+            fences.appended(count, footprint);
+        }
         state.out.extend_from_slice(bytes);
         state.ledger.push(session.clone(), run, count, bytes.len(), Rc::ptr_eq);
         self.wake.wake();
@@ -126,9 +200,12 @@ impl Lane {
 
     /// Passes on a part of a request too large to be kept: it is dropped once written, and never sent again. The
     /// first part says whose it is. Only for private lanes with nothing else in flight.
-    pub fn append_part(&self, first: Option<(&Rc<Session>, RunId)>, bytes: &[u8]) {
+    pub fn append_part(&self, first: Option<(&Rc<Session>, RunId, &Footprint)>, bytes: &[u8]) {
         let mut state = self.state.borrow_mut();
-        if let Some((session, run)) = first {
+        if let Some((session, run, footprint)) = first {
+            if let Some(fences) = &mut state.fences {
+                fences.appended(1, footprint);
+            }
             state.ledger.push(session.clone(), run, 1, 0, |_, _| false);
             state.streaming = true;
         }
@@ -140,6 +217,34 @@ impl Lane {
     pub fn release(&self) {
         self.released.set(true);
         self.wake.wake();
+    }
+
+    /// Whether it is on its way to its end.
+    pub fn is_released(&self) -> bool {
+        self.released.get()
+    }
+
+    /// How it got on since the last look.
+    pub fn pace(&self) -> Pace {
+        if self.state.borrow().ledger.is_empty() {
+            self.looked_at.set(None);
+            return Pace::Idle;
+        }
+        let answered = self.answered.get();
+        match self.looked_at.replace(Some(answered)) {
+            Some(before) if before == answered => Pace::Stalled,
+            Some(_) | None => Pace::Walking,
+        }
+    }
+
+    /// How many looks in a row found it unused.
+    pub fn idle_ticks(&self) -> u32 {
+        let (ticks, before) = self.idle.get();
+        let answered = self.answered.get();
+        let used = answered != before || !self.state.borrow().ledger.is_empty();
+        let ticks = if used { 0 } else { ticks + 1 };
+        self.idle.set((ticks, answered));
+        ticks
     }
 
     /// Ends the lane at once: its only owner is gone.
@@ -154,11 +259,17 @@ impl Lane {
     }
 
     /// Lives until the connection ends, and then says why.
-    pub async fn run(self: &Rc<Self>, worker: &Rc<Worker>, addr: &Addr) -> LaneEnd {
-        let stream = match connect(addr, &self.login, worker.connect_timeout()).await {
+    pub async fn run(self: &Rc<Self>, worker: &Rc<Worker>) -> LaneEnd {
+        let mut stream = match connect(&self.target.addr, &self.login, worker.connect_timeout()).await {
             Ok(stream) => stream,
             Err(error) => return error.into(),
         };
+        if let Some(reader) = &self.reader {
+            match identify_replica(&mut stream, &self.target.addr, worker.connect_timeout()).await {
+                Ok(identity) => drop(reader.bond.set(Bond::new(reader.facts.clone(), identity))),
+                Err(error) => return error.into(),
+            }
+        }
         let (mut reader, writer) = stream.into_split();
         std::future::poll_fn(|context| match self.poll(context, &mut reader, &writer, worker) {
             Ok(()) => Poll::Pending,
@@ -174,6 +285,8 @@ impl Lane {
         let bytes = state.out.split_off(head);
         let written = state.written.saturating_sub(head);
         let inside_reply = state.scanner.is_inside();
+        // What these writes changed stays fenced for a while: they may still be executed.
+        state.fences = None;
         for session in std::mem::take(&mut state.waiting) {
             session.wake();
         }
@@ -235,6 +348,16 @@ impl Lane {
             };
             let scanned = state.scanner.scan(&bytes[at..], entry.count - entry.answered, true);
             entry.answered += scanned.replies;
+            // Before anybody is shown the replies (rule A9).
+            if let Some(fences) = &mut state.fences {
+                fences.answered(scanned.replies);
+            }
+            if self.reader.is_some() {
+                entry
+                    .session
+                    .read_from_replica(&self.shard, worker.fences().requested());
+            }
+            self.answered.set(self.answered.get() + u64::from(scanned.replies));
             let unwritten = entry
                 .session
                 .fill(entry.run, &bytes[at..at + scanned.used], scanned.replies, worker);

@@ -1,8 +1,12 @@
 //! The side of the proxy that faces Redis.
 
 mod connect;
+mod greet;
 mod lane;
 mod ledger;
+mod target;
 
 pub use connect::{ConnectError, Credential, Login, ask, connect, put_request};
-pub use lane::{Lane, LaneEnd, Wreck};
+pub use greet::{Greeting, greet};
+pub use lane::{Lane, LaneEnd, Pace, Purpose, Wreck};
+pub use target::Target;

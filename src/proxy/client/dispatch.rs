@@ -5,18 +5,20 @@
 use std::rc::Rc;
 
 use super::close::CloseReason;
-use super::session::{Held, IN_FLIGHT_MAX, Park, Pinned, Session, State, Tail};
-use super::stream::COLLECTED_BYTES_MAX;
+use super::run::{Ride, Run};
+use super::session::{Held, IN_FLIGHT_MAX, Park, Session, State, Tail};
+use super::stream::{Begun, COLLECTED_BYTES_MAX};
 use super::window::RunId;
 use crate::command::{Class, Command, Lookup, refusal};
 use crate::proxy::backend::{Lane, Wreck};
 use crate::resp::{Args, ProtocolError, RequestLimits, RequestScanner, Scan, Span, put_inline_as_request};
-use crate::route::{Answer, Fate, plan};
+use crate::route::{Answer, Fate, Place, plan};
+use crate::topology::ShardIndex;
 
 /// What became of one request.
 pub(super) enum Outcome {
-    /// It belongs to the current run.
-    Rides,
+    /// It belongs to a run.
+    Rides(Ride),
     /// It is answered or appended.
     Done,
     /// The session waits; the request stays where it is.
@@ -91,7 +93,7 @@ impl Session {
             authenticated: self.state().authenticated,
             ..self.worker.request_limits()
         };
-        let (mut start, mut at, mut count) = (0, 0, 0);
+        let (mut run, mut at) = (Run::default(), 0);
         loop {
             if !self.may_work() {
                 break;
@@ -99,8 +101,8 @@ impl Session {
             let scan = match scanner.scan(&bytes[at..], spans, &limits) {
                 Ok(scan) => scan,
                 Err(error) => {
-                    if !self.append(&bytes[start..at], count) {
-                        return self.stop(start, at, scanner);
+                    if !self.append(&bytes[run.start..at], &run) {
+                        return self.stop(run.start, at, scanner);
                     }
                     if self.drains() {
                         return self.stop(at, at, scanner);
@@ -111,19 +113,19 @@ impl Session {
             };
             let len = match scan {
                 Scan::Incomplete(need) if need > COLLECTED_BYTES_MAX => {
-                    if count > 0 && !self.append(&bytes[start..at], count) {
-                        return self.stop(start, at, scanner);
+                    if !self.append(&bytes[run.start..at], &run) {
+                        return self.stop(run.start, at, scanner);
                     }
                     match self.begin_stream(&bytes[at..], scanner, spans) {
-                        Outcome::Done => {
+                        Begun::Streams => {
                             *scanner = RequestScanner::default();
                             return bytes.len();
                         }
-                        Outcome::Park(park) => {
+                        Begun::Park(park) => {
                             self.state().park = park;
                             return self.stop(at, at, scanner);
                         }
-                        Outcome::Rides | Outcome::Close(_) => return at,
+                        Begun::Collect => return at,
                     }
                 }
                 Scan::Incomplete(_) => break,
@@ -132,25 +134,28 @@ impl Session {
             let outcome = match scan {
                 Scan::Frame(_) => {
                     let args = Args::new(&bytes[at..at + len], spans);
-                    match self.judge(&args, count) {
-                        Outcome::Rides => {
-                            count += 1;
+                    match self.judge(&args, run.count) {
+                        Outcome::Rides(ride) if run.takes(&ride) => {
+                            self.join(&args, &ride, &mut run);
                             at += len;
                             continue;
                         }
                         // What follows must not overtake the run before it.
-                        _ if count > 0 && !self.append(&bytes[start..at], count) => {
-                            return self.stop(start, at, scanner);
+                        _ if !self.append(&bytes[run.start..at], &run) => return self.stop(run.start, at, scanner),
+                        Outcome::Rides(ride) => {
+                            run = Run::begin(at);
+                            self.join(&args, &ride, &mut run);
+                            at += len;
+                            continue;
                         }
                         Outcome::Done => self.special(&args, &bytes[at..at + len]),
                         other => other,
                     }
                 }
-                _ if count > 0 && !self.append(&bytes[start..at], count) => return self.stop(start, at, scanner),
+                _ if !self.append(&bytes[run.start..at], &run) => return self.stop(run.start, at, scanner),
                 Scan::Inline(_) => self.inline(&bytes[at..at + len]),
                 _ => Outcome::Done,
             };
-            count = 0;
             match outcome {
                 Outcome::Park(park) => {
                     self.state().park = park;
@@ -162,16 +167,22 @@ impl Session {
                     self.close(reason);
                     return bytes.len();
                 }
-                Outcome::Done | Outcome::Rides => {
+                Outcome::Done | Outcome::Rides(_) => {
                     at += len;
-                    start = at;
+                    run = Run::begin(at);
                 }
             }
         }
-        if count > 0 && !self.append(&bytes[start..at], count) {
-            return self.stop(start, at, scanner);
+        if !self.append(&bytes[run.start..at], &run) {
+            return self.stop(run.start, at, scanner);
         }
         at
+    }
+
+    fn join(&self, args: &Args, ride: &Ride, run: &mut Run) {
+        run.shard = ride.shard;
+        self.note(args, ride, run);
+        run.add(ride);
     }
 
     /// The run at `start` has to wait; scanning begins there again.
@@ -196,8 +207,14 @@ impl Session {
             && command.rides_lane(args)
             && command.arity_ok(args.len())
             && is_for_one_shard(command)
+            && let Place::Shard(shard) = self.worker.place(command, args)
         {
-            return Outcome::Rides;
+            return Outcome::Rides(Ride {
+                shard,
+                command: command.id,
+                is_write: command.is_write(),
+                is_masters: matches!(command.class, Class::Node | Class::EveryNode),
+            });
         }
         Outcome::Done
     }
@@ -222,11 +239,20 @@ impl Session {
         if let Some(outcome) = self.pinned_request(command, args, frame) {
             return outcome;
         }
+        let shard = match self.worker.place(command, args) {
+            Place::Shard(shard) => shard,
+            Place::CrossSlot => return self.refuse(refusal::cross_slot),
+            Place::Several => return self.refuse(|out| refusal::not_yet(command, out)),
+        };
         match command.class_for(args) {
             Class::Session => self.local(command, args),
-            Class::Transaction => self.transaction(command, frame),
-            Class::Blocking if !matches!(&*command.name, "wait" | "waitaof") => self.pin_and_append(frame),
-            Class::Node | Class::Everywhere => self.pin_and_append(frame),
+            // Which shard a transaction belongs to is known only once it names a key.
+            Class::Transaction if self.worker.shard_count() > 1 => self.refuse(|out| refusal::not_yet(command, out)),
+            Class::Transaction => self.transaction(command, args, frame),
+            Class::Blocking if !matches!(&*command.name, "wait" | "waitaof") => {
+                self.pin_and_append(shard, command, args, frame)
+            }
+            Class::Node | Class::Everywhere => self.pin_and_append(shard, command, args, frame),
             Class::Refused => self.refuse(|out| {
                 out.extend_from_slice(b"-NOPERM pointsman does not pass on '");
                 out.extend_from_slice(command.name.as_bytes());
@@ -256,12 +282,12 @@ impl Session {
             return None;
         }
         if command.class == Class::Transaction {
-            return Some(self.transaction(command, frame));
+            return Some(self.transaction(command, args, frame));
         }
-        Some(self.pin_and_append(frame))
+        Some(self.pin_and_append(ShardIndex(0), command, args, frame))
     }
 
-    fn transaction(self: &Rc<Self>, command: &Command, frame: &[u8]) -> Outcome {
+    fn transaction(self: &Rc<Self>, command: &Command, args: &Args, frame: &[u8]) -> Outcome {
         let pinned = self.state().pinned.is_some();
         match &*command.name {
             "exec" if !pinned => return self.refuse(|out| out.extend_from_slice(b"-ERR EXEC without MULTI\r\n")),
@@ -269,7 +295,7 @@ impl Session {
             "unwatch" if !pinned => return self.refuse(|out| out.extend_from_slice(b"+OK\r\n")),
             _ => {}
         }
-        let outcome = self.pin_and_append(frame);
+        let outcome = self.pin_and_append(ShardIndex(0), command, args, frame);
         if let (Outcome::Done, Some(pinned)) = (&outcome, &mut self.state().pinned) {
             match &*command.name {
                 "multi" => pinned.multi = true,
@@ -281,110 +307,6 @@ impl Session {
             }
         }
         outcome
-    }
-
-    /// Appends one request to the session's own connection, which it gets once nothing is in flight elsewhere.
-    fn pin_and_append(self: &Rc<Self>, frame: &[u8]) -> Outcome {
-        let mut state = self.state();
-        if state.pinned.is_none() {
-            if state.window.unanswered() > 0 {
-                return Outcome::Park(Park::Drain);
-            }
-            let Some(lane) = self.worker.open_private(&state.login) else {
-                drop(state);
-                return Outcome::Park(self.hold());
-            };
-            state.pinned = Some(Box::new(Pinned {
-                lane,
-                multi: false,
-                watch: false,
-            }));
-        }
-        let Some(lane) = state.pinned.as_ref().map(|pinned| pinned.lane.clone()) else {
-            return Outcome::Done;
-        };
-        let run = state.window.reserve(lane.number, 1);
-        lane.append(self, run, 1, frame);
-        Outcome::Done
-    }
-
-    /// Appends a run to the session's lane. `false`: it is parked, nothing is appended.
-    fn append(self: &Rc<Self>, bytes: &[u8], count: u32) -> bool {
-        if count == 0 {
-            return true;
-        }
-        let mut state = self.state();
-        let Some(lane) = self.lane_for(&mut state) else {
-            return false;
-        };
-        if !lane.has_room() {
-            state.park = Park::Lane;
-            lane.wait_for_room(self);
-            return false;
-        }
-        let run = state.window.reserve(lane.number, count);
-        lane.append(self, run, count, bytes);
-        true
-    }
-
-    /// The lane that takes the session's commands now; without one it parks for the right thing.
-    fn lane_for(self: &Rc<Self>, state: &mut State) -> Option<Rc<Lane>> {
-        if let Some(pinned) = &state.pinned {
-            return Some(pinned.lane.clone());
-        }
-        let wanted = self.worker.lane(&state.login);
-        let Some(wanted) = wanted else {
-            state.park = Park::Hold;
-            state.held_since_ms = crate::clock::monotonic_ms();
-            self.worker.hold(self.clone());
-            return None;
-        };
-        if let Some(current) = &state.lane
-            && !Rc::ptr_eq(current, &wanted)
-            && state.window.unanswered() > 0
-        {
-            state.park = Park::Drain;
-            return None;
-        }
-        state.lane = Some(wanted.clone());
-        Some(wanted)
-    }
-
-    pub(super) fn hold(self: &Rc<Self>) -> Park {
-        self.state().held_since_ms = crate::clock::monotonic_ms();
-        self.worker.hold(self.clone());
-        Park::Hold
-    }
-
-    /// Gives the session's own connection back once nothing needs it.
-    fn give_back(&self, state: &mut State) {
-        let idle = state.window.unanswered() == 0;
-        if state
-            .pinned
-            .as_ref()
-            .is_some_and(|pinned| idle && !pinned.multi && !pinned.watch)
-            && let Some(pinned) = state.pinned.take()
-        {
-            pinned.lane.release();
-        }
-    }
-
-    /// Sends again what a lost lane left, before anything newer. `false`: it has to wait longer.
-    fn send_held(self: &Rc<Self>) -> bool {
-        let mut state = self.state();
-        if state.held.is_empty() {
-            return true;
-        }
-        let Some(lane) = self.worker.lane(&state.login) else {
-            state.park = Park::Hold;
-            self.worker.hold(self.clone());
-            return false;
-        };
-        for Held { run, count, bytes } in state.held.drain(..) {
-            lane.append(self, run, count, &bytes);
-        }
-        state.lane = Some(lane);
-        true
     }
 
     fn inline(self: &Rc<Self>, line: &[u8]) -> Outcome {
@@ -402,8 +324,15 @@ impl Session {
         };
         let args = Args::new(&request, &spans);
         match self.judge(&args, 0) {
-            Outcome::Rides if self.append(&request, 1) => Outcome::Done,
-            Outcome::Rides => Outcome::Park(self.state().park),
+            Outcome::Rides(ride) => {
+                let mut run = Run::begin(0);
+                self.join(&args, &ride, &mut run);
+                if self.append(&request, &run) {
+                    Outcome::Done
+                } else {
+                    Outcome::Park(self.state().park)
+                }
+            }
             Outcome::Done => self.special(&args, &request),
             other => other,
         }
@@ -459,58 +388,18 @@ impl Session {
         {
             let mut state = self.state();
             state.held.extend(lost.map(|lost| Held {
+                shard: lane.shard.clone(),
                 run: lost.run,
                 count: 1,
                 bytes: lost.bytes,
             }));
             state.held_since_ms = crate::clock::monotonic_ms();
-            state.lane = None;
+            state.seat(&lane.shard).lane.take_if(|known| Rc::ptr_eq(known, lane));
         }
         if pinned.is_some_and(|pinned| pinned.multi || pinned.watch) {
             self.close(CloseReason::TransactionLost);
         }
         self.wake();
-    }
-
-    /// Tells what waited longer than it may that there is no master; none of it was sent.
-    pub fn expire_hold(self: &Rc<Self>, before_ms: u64) -> bool {
-        if self.state().park != Park::Hold || self.state().held_since_ms > before_ms {
-            return false;
-        }
-        let line = b"-MASTERDOWN no master for the shard: not executed\r\n";
-        let worker = self.worker.clone();
-        let held = std::mem::take(&mut self.state().held);
-        for held in held {
-            for _ in 0..held.count {
-                self.fill(held.run, line, 1, &worker);
-            }
-        }
-        let tail = self.state().tail.take();
-        if let Some(mut tail) = tail {
-            let used = self.refuse_all(&tail.bytes, line);
-            tail.bytes.drain(..used);
-            (tail.scanner, tail.spans) = Default::default();
-            if !tail.bytes.is_empty() {
-                self.state().tail = Some(tail);
-            }
-        }
-        self.state().park = Park::Open;
-        self.wake();
-        true
-    }
-
-    fn refuse_all(self: &Rc<Self>, bytes: &[u8], line: &[u8]) -> usize {
-        let (mut scanner, mut spans, mut at) = (RequestScanner::default(), Vec::new(), 0);
-        loop {
-            match scanner.scan(&bytes[at..], &mut spans, &self.worker.request_limits()) {
-                Ok(Scan::Frame(len) | Scan::Inline(len)) => {
-                    self.refuse(|out| out.extend_from_slice(line));
-                    at += len;
-                }
-                Ok(Scan::Nothing(len)) => at += len,
-                Ok(Scan::Incomplete(_)) | Err(_) => return at,
-            }
-        }
     }
 }
 

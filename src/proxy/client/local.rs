@@ -9,8 +9,6 @@ use crate::command::{Command, refusal};
 use crate::proxy::backend::{Credential, Login, put_request};
 use crate::resp::{Args, parse_i64, put_i64};
 
-/// Databases of a server unless it says otherwise.
-const DATABASES: i64 = 16;
 const SYNTAX: &[u8] = b"-ERR syntax error\r\n";
 
 impl Session {
@@ -47,7 +45,9 @@ impl Session {
     fn select(self: &Rc<Self>, args: &Args) -> Outcome {
         match args.get(1).and_then(parse_i64) {
             None => self.say(b"-ERR value is not an integer or out of range\r\n"),
-            Some(index) if !(0..DATABASES).contains(&index) => self.say(b"-ERR DB index is out of range\r\n"),
+            Some(index) if !(0..i64::from(self.worker.databases())).contains(&index) => {
+                self.say(b"-ERR DB index is out of range\r\n")
+            }
             Some(index) => {
                 self.state().login.database = u32::try_from(index).unwrap_or(0);
                 self.ok()

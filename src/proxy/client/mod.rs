@@ -2,7 +2,10 @@
 
 mod close;
 mod dispatch;
+mod fencing;
+mod lanes;
 mod local;
+mod run;
 mod session;
 mod stream;
 mod window;

@@ -21,9 +21,11 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use super::close::CloseReason;
 use super::window::{RunId, Window};
 use crate::proxy::backend::{Lane, Login};
+use crate::proxy::shard::Shard;
 use crate::proxy::wake::Wake;
 use crate::proxy::worker::Worker;
 use crate::resp::{FrameStream, RequestScanner, Span};
+use crate::route::{Footprint, SampleNumber, Stickiness};
 
 /// Commands in flight above which a session is not read from.
 pub const IN_FLIGHT_MAX: u32 = 4096;
@@ -50,8 +52,8 @@ pub(super) enum Park {
 }
 
 /// Requests to be sent again, in order.
-#[derive(Debug)]
 pub(super) struct Held {
+    pub shard: Rc<Shard>,
     pub run: RunId,
     pub count: u32,
     pub bytes: Vec<u8>,
@@ -77,6 +79,17 @@ pub(super) struct Pinned {
     pub lane: Rc<Lane>,
     pub multi: bool,
     pub watch: bool,
+    /// What the commands queued since MULTI will change when EXEC runs them.
+    pub queued: Footprint,
+}
+
+/// What a session has at one shard.
+pub(super) struct Seat {
+    pub shard: Rc<Shard>,
+    /// Its current lane there (rule A8).
+    pub lane: Option<Rc<Lane>>,
+    /// Which replica it reads from (rule B11).
+    pub sticky: Stickiness,
 }
 
 pub(super) struct State {
@@ -85,7 +98,8 @@ pub(super) struct State {
     pub window: Window,
     pub tail: Option<Box<Tail>>,
     pub park: Park,
-    pub lane: Option<Rc<Lane>>,
+    /// One for each shard that the session has used.
+    pub seats: Vec<Seat>,
     pub held: Vec<Held>,
     pub pinned: Option<Box<Pinned>>,
     pub streaming: Option<Box<Streaming>>,
@@ -120,7 +134,7 @@ impl Session {
             window: Window::default(),
             tail: None,
             park: Park::Open,
-            lane: None,
+            seats: Vec::new(),
             held: Vec::new(),
             pinned: None,
             streaming: None,
@@ -175,6 +189,11 @@ impl Session {
     /// Remembers a lane that stopped reading because of this client.
     pub fn stalls(&self, lane: &Rc<Lane>) {
         self.state.borrow_mut().stalled = Some(lane.clone());
+    }
+
+    /// Replies of a replica arrived when `requested` was the newest sample.
+    pub fn read_from_replica(&self, shard: &Rc<Shard>, requested: SampleNumber) {
+        self.state.borrow_mut().seat(shard).sticky.answered(requested);
     }
 
     /// Takes reply bytes for a run; returns how many bytes are unwritten now.
@@ -305,5 +324,23 @@ impl Session {
         if let Some(lane) = state.stalled.take() {
             lane.nudge();
         }
+    }
+}
+
+impl State {
+    /// What the session has at `shard`, made if need be.
+    pub(super) fn seat(&mut self, shard: &Rc<Shard>) -> &mut Seat {
+        let place = match self.seats.iter().position(|seat| Rc::ptr_eq(&seat.shard, shard)) {
+            Some(place) => place,
+            None => {
+                self.seats.push(Seat {
+                    shard: shard.clone(),
+                    lane: None,
+                    sticky: Stickiness::default(),
+                });
+                self.seats.len() - 1
+            }
+        };
+        &mut self.seats[place]
     }
 }

@@ -3,53 +3,67 @@
 
 use std::rc::Rc;
 
-use super::dispatch::Outcome;
-use super::session::{Park, Pinned, Session, Streaming};
+use super::session::{Park, Session, Streaming};
 use crate::command::Lookup;
 use crate::resp::{Args, RequestScanner, Span};
+use crate::route::{Footprint, Place};
 
 /// Requests longer than this are streamed, in bytes.
 pub(super) const COLLECTED_BYTES_MAX: usize = 256 * 1024;
 
+/// What became of the beginning of a large request.
+pub(super) enum Begun {
+    /// It is on its way.
+    Streams,
+    /// It has to be collected after all: it is no plain command, or what it names is not there yet.
+    Collect,
+    /// The session waits first.
+    Park(Park),
+}
+
 impl Session {
-    /// Begins to stream the request of which `bytes` are there. `Rides`: it has to be collected after all, because it
-    /// is no plain command, or its name is not there yet.
-    pub(super) fn begin_stream(self: &Rc<Self>, bytes: &[u8], scanner: &RequestScanner, spans: &[Span]) -> Outcome {
+    /// Begins to stream the request of which `bytes` are there.
+    pub(super) fn begin_stream(self: &Rc<Self>, bytes: &[u8], scanner: &RequestScanner, spans: &[Span]) -> Begun {
         let Some(frame) = scanner.stream(bytes.len()) else {
-            return Outcome::Rides;
+            return Begun::Collect;
         };
         let args = Args::new(bytes, spans);
         let Lookup::Known(command) = self.worker.commands().lookup(&args) else {
-            return Outcome::Rides;
+            return Begun::Collect;
+        };
+        // Of several shards only a first key says which one; it is there, or comes soon.
+        let keyed = command.sole_key().is_some_and(|at| args.get(at as usize).is_some());
+        if self.worker.shard_count() > 1 && !keyed {
+            return Begun::Collect;
+        }
+        let Place::Shard(shard) = self.worker.place(command, &args) else {
+            return Begun::Collect;
         };
         let mut state = self.state();
         if !command.lane || !state.authenticated {
-            return Outcome::Rides;
+            return Begun::Collect;
         }
         if state.window.unanswered() > 0 {
-            return Outcome::Park(Park::Drain);
+            return Begun::Park(Park::Drain);
         }
-        if state.pinned.is_none() {
-            let Some(lane) = self.worker.open_private(&state.login) else {
-                drop(state);
-                return Outcome::Park(self.hold());
-            };
-            state.pinned = Some(Box::new(Pinned {
-                lane,
-                multi: false,
-                watch: false,
-            }));
+        if let Some(park) = self.pin(&mut state, shard) {
+            return Begun::Park(park);
         }
         let Some(lane) = state.pinned.as_ref().map(|pinned| pinned.lane.clone()) else {
-            return Outcome::Rides;
+            return Begun::Collect;
         };
         let run = state.window.reserve(lane.number, 1);
-        lane.append_part(Some((self, run)), bytes);
+        let mut footprint = Footprint::default();
+        // Its keys may not all be there yet.
+        if command.is_write() {
+            footprint.writes_every_key(0);
+        }
+        lane.append_part(Some((self, run, &footprint)), bytes);
         state.streaming = Some(Box::new(Streaming {
             frame,
             lane: Some(lane),
         }));
-        Outcome::Done
+        Begun::Streams
     }
 
     /// Passes on what belongs to the request that is being streamed; returns how many bytes that was.

@@ -1,0 +1,265 @@
+//! A session and its lanes: which connection takes a run, what waits when there is none, what is sent again.
+//!
+//! Invariant (rule A8): a session has one current lane per shard; it changes to another only with nothing in flight.
+
+use std::rc::Rc;
+
+use super::dispatch::Outcome;
+use super::run::Run;
+use super::session::{Held, Park, Pinned, Session, State};
+use crate::clock;
+use crate::command::{Class, Command, Lookup};
+use crate::proxy::backend::Lane;
+use crate::proxy::shard::Shard;
+use crate::resp::{Args, RequestScanner, Scan};
+use crate::route::{Ask, Footprint, Place, ReadPolicy};
+use crate::topology::ShardIndex;
+
+const NO_MASTER: &[u8] = b"-MASTERDOWN no master for the shard: not executed\r\n";
+
+impl Session {
+    /// Appends a run to the session's lane. `false`: it is parked, nothing is appended.
+    pub(super) fn append(self: &Rc<Self>, bytes: &[u8], run: &Run) -> bool {
+        if run.count == 0 {
+            return true;
+        }
+        let appended = self.append_run(bytes, run);
+        if run.writes {
+            self.worker.footprint().clear();
+        }
+        appended
+    }
+
+    fn append_run(self: &Rc<Self>, bytes: &[u8], run: &Run) -> bool {
+        let mut state = self.state();
+        let Some(lane) = self.lane_for(&mut state, run) else {
+            return false;
+        };
+        if !lane.has_room() {
+            state.park = Park::Lane;
+            lane.wait_for_room(self);
+            return false;
+        }
+        let id = state.window.reserve(lane.number, run.count);
+        lane.append(self, id, run.count, bytes, &self.worker.footprint());
+        self.worker.watch_lanes();
+        true
+    }
+
+    /// The lane that takes a run; without one the session parks for the right thing.
+    fn lane_for(self: &Rc<Self>, state: &mut State, run: &Run) -> Option<Rc<Lane>> {
+        let shard = self.worker.shard(run.shard);
+        if let Some(pinned) = &state.pinned {
+            if Rc::ptr_eq(&pinned.lane.shard, &shard) {
+                return Some(pinned.lane.clone());
+            }
+            if state.window.unanswered() > 0 {
+                state.park = Park::Drain;
+                return None;
+            }
+            self.give_back(state);
+        }
+        let busy = state.window.unanswered() > 0;
+        let current = state.seat(&shard).lane.clone();
+        let reader = match &current {
+            // Behind its own commands at the master a run of reads stays there (rule A8).
+            Some(current) if busy && !current.is_reader() => None,
+            Some(_) | None => self.reader_for(state, &shard, run),
+        };
+        let Some(wanted) = reader.or_else(|| shard.lane(&self.worker, &state.login)) else {
+            self.hold_in(state, &shard);
+            return None;
+        };
+        if busy && current.is_some_and(|current| !Rc::ptr_eq(&current, &wanted)) {
+            state.park = Park::Drain;
+            return None;
+        }
+        state.seat(&shard).lane = Some(wanted.clone());
+        Some(wanted)
+    }
+
+    /// The replica lane that may take a run of reads, if there is one.
+    fn reader_for(self: &Rc<Self>, state: &mut State, shard: &Rc<Shard>, run: &Run) -> Option<Rc<Lane>> {
+        if run.writes || !self.worker.splits_reads() || state.login.is_named_user() {
+            return None;
+        }
+        let ask = Ask {
+            policy: ReadPolicy::Causal,
+            need: run.need,
+            requested: self.worker.fences().requested(),
+            now_ms: clock::monotonic_ms(),
+            max_lag_ms: self.worker.max_lag_ms(),
+            session: self.id,
+        };
+        let login = state.login.clone();
+        shard.reader(&self.worker, &login, &ask, &mut state.seat(shard).sticky)
+    }
+
+    /// Appends one request to the session's own connection to a shard, which it gets once nothing is in flight
+    /// elsewhere.
+    pub(super) fn pin_and_append(
+        self: &Rc<Self>,
+        shard: ShardIndex,
+        command: &Command,
+        args: &Args,
+        frame: &[u8],
+    ) -> Outcome {
+        let mut state = self.state();
+        if let Some(park) = self.pin(&mut state, shard) {
+            return Outcome::Park(park);
+        }
+        let state = &mut *state;
+        let Some(pinned) = &mut state.pinned else {
+            return Outcome::Done;
+        };
+        let mut footprint = Footprint::default();
+        if pinned.multi && command.class != Class::Transaction {
+            // It is executed by EXEC, if at all.
+            self.mark(command, args, 0, &mut pinned.queued);
+        } else if pinned.multi {
+            footprint = std::mem::take(&mut pinned.queued);
+        } else {
+            self.mark(command, args, 0, &mut footprint);
+        }
+        let run = state.window.reserve(pinned.lane.number, 1);
+        pinned.lane.append(self, run, 1, frame, &footprint);
+        Outcome::Done
+    }
+
+    /// Sees to it that the session owns a connection to a shard; what it has to wait for if it cannot yet.
+    pub(super) fn pin(self: &Rc<Self>, state: &mut State, shard: ShardIndex) -> Option<Park> {
+        let shard = self.worker.shard(shard);
+        if let Some(pinned) = &state.pinned
+            && !Rc::ptr_eq(&pinned.lane.shard, &shard)
+        {
+            if state.window.unanswered() > 0 {
+                return Some(Park::Drain);
+            }
+            self.give_back(state);
+        }
+        if state.pinned.is_some() {
+            return None;
+        }
+        if state.window.unanswered() > 0 {
+            return Some(Park::Drain);
+        }
+        let Some(lane) = shard.open_private(&self.worker, &state.login) else {
+            self.hold_in(state, &shard);
+            return Some(Park::Hold);
+        };
+        state.pinned = Some(Box::new(Pinned {
+            lane,
+            multi: false,
+            watch: false,
+            queued: Footprint::default(),
+        }));
+        None
+    }
+
+    fn hold_in(self: &Rc<Self>, state: &mut State, shard: &Rc<Shard>) {
+        state.park = Park::Hold;
+        state.held_since_ms = clock::monotonic_ms();
+        shard.hold(&self.worker, self.clone());
+    }
+
+    /// Gives the session's own connection back once nothing needs it.
+    pub(super) fn give_back(&self, state: &mut State) {
+        let idle = state.window.unanswered() == 0;
+        if state
+            .pinned
+            .as_ref()
+            .is_some_and(|pinned| idle && !pinned.multi && !pinned.watch)
+            && let Some(pinned) = state.pinned.take()
+        {
+            pinned.lane.release();
+        }
+    }
+
+    /// Sends again what lost lanes left, before anything newer. `false`: it has to wait longer.
+    pub(super) fn send_held(self: &Rc<Self>) -> bool {
+        let mut state = self.state();
+        let state = &mut *state;
+        let mut waits_for = None;
+        let (mut kept, mut seats) = (Vec::new(), Vec::new());
+        for held in state.held.drain(..) {
+            let Some(lane) = held.shard.lane(&self.worker, &state.login) else {
+                waits_for.get_or_insert_with(|| held.shard.clone());
+                kept.push(held);
+                continue;
+            };
+            let mut footprint = Footprint::default();
+            self.mark_held(&held, &mut footprint);
+            lane.append(self, held.run, held.count, &held.bytes, &footprint);
+            seats.push((held.shard, lane));
+        }
+        state.held = kept;
+        for (shard, lane) in seats {
+            state.seat(&shard).lane = Some(lane);
+        }
+        let Some(shard) = waits_for else { return true };
+        state.park = Park::Hold;
+        shard.hold(&self.worker, self.clone());
+        false
+    }
+
+    /// Tells what waited longer than it may for `shard` that there is no master; none of it was sent. Says whether
+    /// that was so.
+    pub fn expire_hold(self: &Rc<Self>, shard: &Rc<Shard>, before_ms: u64) -> bool {
+        if self.state().park != Park::Hold || self.state().held_since_ms > before_ms {
+            return false;
+        }
+        let held = std::mem::take(&mut self.state().held);
+        let (expired, kept): (Vec<Held>, Vec<Held>) = held.into_iter().partition(|held| Rc::ptr_eq(&held.shard, shard));
+        self.state().held = kept;
+        let worker = self.worker.clone();
+        for held in expired {
+            for _ in 0..held.count {
+                self.fill(held.run, NO_MASTER, 1, &worker);
+            }
+        }
+        let tail = self.state().tail.take();
+        if let Some(mut tail) = tail {
+            let used = self.refuse_all(&tail.bytes, shard);
+            tail.bytes.drain(..used);
+            (tail.scanner, tail.spans) = Default::default();
+            if !tail.bytes.is_empty() {
+                self.state().tail = Some(tail);
+            }
+        }
+        self.state().park = Park::Open;
+        self.wake();
+        true
+    }
+
+    /// Refuses the requests at the front that would wait for `shard`; returns how many bytes they are.
+    fn refuse_all(self: &Rc<Self>, bytes: &[u8], shard: &Rc<Shard>) -> usize {
+        let (mut scanner, mut spans, mut at) = (RequestScanner::default(), Vec::new(), 0);
+        loop {
+            match scanner.scan(&bytes[at..], &mut spans, &self.worker.request_limits()) {
+                Ok(Scan::Frame(len)) => {
+                    if !self.waits_for(&Args::new(&bytes[at..at + len], &spans), shard) {
+                        return at;
+                    }
+                    self.refuse(|out| out.extend_from_slice(NO_MASTER));
+                    at += len;
+                }
+                Ok(Scan::Inline(len)) => {
+                    self.refuse(|out| out.extend_from_slice(NO_MASTER));
+                    at += len;
+                }
+                Ok(Scan::Nothing(len)) => at += len,
+                Ok(Scan::Incomplete(_)) | Err(_) => return at,
+            }
+        }
+    }
+
+    fn waits_for(&self, args: &Args, shard: &Rc<Shard>) -> bool {
+        let Lookup::Known(command) = self.worker.commands().lookup(args) else {
+            return true;
+        };
+        match self.worker.place(command, args) {
+            Place::Shard(index) => Rc::ptr_eq(&self.worker.shard(index), shard),
+            Place::Several | Place::CrossSlot => false,
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! A run: consecutive requests of one read pass that go to one shard. Copied once, one ledger entry.
+
+use crate::command::CommandId;
+use crate::route::Need;
+use crate::topology::ShardIndex;
+
+/// What a request that may share a connection brings with it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ride {
+    /// Where its keys are.
+    pub shard: ShardIndex,
+    /// What it is.
+    pub command: CommandId,
+    /// Whether it may change something.
+    pub is_write: bool,
+    /// Whether only the master can answer it.
+    pub is_masters: bool,
+}
+
+/// Requests that were looked at and not appended yet. What they write is in the worker's footprint.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Run {
+    /// Where their bytes begin.
+    pub start: usize,
+    /// How many there are.
+    pub count: u32,
+    /// Where they go.
+    pub shard: ShardIndex,
+    /// Whether one of them may change something, or is the master's own to answer.
+    pub writes: bool,
+    /// What a replica must have passed to answer them, as long as they are reads only.
+    pub need: Need,
+}
+
+impl Run {
+    /// No request yet; the next one begins at `start`.
+    pub(super) fn begin(start: usize) -> Self {
+        Self {
+            start,
+            ..Self::default()
+        }
+    }
+
+    /// Whether the request may join.
+    pub(super) fn takes(&self, ride: &Ride) -> bool {
+        self.count == 0 || self.shard == ride.shard
+    }
+
+    /// The request joins, after it was noted.
+    pub(super) fn add(&mut self, ride: &Ride) {
+        self.count += 1;
+        self.shard = ride.shard;
+        self.writes |= ride.is_write || ride.is_masters;
+    }
+}

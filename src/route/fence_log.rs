@@ -1,0 +1,410 @@
+//! Who holds which fences raised: the writes of one connection, until they are answered or lost.
+//!
+//! ```text
+//! scan a run --> Footprint --> FenceLog::appended (raises) --> bytes --> replies --> FenceLog::answered (settles)
+//! ```
+//! Owns the pairing of raise and settle. Refuses to know replies and sessions. Invariant: what was raised is settled
+//! exactly once: when its command is answered, or, with a margin, when the log is dropped.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::fences::{Cell, Fences, KeyCell, SampleNumber, ShardFences};
+
+/// Capacity that an empty log or footprint keeps; 8 bytes each.
+const IDLE_CAPACITY_MAX: usize = 4_096;
+/// Changes that a transaction remembers one by one; beyond it, it may have changed any key.
+const RAISED_MAX: usize = 4_096;
+
+/// What one write changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Change {
+    /// One key.
+    Key(KeyCell),
+    /// Perhaps every key of the shard.
+    Every,
+    /// No key, but what keyless reads see: a function library, for example.
+    Nameless,
+}
+
+/// A change, and which command of a connection makes it.
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    command: u32,
+    change: Change,
+}
+
+/// What the writes of one run change; kept by its caller and used again, so that the common path allocates nothing.
+///
+/// A command is named by its place in the run, the place of its *reply* that is: what is queued between MULTI and EXEC
+/// belongs to EXEC. Each write must be told of in at least one way, in the order of the run.
+#[derive(Clone, Debug, Default)]
+pub struct Footprint {
+    changes: Vec<Held>,
+}
+
+impl Footprint {
+    /// The command at `place` writes `key`.
+    #[inline]
+    pub fn writes_key(&mut self, fences: &Fences, place: u32, key: &[u8]) {
+        self.push(place, Change::Key(fences.key_cell(key)));
+    }
+
+    /// The command at `place` may write any key (`Command::fences_all`, or keys that cannot all be found).
+    pub fn writes_every_key(&mut self, place: u32) {
+        self.push(place, Change::Every);
+    }
+
+    /// The command at `place` is a write that names no key.
+    pub fn writes_nameless(&mut self, place: u32) {
+        self.push(place, Change::Nameless);
+    }
+
+    /// Whether nothing is written.
+    pub fn is_empty(&self) -> bool {
+        self.changes.is_empty()
+    }
+
+    /// Forgets everything, for the next run.
+    pub fn clear(&mut self) {
+        self.changes.clear();
+        self.changes.shrink_to(IDLE_CAPACITY_MAX);
+    }
+
+    fn push(&mut self, command: u32, change: Change) {
+        self.changes.push(Held { command, change });
+    }
+}
+
+/// The cells that a connection's changes are marked in.
+#[derive(Debug)]
+struct Cells {
+    fences: Arc<Fences>,
+    shard: Arc<ShardFences>,
+}
+
+impl Cells {
+    fn raise(&self, change: Change) {
+        if let Some(cell) = self.cell(change) {
+            cell.raise();
+        }
+    }
+
+    fn settle(&self, change: Change, number: SampleNumber) {
+        if let Some(cell) = self.cell(change) {
+            cell.settle(number);
+        }
+    }
+
+    fn cell(&self, change: Change) -> Option<&Cell> {
+        match change {
+            Change::Key(at) => Some(self.fences.cell(at)),
+            Change::Every => Some(&self.shard.all),
+            Change::Nameless => None,
+        }
+    }
+}
+
+/// The fences that one connection's unanswered writes hold raised, in the order of its ledger.
+///
+/// Bounded by the bytes that a connection takes unanswered: each entry stands for a key in them. All entries together
+/// hold one mark in the shard's `any` fence, so that a busy connection does not touch it for every command.
+#[derive(Debug)]
+pub struct FenceLog {
+    cells: Cells,
+    held: VecDeque<Held>,
+    /// Commands appended and answered so far; they wrap, and never are half the range apart.
+    appended: u32,
+    answered: u32,
+}
+
+impl FenceLog {
+    /// The log of a new connection to a master of `shard`.
+    pub fn new(fences: Arc<Fences>, shard: Arc<ShardFences>) -> Self {
+        Self {
+            cells: Cells { fences, shard },
+            held: VecDeque::new(),
+            appended: 0,
+            answered: 0,
+        }
+    }
+
+    /// A run of `commands` is about to be appended: call it *before* its bytes are. Reads count as well.
+    #[inline]
+    pub fn appended(&mut self, commands: u32, footprint: &Footprint) {
+        if !footprint.is_empty() {
+            self.raise(footprint);
+        }
+        self.appended = self.appended.wrapping_add(commands);
+    }
+
+    /// The replies of the next `commands` have arrived: call it *before* any client is shown them.
+    #[inline]
+    pub fn answered(&mut self, commands: u32) {
+        self.answered = self.answered.wrapping_add(commands);
+        if self.first_is_answered() {
+            self.settle_answered();
+        }
+    }
+
+    /// How many changes are held raised.
+    pub fn held(&self) -> usize {
+        self.held.len()
+    }
+
+    fn raise(&mut self, footprint: &Footprint) {
+        if self.held.is_empty() {
+            self.cells.shard.any.raise();
+        }
+        for held in &footprint.changes {
+            self.cells.raise(held.change);
+            self.held.push_back(Held {
+                command: self.appended.wrapping_add(held.command),
+                change: held.change,
+            });
+        }
+    }
+
+    fn settle_answered(&mut self) {
+        let number = self.cells.fences.number_after_answer();
+        while self.first_is_answered() {
+            let Some(held) = self.held.pop_front() else { break };
+            self.cells.settle(held.change, number);
+        }
+        if self.held.is_empty() {
+            self.cells.shard.any.settle(number);
+            self.held.shrink_to(IDLE_CAPACITY_MAX);
+        } else {
+            self.cells.shard.any.touch(number);
+        }
+    }
+
+    #[inline]
+    fn first_is_answered(&self) -> bool {
+        let is_answered = |held: &Held| self.answered.wrapping_sub(held.command).cast_signed() > 0;
+        self.held.front().is_some_and(is_answered)
+    }
+}
+
+impl Drop for FenceLog {
+    /// The connection is gone. What it had unanswered may have been executed, or still be.
+    fn drop(&mut self) {
+        if self.held.is_empty() {
+            return;
+        }
+        let number = self.cells.fences.number_after_loss();
+        for held in &self.held {
+            self.cells.settle(held.change, number);
+        }
+        self.cells.shard.any.settle(number);
+    }
+}
+
+/// The fences that one transaction on a pinned connection holds raised, from its first queued write to EXEC's reply.
+#[derive(Debug)]
+pub struct Raised {
+    cells: Cells,
+    changes: Vec<Change>,
+}
+
+impl Raised {
+    /// Nothing yet.
+    pub fn new(fences: Arc<Fences>, shard: Arc<ShardFences>) -> Self {
+        Self {
+            cells: Cells { fences, shard },
+            changes: Vec::new(),
+        }
+    }
+
+    /// Raises what `footprint` says, and keeps it raised. Call it before the bytes are appended.
+    pub fn add(&mut self, footprint: &Footprint) {
+        for held in &footprint.changes {
+            match self.changes.len() {
+                0 => self.cells.shard.any.raise(),
+                1..RAISED_MAX => {}
+                RAISED_MAX => return self.push(Change::Every),
+                _ => return,
+            }
+            self.push(held.change);
+        }
+    }
+
+    /// EXEC was answered, or all was discarded by an answered DISCARD: settles. Call it before that reply is shown.
+    /// Merely dropping it means that the outcome is unknown.
+    pub fn answered(mut self) {
+        if !self.changes.is_empty() {
+            self.settle(self.cells.fences.number_after_answer());
+        }
+    }
+
+    fn push(&mut self, change: Change) {
+        self.cells.raise(change);
+        self.changes.push(change);
+    }
+
+    fn settle(&mut self, number: SampleNumber) {
+        for change in self.changes.drain(..) {
+            self.cells.settle(change, number);
+        }
+        self.cells.shard.any.settle(number);
+    }
+}
+
+impl Drop for Raised {
+    fn drop(&mut self) {
+        if !self.changes.is_empty() {
+            self.settle(self.cells.fences.number_after_loss());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::route::Need;
+
+    fn ground() -> (Arc<Fences>, Arc<ShardFences>) {
+        let fences = Arc::new(Fences::new());
+        let shard = fences.shard(&"s1".into());
+        (fences, shard)
+    }
+
+    fn writes(fences: &Fences, keys: &[(u32, &str)]) -> Footprint {
+        let mut footprint = Footprint::default();
+        for (place, key) in keys {
+            footprint.writes_key(fences, *place, key.as_bytes());
+        }
+        footprint
+    }
+
+    /// What passes now, if everything requested so far was passed.
+    fn is_open(fences: &Fences, need: Need) -> bool {
+        need.met_by(fences.requested())
+    }
+
+    #[test]
+    fn each_write_is_settled_by_its_own_reply() {
+        let (fences, shard) = ground();
+        let mut log = FenceLog::new(fences.clone(), shard.clone());
+        log.appended(4, &writes(&fences, &[(1, "a"), (3, "b")]));
+        fences.request();
+        log.answered(1);
+        assert!(fences.need_of(b"a").is_master(), "a read before it was answered");
+        log.answered(1);
+        assert!(!fences.need_of(b"a").is_master() && fences.need_of(b"b").is_master());
+        assert!(shard.need_of_any().is_master());
+        log.answered(2);
+        assert_eq!(log.held(), 0);
+        for need in [fences.need_of(b"a"), fences.need_of(b"b"), shard.need_of_any()] {
+            assert!(
+                !is_open(&fences, need),
+                "the sample requested before the answer is no good"
+            );
+            assert!(need.met_by(SampleNumber(fences.requested().0 + 1)));
+        }
+    }
+
+    #[test]
+    fn a_key_written_twice_stays_raised_until_both_are_answered() {
+        let (fences, shard) = ground();
+        let (mut one, mut other) = (
+            FenceLog::new(fences.clone(), shard.clone()),
+            FenceLog::new(fences.clone(), shard),
+        );
+        one.appended(1, &writes(&fences, &[(0, "a")]));
+        other.appended(1, &writes(&fences, &[(0, "a")]));
+        one.answered(1);
+        assert!(fences.need_of(b"a").is_master());
+        other.answered(1);
+        assert!(!fences.need_of(b"a").is_master());
+    }
+
+    #[test]
+    fn writes_to_any_key_fence_every_read() {
+        let (fences, shard) = ground();
+        let mut log = FenceLog::new(fences.clone(), shard.clone());
+        let mut footprint = Footprint::default();
+        footprint.writes_every_key(0);
+        log.appended(1, &footprint);
+        assert!(shard.need_of_keyed().is_master() && shard.need_of_any().is_master());
+        log.answered(1);
+        assert!(!shard.need_of_keyed().is_master() && !is_open(&fences, shard.need_of_keyed()));
+    }
+
+    #[test]
+    fn nameless_writes_fence_nameless_reads_only() {
+        let (fences, shard) = ground();
+        let mut log = FenceLog::new(fences.clone(), shard.clone());
+        let mut footprint = Footprint::default();
+        footprint.writes_nameless(0);
+        fences.request();
+        log.appended(1, &footprint);
+        assert!(shard.need_of_any().is_master() && is_open(&fences, shard.need_of_keyed()));
+    }
+
+    #[test]
+    fn a_lost_connection_settles_with_a_margin() {
+        let (fences, shard) = ground();
+        let mut log = FenceLog::new(fences.clone(), shard.clone());
+        log.appended(1, &writes(&fences, &[(0, "a")]));
+        drop(log);
+        for need in [fences.need_of(b"a"), shard.need_of_any()] {
+            assert!(!need.is_master());
+            assert!(!need.met_by(SampleNumber(50)) && need.met_by(SampleNumber(101)));
+        }
+        assert_eq!(
+            fences.wanted(),
+            SampleNumber(101),
+            "sampling goes on until it is passed"
+        );
+    }
+
+    #[test]
+    fn counting_survives_the_wrap() {
+        let (fences, shard) = ground();
+        let mut log = FenceLog::new(fences.clone(), shard);
+        (log.appended, log.answered) = (u32::MAX - 1, u32::MAX - 1);
+        log.appended(4, &writes(&fences, &[(0, "a"), (3, "b")]));
+        log.answered(1);
+        assert!(!fences.need_of(b"a").is_master() && fences.need_of(b"b").is_master());
+        log.answered(3);
+        assert!(!fences.need_of(b"b").is_master());
+    }
+
+    #[test]
+    fn a_transaction_is_settled_by_exec() {
+        let (fences, shard) = ground();
+        let mut raised = Raised::new(fences.clone(), shard.clone());
+        raised.add(&writes(&fences, &[(0, "a")]));
+        raised.add(&writes(&fences, &[(0, "b")]));
+        assert!(fences.need_of(b"a").is_master() && shard.need_of_any().is_master());
+        raised.answered();
+        assert!(!fences.need_of(b"b").is_master() && !is_open(&fences, fences.need_of(b"b")));
+        assert!(!shard.need_of_any().is_master());
+    }
+
+    #[test]
+    fn a_lost_transaction_settles_with_a_margin() {
+        let (fences, shard) = ground();
+        let mut raised = Raised::new(fences.clone(), shard);
+        raised.add(&writes(&fences, &[(0, "a")]));
+        drop(raised);
+        assert!(!fences.need_of(b"a").met_by(SampleNumber(100)));
+        assert!(fences.need_of(b"a").met_by(SampleNumber(101)));
+    }
+
+    #[test]
+    fn a_transaction_beyond_the_limit_fences_every_key() {
+        for (count, every) in [(RAISED_MAX, false), (RAISED_MAX + 1, true), (RAISED_MAX + 9, true)] {
+            let (fences, shard) = ground();
+            let mut raised = Raised::new(fences.clone(), shard.clone());
+            for key in 0..count {
+                raised.add(&writes(&fences, &[(0, &key.to_string())]));
+            }
+            assert_eq!(shard.need_of_keyed().is_master(), every, "{count}");
+            raised.answered();
+            assert!(!shard.need_of_keyed().is_master() && !shard.need_of_any().is_master());
+            assert!(!fences.need_of(b"0").is_master());
+        }
+    }
+}
