@@ -3,7 +3,9 @@
 //! Owns: flags, exit codes (0 fine, 1 failed, 2 wrong usage or config), the log's start. Refuses: work; each command
 //! checks its flags and file, then calls the house that does it.
 
+mod agent;
 mod check;
+mod operate;
 mod proxy;
 mod signals;
 mod up;
@@ -12,7 +14,9 @@ use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::config::ConfigError;
 
@@ -20,9 +24,10 @@ use crate::config::ConfigError;
 #[derive(Debug, Parser)]
 #[command(version, about)]
 struct Cli {
-    /// What is logged to stderr: off, error, warn, info, debug or trace.
-    #[arg(long, global = true, default_value = "info", env = "POINTSMAN_LOG")]
-    log: LevelFilter,
+    /// What is logged to stderr: off, error, warn, info, debug or trace. Unless given: info for servers, warn for
+    /// commands that end.
+    #[arg(long, global = true, env = "POINTSMAN_LOG")]
+    log: Option<LevelFilter>,
     #[command(subcommand)]
     command: Command,
 }
@@ -31,10 +36,16 @@ struct Cli {
 enum Command {
     /// Stands where a Redis address stood and passes commands on to the master.
     Proxy(Box<proxy::Args>),
+    /// Stands beside one redis-server: registers it, watches the shard's master, takes part in failovers.
+    Agent(Box<agent::Args>),
     /// Runs all of it on this machine: ZooKeeper, redis-servers, their agents, proxies; until Ctrl-C.
     Up(Box<up::Args>),
     /// Starts a stopped node of a running `up` again; ends when it is linked.
     UpNode(up::NodeArgs),
+    /// Says what a cluster is doing now.
+    Status(operate::Args),
+    /// Lists what happened to a cluster: its failovers.
+    History(operate::Args),
     /// Checks a config file and says what it is for.
     CheckConfig(check::Args),
 }
@@ -63,15 +74,19 @@ impl Failure {
 /// Runs what the command line asks for.
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_max_level(cli.log)
-        .init();
+    start_log(cli.log.unwrap_or(match cli.command {
+        Command::Proxy(_) | Command::Agent(_) => LevelFilter::INFO,
+        Command::Up(_) | Command::UpNode(_) | Command::Status(_) | Command::History(_) | Command::CheckConfig(_) => {
+            LevelFilter::WARN
+        }
+    }));
     let done = match cli.command {
         Command::Proxy(args) => proxy::run(*args),
-        Command::Up(args) => up::run(*args, &cli.log.to_string()),
+        Command::Agent(args) => agent::run(*args),
+        Command::Up(args) => up::run(*args, cli.log.unwrap_or(LevelFilter::INFO)),
         Command::UpNode(args) => up::run_node(&args),
+        Command::Status(args) => operate::status(args),
+        Command::History(args) => operate::history(args),
         Command::CheckConfig(args) => check::run(&args),
     };
     match done {
@@ -85,6 +100,24 @@ pub fn run() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+fn start_log(level: LevelFilter) {
+    // What our ZooKeeper client says of each step is for those who look for a fault in it; the store tells the rest.
+    let client = if level > LevelFilter::INFO {
+        level
+    } else {
+        level.min(LevelFilter::ERROR)
+    };
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_filter(
+            Targets::new()
+                .with_default(level)
+                .with_target("zookeeper_client", client),
+        );
+    tracing_subscriber::registry().with(lines).init();
 }
 
 /// For commands that ask and end.

@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use super::{Failure, signals};
-use crate::admin;
+use crate::admin::{self, Pages};
 use crate::config::{self, ConfigError, Document, Ensemble, File, Kind, Name, ProxyFile, Source};
 use crate::proxy::{self, Settings};
+use crate::route::ReadPolicy;
 use crate::topology::Addr;
 
 #[derive(Debug, clap::Args)]
@@ -42,7 +43,8 @@ pub struct Args {
 pub fn run(args: Args) -> Result<(), Failure> {
     let settings = settings(args)?;
     let shutdown = signals::shutdown()?;
-    proxy::run(settings, &shutdown, admin::serve).map_err(Failure::failed)
+    let pages = async |listener| admin::serve(listener, Pages::default()).await;
+    proxy::run(settings, &shutdown, pages).map_err(Failure::failed)
 }
 
 fn settings(args: Args) -> Result<Settings, Failure> {
@@ -86,6 +88,11 @@ fn build(checked: config::Proxy) -> Result<Settings, Failure> {
     let mut settings = Settings::new(checked.listen, master);
     settings.admin = checked.admin;
     settings.workers = checked.workers.unwrap_or(settings.workers);
+    settings.reads = match checked.reads {
+        config::ReadPolicy::Master => ReadPolicy::Master,
+        config::ReadPolicy::Causal => ReadPolicy::Causal,
+    };
+    settings.max_lag_ms = u64::try_from(checked.max_lag.as_millis()).unwrap_or(u64::MAX);
     settings.hold_max_ms = u64::try_from(checked.hold_max.as_millis()).unwrap_or(u64::MAX);
     settings.connect_timeout = checked.connect_timeout;
     settings.clients_max = checked.clients_max;

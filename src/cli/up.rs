@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use tracing_subscriber::filter::LevelFilter;
+
 use super::{Failure, runtime, signals};
 use crate::config::{Ensemble, NO_ACKNOWLEDGEMENTS, Name};
 use crate::topology::{Addr, NodeId};
@@ -48,7 +50,7 @@ pub struct Args {
     restart: bool,
 }
 
-pub fn run(args: Args, log: &str) -> Result<(), Failure> {
+pub fn run(args: Args, log: LevelFilter) -> Result<(), Failure> {
     if args.ack_replicas != 0 {
         return Err(Failure::Usage(format!("--ack-replicas: {NO_ACKNOWLEDGEMENTS}")));
     }
@@ -63,7 +65,7 @@ pub fn run(args: Args, log: &str) -> Result<(), Failure> {
         session_timeout: Duration::from_millis(args.session_timeout_ms),
         redis: args.redis,
         restart: args.restart,
-        log: log.to_owned(),
+        log: log.to_string(),
     };
     let shutdown = signals::shutdown()?;
     up::run(&settings, &shutdown).map_err(Failure::failed)

@@ -187,10 +187,10 @@ impl AgentFile {
         Ok(Agent {
             node,
             shard: needed("shard", self.shard.as_ref(), "the shard's name")?,
-            redis: reachable("redis", redis)?,
+            redis: reachable(redis)?,
             redis_password: self.password()?,
             redis_user: self.redis_user.clone(),
-            listen: reachable("listen", self.listen.clone())?,
+            listen: self.listen.clone(),
             admin: self.admin.clone(),
             zookeeper: ZooKeeper {
                 connect: needed(
@@ -237,12 +237,12 @@ fn needed<T: Clone>(key: &str, value: Option<&T>, what: &str) -> Result<T, Probl
     value.cloned().ok_or_else(missing)
 }
 
-/// Both addresses are published, so others must be able to connect to them as they stand.
-fn reachable(key: &str, addr: Addr) -> Result<Addr, Problem> {
+/// It is published, so others must be able to connect to them as they stand.
+fn reachable(addr: Addr) -> Result<Addr, Problem> {
     let everywhere = addr.host().parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified());
     if everywhere || addr.port() == 0 {
         let what = format!("{addr} is published to the others, who cannot connect to it: give the address they see");
-        return Err(Problem::new(key, what));
+        return Err(Problem::new("redis", what));
     }
     Ok(addr)
 }

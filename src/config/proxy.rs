@@ -46,6 +46,9 @@ pub struct ProxyFile {
     pub replicas: Vec<Addr>,
     /// Where reads go.
     pub reads: ReadPolicy,
+    /// How old the newest sample that a replica has passed may be.
+    #[serde(deserialize_with = "within::<1, 600_000, _>")]
+    pub max_lag_ms: u64,
     /// How long a command waits for a master before it is refused.
     #[serde(deserialize_with = "within::<1, 600_000, _>")]
     pub hold_max_ms: u64,
@@ -70,6 +73,7 @@ impl Default for ProxyFile {
             master: None,
             replicas: Vec::new(),
             reads: ReadPolicy::Causal,
+            max_lag_ms: 1000,
             hold_max_ms: 5000,
             connect_timeout_ms: 1000,
             clients_max: 10_000,
@@ -117,6 +121,8 @@ pub struct Proxy {
     pub source: Source,
     /// Where reads go.
     pub reads: ReadPolicy,
+    /// How old the newest sample that a replica has passed may be.
+    pub max_lag: Duration,
     /// How long a command waits for a master.
     pub hold_max: Duration,
     /// How long opening a backend connection may take.
@@ -138,6 +144,7 @@ impl ProxyFile {
             workers: self.workers.map(small),
             source: self.source()?,
             reads: self.reads,
+            max_lag: Duration::from_millis(self.max_lag_ms),
             hold_max: Duration::from_millis(self.hold_max_ms),
             connect_timeout: Duration::from_millis(self.connect_timeout_ms),
             clients_max: small(self.clients_max),

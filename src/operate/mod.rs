@@ -10,8 +10,15 @@
 
 mod ask;
 mod circuit;
+mod cluster;
+mod history;
+mod status;
+mod table;
 
 pub use ask::{Role, State, ask, reading, standing};
 pub use circuit::{
     AgentAt, Circuit, CircuitError, NodeAt, ProxyAt, RedisAt, SECRET_FILE, SOCKET_FILE, UP_FILE, ZooKeeperAt,
 };
+pub use cluster::{Cluster, OperateError, Where};
+pub use history::History;
+pub use status::{NodeStatus, ProxyStatus, ShardStatus, Status};
