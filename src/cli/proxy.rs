@@ -1,11 +1,12 @@
 //! `pointsman proxy`: flags laid over the file.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::{Failure, signals};
 use crate::admin::{self, Pages};
 use crate::config::{self, ConfigError, Document, Ensemble, File, Kind, Name, ProxyFile, Source};
-use crate::proxy::{self, Settings};
+use crate::proxy::{self, Settings, View};
 use crate::route::ReadPolicy;
 use crate::topology::Addr;
 
@@ -43,8 +44,20 @@ pub struct Args {
 pub fn run(args: Args) -> Result<(), Failure> {
     let settings = settings(args)?;
     let shutdown = signals::shutdown()?;
-    let pages = async |listener| admin::serve(listener, Pages::default()).await;
-    proxy::run(settings, &shutdown, pages).map_err(Failure::failed)
+    let admin = async |listener, view: View| admin::serve(listener, pages(view)).await;
+    proxy::run(settings, &shutdown, admin).map_err(Failure::failed)
+}
+
+/// What a proxy's admin port shows.
+fn pages(view: View) -> Pages {
+    let shown = view.clone();
+    Pages {
+        ready: Some(Arc::new(move || view.ready())),
+        topology: Some(Arc::new(move || {
+            Some(shown.snapshot()).filter(|known| !known.shards.is_empty())
+        })),
+        metrics: None,
+    }
 }
 
 fn settings(args: Args) -> Result<Settings, Failure> {
@@ -82,16 +95,18 @@ impl Args {
 }
 
 fn build(checked: config::Proxy) -> Result<Settings, Failure> {
-    let Source::Fixed { master, .. } = checked.source else {
+    let Source::Fixed { master, replicas } = checked.source else {
         return Err(Failure::Usage("only --master is served so far".to_owned()));
     };
     let mut settings = Settings::new(checked.listen, master);
     settings.admin = checked.admin;
     settings.workers = checked.workers.unwrap_or(settings.workers);
     settings.reads = match checked.reads {
-        config::ReadPolicy::Master => ReadPolicy::Master,
-        config::ReadPolicy::Causal => ReadPolicy::Causal,
+        // Without replicas nothing needs to be known of them.
+        config::ReadPolicy::Causal if !replicas.is_empty() => ReadPolicy::Causal,
+        config::ReadPolicy::Causal | config::ReadPolicy::Master => ReadPolicy::Master,
     };
+    settings.replicas = replicas;
     settings.max_lag_ms = u64::try_from(checked.max_lag.as_millis()).unwrap_or(u64::MAX);
     settings.hold_max_ms = u64::try_from(checked.hold_max.as_millis()).unwrap_or(u64::MAX);
     settings.connect_timeout = checked.connect_timeout;

@@ -19,9 +19,10 @@ use tracing::{debug, info, warn};
 
 use super::client::Session;
 use super::settings::Settings;
-use super::shared::Replicas;
+use super::shared::{ControlLogin, Replicas, SamplerSettings, sample};
+use super::view::View;
 use super::worker::Worker;
-use crate::route::Fences;
+use crate::route::{Fences, ReadPolicy};
 use crate::topology::{Addr, Snapshot};
 
 const BACKLOG: i32 = 1024;
@@ -48,7 +49,7 @@ struct Dealt {
 /// Runs a proxy until `shutdown`; blocks its thread. `admin` serves the admin port, on the control thread.
 pub fn run<A>(settings: Settings, shutdown: &CancellationToken, admin: A) -> Result<(), ProxyError>
 where
-    A: AsyncFnOnce(TcpListener) -> io::Result<()>,
+    A: AsyncFnOnce(TcpListener, View) -> io::Result<()>,
 {
     let settings = Arc::new(settings);
     let runtime = Builder::new_current_thread().enable_all().build()?;
@@ -67,8 +68,13 @@ where
         }
     };
     let ids = Arc::new(AtomicU64::new(1));
-    let (_topology, snapshots) = watch::channel(Arc::new(Snapshot::of_one(&settings.master)));
+    let topology = Snapshot::fixed(&settings.master, &settings.replicas);
+    let (_topology, snapshots) = watch::channel(Arc::new(topology));
     let replicas = Arc::new(Replicas::new(Arc::new(Fences::new())));
+    let view = View {
+        snapshots: snapshots.clone(),
+        unserved: Arc::default(),
+    };
     let mut threads = Vec::new();
     let mut workers = Vec::new();
     for number in 0..settings.workers {
@@ -79,19 +85,33 @@ where
             sender,
         });
         let (settings, ids, shutdown) = (settings.clone(), ids.clone(), shutdown.clone());
-        let (snapshots, replicas) = (snapshots.clone(), replicas.clone());
-        let work = move || work(settings, receiver, snapshots, replicas, &clients, &ids, &shutdown);
+        let (view, replicas) = (view.clone(), replicas.clone());
+        let work = move || work(settings, receiver, view, replicas, &clients, &ids, &shutdown);
         threads.push(thread::Builder::new().name(format!("worker-{number}")).spawn(work)?);
     }
     runtime.block_on(async {
         let pages = async {
             match admin_listener {
-                Some(listener) => admin(listener).await,
+                Some(listener) => admin(listener, view).await,
                 None => std::future::pending().await,
             }
         };
+        let sampling = async {
+            if settings.reads == ReadPolicy::Causal {
+                sample(
+                    replicas.clone(),
+                    snapshots.clone(),
+                    sampler_settings(&settings),
+                    shutdown.clone(),
+                )
+                .await;
+            } else {
+                std::future::pending().await
+            }
+        };
         tokio::select! {
-            () = accept_all(listeners, workers, settings, shutdown) => {}
+            () = sampling => {}
+            () = accept_all(listeners, workers, settings.clone(), shutdown) => {}
             Err(error) = pages => warn!("the admin port failed: {error}"),
         }
     });
@@ -101,6 +121,13 @@ where
         }
     }
     Ok(())
+}
+
+fn sampler_settings(settings: &Settings) -> SamplerSettings {
+    SamplerSettings {
+        max_lag_ms: settings.max_lag_ms,
+        login: Arc::new(|_, _| ControlLogin::default()),
+    }
 }
 
 fn listen(addr: &Addr) -> io::Result<TcpListener> {
@@ -176,7 +203,7 @@ fn deal(stream: TcpStream, workers: &[Dealt], settings: &Settings) -> io::Result
 fn work(
     settings: Arc<Settings>,
     mut receiver: mpsc::Receiver<std::net::TcpStream>,
-    mut snapshots: watch::Receiver<Arc<Snapshot>>,
+    view: View,
     replicas: Arc<Replicas>,
     clients: &Arc<AtomicUsize>,
     ids: &Arc<AtomicU64>,
@@ -193,7 +220,8 @@ fn work(
         }
     };
     runtime.block_on(async {
-        let worker = Worker::new(settings, replicas);
+        let worker = Worker::new(settings, replicas, view.unserved);
+        let mut snapshots = view.snapshots;
         let serving = async {
             while let Some(stream) = receiver.recv().await {
                 let Ok(stream) = TcpStream::from_std(stream) else {

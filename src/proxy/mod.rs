@@ -13,8 +13,10 @@ mod client;
 mod settings;
 mod shard;
 pub mod shared;
+mod view;
 mod wake;
 mod worker;
 
 pub use acceptor::{ProxyError, run};
 pub use settings::Settings;
+pub use view::View;

@@ -16,6 +16,8 @@ pub struct Settings {
     pub workers: usize,
     /// The master.
     pub master: Addr,
+    /// Its replicas.
+    pub replicas: Vec<Addr>,
     /// Where reads may go.
     pub reads: ReadPolicy,
     /// How old the newest sample that a replica has passed may be, in milliseconds.
@@ -37,6 +39,7 @@ impl Settings {
             admin: None,
             workers: (cores / 2).clamp(1, 4),
             master,
+            replicas: Vec::new(),
             reads: ReadPolicy::Master,
             max_lag_ms: 1000,
             hold_max_ms: 5000,

@@ -14,6 +14,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -56,6 +57,8 @@ pub struct Shard {
     /// Its name.
     pub id: ShardId,
     mastership: RefCell<Mastership>,
+    /// How many shards of all workers have no master that serves.
+    unserved: Arc<AtomicUsize>,
     /// Whether [`Shard::seek`] is running.
     seeking: Cell<bool>,
     /// Topology removed it: nothing waits for it any more.
@@ -73,10 +76,12 @@ pub struct Shard {
 
 impl Shard {
     /// A shard of which nothing is known but its name and fences.
-    pub fn new(id: ShardId, fences: Arc<ShardFences>) -> Rc<Self> {
+    pub fn new(id: ShardId, fences: Arc<ShardFences>, unserved: Arc<AtomicUsize>) -> Rc<Self> {
+        unserved.fetch_add(1, Ordering::Relaxed);
         Rc::new(Self {
             id,
             mastership: RefCell::new(Mastership::Nobody),
+            unserved,
             seeking: Cell::new(false),
             removed: Cell::new(false),
             news: Notify::new(),
@@ -165,7 +170,7 @@ impl Shard {
         };
         let Some(named) = named else {
             // What is in flight may still be answered; nothing new is sent.
-            if !matches!(self.mastership.replace(Mastership::Nobody), Mastership::Nobody) {
+            if !matches!(self.set(Mastership::Nobody), Mastership::Nobody) {
                 info!(shard = %self.id, epoch = %offered.epoch, "the shard has no master now; commands are held");
             }
             return;
@@ -177,7 +182,7 @@ impl Shard {
         };
         if !known {
             self.abandon_lanes(Some(&named));
-            self.mastership.replace(Mastership::Sought(Rc::new(named)));
+            self.set(Mastership::Sought(Rc::new(named)));
             self.news.notify_one();
             self.start_seeking(worker);
         }
@@ -185,8 +190,9 @@ impl Shard {
 
     /// Topology has no such shard any more.
     pub fn remove(&self) {
+        self.set(Mastership::Nobody);
         self.removed.set(true);
-        self.mastership.replace(Mastership::Nobody);
+        self.unserved.fetch_sub(1, Ordering::Relaxed);
         self.abandon_lanes(None);
         for lane in self.readers.take().iter().flat_map(|gone| gone.lanes.values()) {
             lane.abandon();
@@ -195,8 +201,8 @@ impl Shard {
         self.wake_all();
     }
 
-    /// Looks at the lanes that take newcomers: one that does not get on makes room for a new one (rule B1). Says
-    /// whether something is in flight.
+    /// Looks at the lanes that take newcomers: one that does not get on makes room for a new one (rule B1), and a
+    /// replica that says nothing loses its reads to the master. Says whether something is in flight.
     pub fn watch_lanes(&self) -> bool {
         let mut busy = false;
         let lingering = self.open.borrow().values().filter(|lane| lane.is_released()).count();
@@ -204,12 +210,19 @@ impl Shard {
         self.retain_lanes(|lane| {
             let pace = lane.pace();
             busy |= pace != Pace::Idle;
-            let stays = pace != Pace::Stalled || room == 0;
-            if !stays {
-                room -= 1;
-                debug!(lane = lane.number, "lane stalled; newcomers get another");
+            match pace {
+                Pace::Silent if lane.is_reader() => {
+                    info!(lane = lane.number, replica = %lane.target.addr, "the replica is silent; its reads go elsewhere");
+                    lane.abandon();
+                    false
+                }
+                Pace::Silent | Pace::Stalled if room > 0 => {
+                    room -= 1;
+                    debug!(lane = lane.number, "lane stalled; newcomers get another");
+                    false
+                }
+                Pace::Idle | Pace::Walking | Pace::Stalled | Pace::Silent => true,
             }
-            stays
         });
         busy
     }
@@ -255,6 +268,18 @@ impl Shard {
         for lane in before.iter().flat_map(|gone| gone.lanes.values()) {
             lane.abandon();
         }
+    }
+
+    /// Every change of who takes commands; returns what was before.
+    fn set(&self, next: Mastership) -> Mastership {
+        let serves = matches!(next, Mastership::Serving(_));
+        let before = self.mastership.replace(next);
+        match (matches!(before, Mastership::Serving(_)), serves) {
+            (false, true) => drop(self.unserved.fetch_sub(1, Ordering::Relaxed)),
+            (true, false) => drop(self.unserved.fetch_add(1, Ordering::Relaxed)),
+            (false, false) | (true, true) => {}
+        }
+        before
     }
 
     fn open_to_master(self: &Rc<Self>, worker: &Rc<Worker>, login: &Login, target: Rc<Target>) -> Rc<Lane> {
@@ -315,7 +340,7 @@ impl Shard {
     /// The master may be gone: it has to be greeted again before it gets more.
     fn lost(self: &Rc<Self>, worker: &Rc<Worker>, target: &Rc<Target>) {
         if self.serving().is_some_and(|serving| serving == *target) {
-            self.mastership.replace(Mastership::Sought(target.clone()));
+            self.set(Mastership::Sought(target.clone()));
             self.start_seeking(worker);
         }
     }
@@ -366,7 +391,7 @@ impl Shard {
         worker.learn(&greeting);
         // From here on it may acknowledge what replicas of older epochs never get.
         self.fences.enter(target.epoch);
-        self.mastership.replace(Mastership::Serving(target));
+        self.set(Mastership::Serving(target));
         Ok(())
     }
 

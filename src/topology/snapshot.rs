@@ -86,25 +86,25 @@ impl Snapshot {
         }
     }
 
-    /// One shard of one server, which has no epochs and is always the master.
-    pub fn of_one(master: &Addr) -> Self {
-        let node = NodeId::new(master.to_string());
+    /// One shard of fixed nodes, which has no epochs: who is master is said once and for all.
+    pub fn fixed(master: &Addr, replicas: &[Addr]) -> Self {
+        let node = |addr: &Addr| Node {
+            id: NodeId::new(addr.to_string()),
+            addr: addr.clone(),
+            peer: None,
+            run_id: None,
+            zone: "".into(),
+        };
         let shard = Shard {
             id: ShardId::from("s1"),
             epoch: Epoch(1),
             phase: Phase::Serving,
             master: Some(Master {
-                node: node.clone(),
+                node: node(master).id,
                 addr: master.clone(),
                 run_id: None,
             }),
-            nodes: vec![Node {
-                id: node,
-                addr: master.clone(),
-                peer: None,
-                run_id: None,
-                zone: "".into(),
-            }],
+            nodes: std::iter::once(master).chain(replicas).map(node).collect(),
             ack_replicas: 0,
         };
         Self {

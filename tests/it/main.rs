@@ -10,6 +10,7 @@ mod failover;
 mod houses;
 mod peer;
 mod proxy;
+mod reads;
 mod store;
 mod support;
 mod support_check;

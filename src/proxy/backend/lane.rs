@@ -33,7 +33,7 @@ use crate::route::{FenceLog, Footprint, Standing};
 /// Unanswered bytes above which a lane takes no more.
 pub const UNANSWERED_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Unwritten reply bytes of one client above which a lane stops reading for it.
-const CLIENT_REPLY_BYTES_MAX: usize = 8 * 1024 * 1024;
+pub const CLIENT_REPLY_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Capacity that an empty out buffer keeps.
 const IDLE_CAPACITY_MAX: usize = 256 * 1024;
 
@@ -86,7 +86,9 @@ pub struct Lane {
     abandoned: Cell<bool>,
     /// Replies that came, and how many had come at the last look at the pace.
     answered: Cell<u64>,
-    looked_at: Cell<Option<u64>>,
+    /// Times that bytes came.
+    heard: Cell<u64>,
+    looked_at: Cell<Option<(u64, u64)>>,
     /// Looks in a row that found it unused, and the replies at the last of them.
     idle: Cell<(u32, u64)>,
     state: RefCell<State>,
@@ -116,6 +118,8 @@ pub enum Pace {
     Walking,
     /// Something is in flight since the last look, and no reply ended meanwhile.
     Stalled,
+    /// The same, and not a byte came, although nobody kept us from reading.
+    Silent,
 }
 
 #[derive(Default)]
@@ -155,6 +159,7 @@ impl Lane {
             released: Cell::new(false),
             abandoned: Cell::new(false),
             answered: Cell::new(0),
+            heard: Cell::new(0),
             looked_at: Cell::new(None),
             idle: Cell::new((0, 0)),
             state: RefCell::new(State {
@@ -226,13 +231,15 @@ impl Lane {
 
     /// How it got on since the last look.
     pub fn pace(&self) -> Pace {
-        if self.state.borrow().ledger.is_empty() {
+        let state = self.state.borrow();
+        if state.ledger.is_empty() {
             self.looked_at.set(None);
             return Pace::Idle;
         }
-        let answered = self.answered.get();
-        match self.looked_at.replace(Some(answered)) {
-            Some(before) if before == answered => Pace::Stalled,
+        let (answered, heard) = (self.answered.get(), self.heard.get());
+        match self.looked_at.replace(Some((answered, heard))) {
+            Some(before) if before == (answered, heard) && state.stuck_on.is_none() => Pace::Silent,
+            Some((before, _)) if before == answered => Pace::Stalled,
             Some(_) | None => Pace::Walking,
         }
     }
@@ -339,6 +346,7 @@ impl Lane {
     }
 
     fn received(self: &Rc<Self>, bytes: &[u8], worker: &Rc<Worker>) -> Result<(), LaneEnd> {
+        self.heard.set(self.heard.get() + 1);
         let mut state = self.state.borrow_mut();
         let state = &mut *state;
         let mut at = 0;

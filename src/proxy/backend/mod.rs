@@ -8,5 +8,5 @@ mod target;
 
 pub use connect::{ConnectError, Credential, Login, ask, connect, put_request};
 pub use greet::{Greeting, greet};
-pub use lane::{Lane, LaneEnd, Pace, Purpose, Wreck};
+pub use lane::{CLIENT_REPLY_BYTES_MAX, Lane, LaneEnd, Pace, Purpose, Wreck};
 pub use target::Target;

@@ -20,7 +20,7 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
 use super::close::CloseReason;
 use super::window::{RunId, Window};
-use crate::proxy::backend::{Lane, Login};
+use crate::proxy::backend::{CLIENT_REPLY_BYTES_MAX, Lane, Login};
 use crate::proxy::shard::Shard;
 use crate::proxy::wake::Wake;
 use crate::proxy::worker::Worker;
@@ -194,6 +194,13 @@ impl Session {
     /// Replies of a replica arrived when `requested` was the newest sample.
     pub fn read_from_replica(&self, shard: &Rc<Shard>, requested: SampleNumber) {
         self.state.borrow_mut().seat(shard).sticky.answered(requested);
+    }
+
+    /// Whether a lane has stopped reading because of this client.
+    pub fn is_stalling(&self) -> bool {
+        let state = self.state.borrow();
+        let holds_back = state.out.len() - state.sent > CLIENT_REPLY_BYTES_MAX / 2;
+        state.stalled.is_some() && holds_back && state.closing.is_none()
     }
 
     /// Takes reply bytes for a run; returns how many bytes are unwritten now.
