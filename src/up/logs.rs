@@ -97,6 +97,6 @@ fn worth_showing(part: Part, line: &str) -> bool {
     match part {
         Part::Agent(_) | Part::Proxy(_) => line.contains(" WARN ") || line.contains(" ERROR "),
         Part::ZooKeeper(_) => line.contains(" ERROR "),
-        Part::Redis(_) => line.contains("BUG REPORT START") || line.contains("FATAL"),
+        Part::Redis(_) => line.contains("BUG REPORT START"),
     }
 }

@@ -4,6 +4,7 @@
 
 mod agent;
 mod agent_store;
+mod cli;
 mod command_keys;
 mod config;
 mod failover;
@@ -14,3 +15,4 @@ mod reads;
 mod store;
 mod support;
 mod support_check;
+mod up;
