@@ -17,7 +17,7 @@ use crate::topology::{Addr, NodeId, ShardId};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A file that holds [agent]; conf/agent.toml documents it. Flags win over it.
+    /// An agent's config; conf/agent.toml documents it. Flags win over it.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// The node's stable name.

@@ -7,7 +7,7 @@ use crate::config::Document;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A file that holds [proxy], [agent] or [topology].
+    /// The config of a proxy or an agent, or a topology.
     file: PathBuf,
 }
 

@@ -12,7 +12,7 @@ use crate::topology::Addr;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A file that holds [proxy]; conf/proxy.toml documents it. Flags win over it.
+    /// A proxy's config; conf/proxy.toml documents it. Flags win over it.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Where clients connect (may be given several times) [default: 127.0.0.1:6400].

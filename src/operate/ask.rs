@@ -71,3 +71,63 @@ pub fn reading(status: &Status) -> Option<&Facts> {
         Health::Unknown | Health::Hung | Health::Dead => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::topology::{Epoch, RunId};
+
+    fn status(change: impl FnOnce(&mut Status, &mut Facts)) -> Status {
+        let mut facts = Facts {
+            run_id: RunId::from("a1"),
+            role: facts::Role::Replica,
+            replid: "r1".to_owned(),
+            replid2: "0".repeat(40),
+            second_offset: -1,
+            offset: 7,
+            follows: "127.0.0.1:7001".parse().ok(),
+            link_up: true,
+            syncing: false,
+            loading: false,
+            keys: 0,
+            epoch: Epoch(1),
+            dirty: false,
+            priority: 100,
+        };
+        let mut status = Status {
+            node: NodeId::from("a"),
+            health: Health::Alive,
+            facts: None,
+            epoch: Epoch(1),
+            electing: None,
+        };
+        change(&mut status, &mut facts);
+        status.facts = Some(facts);
+        status
+    }
+
+    #[test]
+    fn a_node_is_told_as_what_it_does_now() {
+        let (own, other) = (NodeId::from("a"), NodeId::from("b"));
+        let told = |status: Status, master: &NodeId| standing(&status, Some(master));
+        assert_eq!(told(status(|_, _| {}), &other), (Role::Replica, State::Linked));
+        let syncing = status(|_, facts| facts.link_up = false);
+        assert_eq!(told(syncing, &other), (Role::Replica, State::Syncing));
+        let parked = status(|_, facts| facts.follows = facts::PARKED_AT.parse().ok());
+        assert_eq!(told(parked, &other), (Role::None, State::Parked));
+        let master = || status(|_, facts| facts.role = facts::Role::Master);
+        assert_eq!(told(master(), &own), (Role::Master, State::Serving));
+        assert_eq!(
+            told(master(), &other),
+            (Role::None, State::Parked),
+            "not the published one"
+        );
+        assert_eq!(standing(&master(), None), (Role::None, State::Parked));
+        for health in [Health::Unknown, Health::Hung, Health::Dead] {
+            let silent = status(|status, facts| {
+                (status.health, facts.role) = (health, facts::Role::Master);
+            });
+            assert_eq!(told(silent, &own), (Role::None, State::Down), "not what it last was");
+        }
+    }
+}

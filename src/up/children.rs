@@ -24,6 +24,9 @@ use crate::clock;
 /// Between two looks whether those that were asked to end have.
 const POLL: Duration = Duration::from_millis(5);
 
+/// How long the kernel may take to end those that were killed.
+const KILL_PATIENCE: Duration = Duration::from_secs(2);
+
 /// A child is gone.
 #[derive(Clone, Copy, Debug)]
 pub struct Ended {
@@ -99,11 +102,15 @@ impl Children {
             // One that was stopped cannot end before it goes on.
             self.signal(*part, Signal::SIGCONT);
         }
+        self.wait(&parts, patience).await;
+        parts.iter().for_each(|part| self.signal(*part, Signal::SIGKILL));
+        self.wait(&parts, KILL_PATIENCE).await;
+    }
+
+    /// Waits until none of `parts` runs, at most for `patience`.
+    async fn wait(&self, parts: &[Part], patience: Duration) {
         let deadline = clock::now() + patience;
-        while parts.iter().any(|part| self.pid(*part).is_some()) {
-            if clock::now() >= deadline {
-                parts.iter().for_each(|part| self.signal(*part, Signal::SIGKILL));
-            }
+        while clock::now() < deadline && parts.iter().any(|part| self.pid(*part).is_some()) {
             sleep(POLL).await;
         }
     }
