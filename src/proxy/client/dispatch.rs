@@ -453,15 +453,23 @@ impl Session {
         true
     }
 
-    fn refuse_all(self: &Rc<Self>, bytes: &[u8], line: &[u8]) -> usize {
+    fn refuse_all(self: &Rc<Self>, bytes: &[u8], line: &'static [u8]) -> usize {
         let (mut scanner, mut spans, mut at) = (RequestScanner::default(), Vec::new(), 0);
+        let limits = self.worker.request_limits();
         loop {
-            match scanner.scan(&bytes[at..], &mut spans, &self.worker.request_limits()) {
-                Ok(scan @ (Scan::Frame(len) | Scan::Inline(len))) => {
-                    if matches!(scan, Scan::Frame(_)) {
-                        self.end_ghost(&Args::new(&bytes[at..at + len], &spans));
-                    }
+            match scanner.scan(&bytes[at..], &mut spans, &limits) {
+                Ok(Scan::Frame(len)) => {
+                    let line = self.refused_line(&Args::new(&bytes[at..at + len], &spans), line);
                     self.refuse(|out| out.extend_from_slice(line));
+                    at += len;
+                }
+                Ok(Scan::Inline(len)) => {
+                    let mut request = Vec::new();
+                    let asked = put_inline_as_request(&bytes[at..at + len], &mut request);
+                    if asked.is_err() {
+                        return at;
+                    }
+                    self.refuse_all(&request, line);
                     at += len;
                 }
                 Ok(Scan::Nothing(len)) => at += len,
