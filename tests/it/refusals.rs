@@ -157,6 +157,25 @@ fn a_refusal_before_a_lost_write_is_masterdown_and_the_write_in_doubt() {
 }
 
 #[test]
+fn a_refused_request_too_large_to_be_kept_is_masterdown() {
+    let circuit = Circuit::start(&[]);
+    let mut client = circuit.client();
+    let set = encode(&["SET", "big", &"v".repeat(3_000_000)]);
+    client.send(&set);
+    assert_eq!(client.read_reply(), Value::ok());
+    circuit.park();
+    client.send(&set);
+    let reply = client.read_reply();
+    assert!(reply.is_error("MASTERDOWN"), "{reply:?}");
+    client.send(b"STRLEN big\r\n");
+    circuit.noticed();
+    circuit.unpark();
+    assert_eq!(client.read_reply(), Value::Int(3_000_000));
+    client.send(&set);
+    assert_eq!(client.read_reply(), Value::ok());
+}
+
+#[test]
 fn a_refused_lane_is_listened_to_for_a_second_and_its_reads_are_asked_again() {
     const ECHOS: usize = 20;
     let circuit = Circuit::start(&["--lua-time-limit", "50"]);

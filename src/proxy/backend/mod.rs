@@ -8,4 +8,4 @@ mod wreck;
 
 pub use connect::{ConnectError, Credential, Login, ask, connect, put_request};
 pub use lane::{Lane, LaneEnd};
-pub use wreck::{Lost, Role};
+pub use wreck::{Lost, Role, Traits};

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use super::dispatch::Outcome;
 use super::session::{Park, Pinned, Session, Streaming};
 use crate::command::Lookup;
+use crate::proxy::backend::Traits;
 use crate::resp::{Args, RequestScanner, Span};
 
 /// Requests longer than this are streamed, in bytes.
@@ -40,7 +41,8 @@ impl Session {
             return Outcome::Rides;
         };
         let run = state.window.reserve(lane.number, 1);
-        lane.append_part(Some((self, run)), bytes);
+        let traits = Traits::of(&args, self.worker.commands());
+        lane.append_part(Some((self, run, traits)), bytes);
         state.streaming = Some(Box::new(Streaming {
             frame,
             lane: Some(lane),
