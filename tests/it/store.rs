@@ -319,3 +319,18 @@ async fn a_write_under_way_when_the_server_dies_has_no_known_outcome() {
         "not sent"
     );
 }
+
+#[tokio::test]
+async fn a_frozen_server_is_away_and_what_it_ended_meanwhile_returns() {
+    let zookeeper = ZooKeeper::start();
+    let store = Store::connect(&settings(&zookeeper.connect(), 1000)).await.unwrap();
+    let kept = Ephemeral::keep(&store, "/e".to_owned(), |_| false);
+    kept.set(Some(b"e".to_vec()));
+    until_read(&store, "/e", |read| read.is_some()).await;
+    zookeeper.stop();
+    until(&store, "away", |now| *now == Connection::Away).await;
+    assert_eq!(store.get("/e").await, Err(StoreError::Away), "nobody waits for it");
+    zookeeper.cont();
+    until(&store, "up", is_up).await;
+    until_read(&store, "/e", |read| read == Some((b"e", Owner::Us))).await;
+}
