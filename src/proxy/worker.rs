@@ -15,6 +15,7 @@ use super::settings::Settings;
 use crate::clock;
 use crate::command::{Lookup, Table};
 use crate::resp::{RequestLimits, RequestScanner, Span};
+use crate::topology::Addr;
 
 /// Bytes read at once; one buffer for all of a worker's sockets.
 const SCRATCH_BYTES: usize = 64 * 1024;
@@ -136,6 +137,21 @@ impl Worker {
     /// A connection for one session alone; `None` while there is no master.
     pub fn open_private(self: &Rc<Self>, login: &Login) -> Option<Rc<Lane>> {
         self.master_up.get().then(|| self.open(login))
+    }
+
+    /// Where the master is; `None` while there is none.
+    pub fn master(&self) -> Option<Addr> {
+        self.master_up.get().then(|| self.settings.master.clone())
+    }
+
+    /// How long a command waits for a master, in milliseconds.
+    pub fn hold_max_ms(&self) -> u64 {
+        self.settings.hold_max_ms
+    }
+
+    /// The master could not be reached: it is looked for, and who waits for it waits.
+    pub fn suspect_master(self: &Rc<Self>) {
+        self.master_lost();
     }
 
     /// Closes a client that does not read while others wait behind its reply (rule B2).

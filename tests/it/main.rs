@@ -8,5 +8,6 @@ mod failover;
 mod houses;
 mod peer;
 mod proxy;
+mod pubsub;
 mod support;
 mod support_check;

@@ -3,6 +3,8 @@
 mod connect;
 mod lane;
 mod ledger;
+mod tap;
 
 pub use connect::{ConnectError, Credential, Login, ask, connect, put_request};
 pub use lane::{Lane, LaneEnd, Wreck};
+pub use tap::Tap;

@@ -19,6 +19,8 @@ pub enum CloseReason {
     SlowReader,
     /// Half of a reply was passed on when its backend was lost; nothing true can follow it.
     ReplyCutOff,
+    /// Redis no longer lets the client be subscribed as it was.
+    FeedRefused,
     /// A transaction's WATCH or MULTI was lost with its backend.
     TransactionLost,
 }
@@ -33,6 +35,7 @@ impl fmt::Display for CloseReason {
             Self::CrossProtocol => "possible cross protocol scripting attack",
             Self::SlowReader => "the client does not read its replies",
             Self::ReplyCutOff => "the backend was lost in the middle of a reply",
+            Self::FeedRefused => "the master refuses the client's login or subscriptions",
             Self::TransactionLost => "the backend was lost in the middle of a transaction",
         })
     }

@@ -28,6 +28,7 @@ pub(super) enum Outcome {
 impl Session {
     /// Goes on with what was left waiting, if its time has come.
     pub(super) fn go_on(self: &Rc<Self>) {
+        self.tend_feed();
         if !self.send_held() {
             return;
         }
@@ -192,6 +193,7 @@ impl Session {
         };
         let pinned_transaction = state.pinned.as_ref().is_some_and(|pinned| pinned.multi || pinned.watch);
         if !pinned_transaction
+            && state.feed.is_none()
             && state.authenticated
             && command.rides_lane(args)
             && command.arity_ok(args.len())
@@ -220,6 +222,9 @@ impl Session {
             return self.refuse(|out| out.extend_from_slice(b"-NOAUTH Authentication required.\r\n"));
         }
         if let Some(outcome) = self.pinned_request(command, args, frame) {
+            return outcome;
+        }
+        if let Some(outcome) = self.feed_request(command, args, frame) {
             return outcome;
         }
         match command.class_for(args) {
@@ -496,7 +501,7 @@ impl Session {
         }
         self.state().park = Park::Open;
         self.wake();
-        true
+        !self.awaits_feed()
     }
 
     fn refuse_all(self: &Rc<Self>, bytes: &[u8], line: &[u8]) -> usize {

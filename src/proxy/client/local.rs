@@ -50,6 +50,7 @@ impl Session {
             Some(index) if !(0..DATABASES).contains(&index) => self.say(b"-ERR DB index is out of range\r\n"),
             Some(index) => {
                 self.state().login.database = u32::try_from(index).unwrap_or(0);
+                self.feed_follows();
                 self.ok()
             }
         }
@@ -83,6 +84,9 @@ impl Session {
             }
             if let Some(pinned) = state.pinned.take() {
                 pinned.lane.abandon();
+            }
+            if let Some(feed) = state.feed.take() {
+                feed.close();
             }
             state.login = Login::default();
             state.authenticated = !self.worker.auth_required();
@@ -169,7 +173,7 @@ impl Session {
             }
             state.login.resp3
         };
-        self.refuse(|out| {
+        self.greet_with(|out| {
             out.extend_from_slice(if resp3 { b"%7\r\n" } else { b"*14\r\n" });
             for (key, value) in [
                 (&b"server"[..], &b"redis"[..]),
@@ -225,6 +229,7 @@ impl Session {
                     state.login.credential = Some(credential);
                     state.authenticated = true;
                 }
+                self.feed_follows();
                 match hello {
                     Some(hello) => self.greet(&hello),
                     None => {

@@ -2,9 +2,12 @@
 
 mod close;
 mod dispatch;
+mod feed;
+mod feedline;
 mod local;
 mod session;
 mod stream;
+mod subscriptions;
 mod window;
 
 pub use close::CloseReason;

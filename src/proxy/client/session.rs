@@ -19,6 +19,7 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
 use super::close::CloseReason;
+use super::feed::Feed;
 use super::window::{RunId, Window};
 use crate::proxy::backend::{Lane, Login};
 use crate::proxy::wake::Wake;
@@ -88,6 +89,7 @@ pub(super) struct State {
     pub lane: Option<Rc<Lane>>,
     pub held: Vec<Held>,
     pub pinned: Option<Box<Pinned>>,
+    pub feed: Option<Box<Feed>>,
     pub streaming: Option<Box<Streaming>>,
     pub login: Login,
     pub authenticated: bool,
@@ -123,6 +125,7 @@ impl Session {
             lane: None,
             held: Vec::new(),
             pinned: None,
+            feed: None,
             streaming: None,
             login: Login::default(),
             authenticated,
@@ -185,11 +188,16 @@ impl Session {
         }
         let State { out, window, .. } = &mut *state;
         window.fill(run, bytes, replies, out);
-        let unanswered = window.unanswered();
+        self.settle(&mut state, worker)
+    }
+
+    /// After new replies: goes on if they were waited for, and sees to it that they are written.
+    pub(super) fn settle(self: &Rc<Self>, state: &mut State, worker: &Worker) -> usize {
+        let unanswered = state.window.unanswered();
         let resume = match state.park {
             Park::Drain => unanswered == 0,
             Park::Full => unanswered < IN_FLIGHT_MAX / 2,
-            Park::Open => unanswered == 0 && state.pinned.is_some(),
+            Park::Open => unanswered == 0 && (state.pinned.is_some() || state.feed.is_some()),
             Park::Lane | Park::Hold | Park::Verify => false,
         };
         if resume {
@@ -301,6 +309,9 @@ impl Session {
         state.held.clear();
         if let Some(pinned) = state.pinned.take() {
             pinned.lane.abandon();
+        }
+        if let Some(feed) = state.feed.take() {
+            feed.close();
         }
         if let Some(lane) = state.stalled.take() {
             lane.nudge();

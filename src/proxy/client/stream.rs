@@ -23,7 +23,7 @@ impl Session {
             return Outcome::Rides;
         };
         let mut state = self.state();
-        if !command.lane || !state.authenticated {
+        if !command.lane || !state.authenticated || state.feed.is_some() {
             return Outcome::Rides;
         }
         if state.window.unanswered() > 0 {
