@@ -231,13 +231,14 @@ impl Session {
             Class::Session => self.local(command, args),
             Class::Transaction => self.transaction(command, frame),
             Class::Blocking if !matches!(&*command.name, "wait" | "waitaof") => self.pin_and_append(frame),
+            Class::EveryNode => self.every_node(command, args, frame),
             Class::Node | Class::Everywhere => self.pin_and_append(frame),
             Class::Refused => self.refuse(|out| {
                 out.extend_from_slice(b"-NOPERM pointsman does not pass on '");
                 out.extend_from_slice(command.name.as_bytes());
                 out.extend_from_slice(b"'\r\n");
             }),
-            Class::Read | Class::Write | Class::ManyKey | Class::Blocking | Class::EveryNode | Class::Subscribe => {
+            Class::Read | Class::Write | Class::ManyKey | Class::Blocking | Class::Subscribe => {
                 self.refuse(|out| refusal::not_yet(command, out))
             }
         }

@@ -161,8 +161,7 @@ impl Session {
                 return Some(self.refuse_while_subscribed(command));
             }
         }
-        let passes = command.class != Class::EveryNode && may_ride(command, args);
-        passes.then(|| self.ask_plain(command, frame))
+        may_ride(command, args).then(|| self.ask_plain(command, frame))
     }
 
     /// A transaction on the feed: what may stand in one goes there, anything else ends it.
@@ -533,13 +532,8 @@ fn may_ride(command: &Command, args: &Args) -> bool {
     match command.class {
         Class::Node | Class::Everywhere | Class::Transaction => true,
         Class::Blocking => !matches!(&*command.name, "wait" | "waitaof"),
-        Class::Read
-        | Class::Write
-        | Class::ManyKey
-        | Class::Subscribe
-        | Class::Session
-        | Class::EveryNode
-        | Class::Refused => command.rides_lane(args),
+        Class::Read | Class::Write | Class::ManyKey => command.rides_lane(args),
+        Class::Subscribe | Class::Session | Class::EveryNode | Class::Refused => false,
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod close;
 mod dispatch;
+mod everynode;
 mod feed;
 mod feedline;
 mod local;

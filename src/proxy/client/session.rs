@@ -46,7 +46,7 @@ pub(super) enum Park {
     Lane,
     /// Until the shard has a master. Bounded by `hold_max_ms`.
     Hold,
-    /// Until a scratch connection has verified a password.
+    /// Until a connection aside has answered: a password is verified, or every node is told.
     Verify,
 }
 

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use super::dispatch::Outcome;
 use super::session::{Park, Pinned, Session, Streaming};
-use crate::command::Lookup;
+use crate::command::{Class, Lookup};
 use crate::resp::{Args, RequestScanner, Span};
 
 /// Requests longer than this are streamed, in bytes.
@@ -23,7 +23,8 @@ impl Session {
             return Outcome::Rides;
         };
         let mut state = self.state();
-        if !command.lane || !state.authenticated || state.feed.is_some() {
+        let private = command.lane && command.class != Class::EveryNode && state.feed.is_none();
+        if !private || !state.authenticated {
             return Outcome::Rides;
         }
         if state.window.unanswered() > 0 {
