@@ -386,3 +386,40 @@ fn subscribing_inside_a_transaction_is_refused_and_nothing_of_it_runs() {
     assert!(client.read_reply().is_error("EXECABORT"));
     assert_eq!(client.read_reply(), Value::Null);
 }
+
+#[test]
+fn a_subscriber_of_a_demoted_master_goes_to_the_next_one() {
+    let circuit = Circuit::start(&[]);
+    let mut client = circuit.resp3();
+    client.command(&["SUBSCRIBE", "a"]);
+    circuit.redis.command(&["REPLICAOF", "127.0.0.1", "1"]);
+    client.send(b"SET k v\r\nGET k\r\n");
+    eventually(SOON, || circuit.proxy.log().contains("is no master"));
+    circuit.redis.command(&["REPLICAOF", "NO", "ONE"]);
+    assert_eq!(client.read_reply(), Value::ok());
+    assert_eq!(client.read_reply(), Value::bulk("v"));
+    circuit.await_subscribers("a", 1);
+    client.send(b"PUBLISH a x\r\n");
+    assert_eq!(client.read_reply(), Value::Push(message("a", "x")));
+    assert_eq!(client.read_reply(), Value::Int(1));
+}
+
+#[test]
+fn a_subscriber_that_may_not_subscribe_any_more_is_closed_with_a_reason() {
+    let mut circuit = Circuit::start(&[]);
+    let alice = ["ACL", "SETUSER", "alice", "on", ">pw", "&news", "+@all"];
+    circuit.redis.command(&alice);
+    let mut client = circuit.client();
+    assert_eq!(client.command(&["AUTH", "alice", "pw"]), Value::ok());
+    assert!(client.command(&["SUBSCRIBE", "other"]).is_error("NOPERM"));
+    assert_eq!(
+        client.command(&["SUBSCRIBE", "news"]),
+        Value::Array(confirmation("subscribe", "news", 1))
+    );
+    // The next life of the server does not know her.
+    circuit.redis.kill9();
+    circuit.redis.restart();
+    assert!(client.is_closed());
+    let log = circuit.proxy.log();
+    assert!(log.contains("login is refused: -WRONGPASS"), "{log}");
+}

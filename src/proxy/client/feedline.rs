@@ -18,6 +18,9 @@ use crate::route::{Fate, plan};
 /// A longer frame is passed on in parts. Every confirmation is shorter, because names are.
 const FRAME_BYTES_MAX: usize = 128 * 1024;
 
+/// What a demoted master says of a write that it does not execute.
+const READONLY: &[u8] = b"-READONLY You can't write against a read only replica.\r\n";
+
 /// One request in flight.
 #[derive(Debug)]
 pub(super) enum Asked {
@@ -44,8 +47,11 @@ pub(super) enum Asked {
 /// A command like any other.
 #[derive(Debug)]
 pub(super) struct Plain {
+    /// Kept for another connection; empty if it is too large for that.
     pub bytes: Vec<u8>,
     pub is_write: bool,
+    /// Whether [`READONLY`] proves that it was not executed (rule A4).
+    pub again: bool,
     /// It means something only on the connection that it was sent on.
     pub transaction: bool,
 }
@@ -78,6 +84,8 @@ pub(super) enum Shown<'b> {
 pub(super) enum Trouble {
     /// Bytes that nothing explains: never re-synchronised.
     Poisoned,
+    /// It is no master any more, and has not executed what it was asked.
+    Demoted,
     /// Redis refuses what brings the connection to where the session is.
     Refused(String),
 }
@@ -307,6 +315,12 @@ impl FeedLine {
         let refused = || Trouble::Refused(String::from_utf8_lossy(frame).trim_end().to_owned());
         match self.asked.front_mut().map(|entry| &mut entry.asked) {
             None => return Err(Trouble::Poisoned),
+            Some(Asked::Plain(plain)) if plain.again && frame == READONLY => {
+                if let Some(entry) = self.asked.front_mut() {
+                    entry.end = u64::MAX;
+                }
+                return Err(Trouble::Demoted);
+            }
             Some(Asked::Again(..) | Asked::MonitorAgain | Asked::Silent | Asked::Hello { .. }) if is_error => {
                 return Err(refused());
             }
@@ -431,7 +445,9 @@ impl FeedLine {
 impl Entry {
     fn fate(&self, written: u64) -> Fate {
         let is_write = matches!(&self.asked, Asked::Plain(plain) if plain.is_write);
+        let kept = !matches!(&self.asked, Asked::Plain(plain) if plain.bytes.is_empty());
         match (self.end <= written, is_write) {
+            _ if !kept => Fate::SentWrite,
             (false, _) => Fate::Unsent,
             (true, false) => Fate::SentRead,
             (true, true) => Fate::SentWrite,
@@ -473,3 +489,6 @@ fn line(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let line = bytes[..end].strip_suffix(b"\r").unwrap_or(&bytes[..end]);
     Some((line, &bytes[end + 1..]))
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,6 +4,7 @@ mod close;
 mod dispatch;
 mod everynode;
 mod feed;
+mod feed_request;
 mod feedline;
 mod local;
 mod session;
