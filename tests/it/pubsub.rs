@@ -60,17 +60,20 @@ impl Circuit {
     /// the reply to a last PING.
     #[track_caller]
     fn compare(&self, greeting: &str, script: &str) {
-        let (mut ours, mut theirs) = (self.client(), self.redis.client());
         let mut seen = Vec::new();
-        for client in [&mut ours, &mut theirs] {
+        for mut client in [self.client(), self.redis.client()] {
             self.redis.command(&["FLUSHALL"]);
+            // Nobody is left to receive what the next one publishes.
+            eventually(SOON, || {
+                self.redis.command(&["PUBSUB", "CHANNELS"]) == Value::Array(Vec::new())
+            });
             if !greeting.is_empty() {
                 client.send(greeting.as_bytes());
                 client.read_reply();
             }
             client.send(script.as_bytes());
             client.send(b"PING sentinel\r\n");
-            seen.push(read_until(client, b"sentinel\r\n"));
+            seen.push(read_until(&mut client, b"sentinel\r\n"));
         }
         assert_eq!(seen[0], seen[1], "{script}");
     }
@@ -146,6 +149,7 @@ fn a_subscriber_of_resp2_is_told_what_redis_would_tell_it() {
         "SUBSCRIBE a\r\nGET k\r\nNOSUCH\r\nGET\r\nCONFIG NOSUCH\r\nCONFIG GET save\r\nCLIENT ID\r\nPING\r\nPING x y\r\nSUBSCRIBE\r\n",
         "SUBSCRIBE a\r\nMULTI\r\nEXEC\r\nHELLO 3\r\nMONITOR\r\nAUTH x\r\nSELECT 1\r\nUNSUBSCRIBE zz\r\nRESET\r\nGET k\r\n",
         "SUBSCRIBE a\r\nPSUBSCRIBE p*\r\nSSUBSCRIBE s\r\nUNSUBSCRIBE\r\nPUNSUBSCRIBE\r\nGET k\r\nSUNSUBSCRIBE\r\nINCR n\r\n",
+        "SET k 1\r\nINCR k\r\nSUBSCRIBE a\r\nPING\r\nUNSUBSCRIBE\r\nRPUSH q 1\r\nBLPOP q 0\r\nPSUBSCRIBE p\r\nPUNSUBSCRIBE\r\nGET k\r\n",
         "SSUBSCRIBE s\r\nPING\r\nGET k\r\nSUNSUBSCRIBE\r\nINCR n\r\nSUBSCRIBE a\r\nPING\r\nUNSUBSCRIBE a\r\nDECR n\r\nDECR n\r\n",
     ] {
         circuit.compare("", script);
@@ -166,6 +170,7 @@ fn a_subscriber_of_resp3_runs_any_command_in_the_order_of_redis() {
         "SUBSCRIBE a\r\nPING\r\nPUBLISH a x\r\nPING 2\r\nSET k 1\r\nPUBLISH a y\r\nGET k\r\nUNSUBSCRIBE\r\nPUBLISH a z\r\nGET k\r\n",
         "SUBSCRIBE a\r\nMULTI\r\nPUBLISH a y\r\nSET k 2\r\nEXEC\r\nMULTI\r\nSET k 3\r\nDISCARD\r\nGET k\r\nUNSUBSCRIBE\r\nGET k\r\n",
         "SUBSCRIBE a\r\nWATCH k\r\nUNSUBSCRIBE\r\nMULTI\r\nSET k 4\r\nEXEC\r\nGET k\r\nEVAL \"redis.call('publish','a','l') return 1\" 0\r\n",
+        "RPUSH q 1\r\nBLPOP q 0\r\nSUBSCRIBE a\r\nRPUSH q 2\r\nBLPOP q 0\r\nMGET k l\r\nCONFIG GET save\r\nECHO x\r\nPUBSUB NUMSUB a\r\n",
         "SELECT 3\r\nSUBSCRIBE a\r\nSET k three\r\nSELECT 4\r\nGET k\r\nSELECT 3\r\nGET k\r\nUNSUBSCRIBE\r\nGET k\r\nSELECT 0\r\nSUBSCRIBE a\r\nPUBLISH a 0\r\nSET k 0\r\nRESET\r\nGET k\r\n",
     ] {
         circuit.compare("HELLO 3\r\n", script);
@@ -422,4 +427,32 @@ fn a_subscriber_that_may_not_subscribe_any_more_is_closed_with_a_reason() {
     assert!(client.is_closed());
     let log = circuit.proxy.log();
     assert!(log.contains("login is refused: -WRONGPASS"), "{log}");
+}
+
+#[test]
+fn a_subscriber_that_becomes_somebody_else_takes_its_subscriptions_along() {
+    let circuit = Circuit::start(&[]);
+    circuit.redis.command(&[
+        "ACL",
+        "SETUSER",
+        "alice",
+        "on",
+        ">pw",
+        "allchannels",
+        "allkeys",
+        "+@all",
+        "-set",
+    ]);
+    let mut client = circuit.resp3();
+    client.send(b"SUBSCRIBE a\r\nSET k v\r\nAUTH alice wrong\r\nSET k w\r\nAUTH alice pw\r\nSET k x\r\nGET k\r\n");
+    assert_eq!(client.read_reply(), Value::Push(confirmation("subscribe", "a", 1)));
+    assert_eq!(client.read_reply(), Value::ok());
+    assert!(client.read_reply().is_error("WRONGPASS"));
+    assert_eq!(client.read_reply(), Value::ok());
+    assert_eq!(client.read_reply(), Value::ok());
+    assert!(client.read_reply().is_error("NOPERM"));
+    assert_eq!(client.read_reply(), Value::bulk("w"));
+    assert_eq!(circuit.client().command(&["PUBLISH", "a", "x"]), Value::Int(1));
+    assert_eq!(client.read_reply(), Value::Push(message("a", "x")));
+    assert_eq!(circuit.connections_with(" user=alice "), 1);
 }
