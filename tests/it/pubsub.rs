@@ -247,7 +247,7 @@ fn a_subscriber_whose_master_died_is_subscribed_again_without_hearing_of_it() {
     three.send(b"SUBSCRIBE a\r\nSELECT 2\r\nSET k v\r\n");
     (0..3).for_each(|_| drop(three.read_reply()));
     circuit.redis.kill9();
-    eventually(SOON, || circuit.proxy.log().contains("feed lost"));
+    eventually(SOON, || circuit.proxy.log().contains("no master:"));
     // Asked while nobody is there: waits.
     two.send(b"SUBSCRIBE later\r\n");
     circuit.redis.restart();
@@ -287,7 +287,7 @@ fn without_a_master_a_subscriber_is_refused_news_and_keeps_what_it_has() {
     let (mut subscriber, mut newcomer) = (circuit.client(), circuit.client());
     subscriber.command(&["SUBSCRIBE", "a"]);
     circuit.redis.kill9();
-    eventually(SOON, || circuit.proxy.log().contains("feed lost"));
+    eventually(SOON, || circuit.proxy.log().contains("no master:"));
     newcomer.send(b"SUBSCRIBE a\r\n");
     subscriber.send(b"SUBSCRIBE b\r\n");
     assert!(newcomer.read_reply().is_error("MASTERDOWN"));
@@ -365,7 +365,7 @@ fn a_monitor_sees_what_other_sessions_do_and_survives_its_master() {
             .is_error("ERR Replica can't interact with the keyspace")
     );
     circuit.redis.kill9();
-    eventually(SOON, || circuit.proxy.log().contains("feed lost"));
+    eventually(SOON, || circuit.proxy.log().contains("no master:"));
     circuit.redis.restart();
     eventually(SOON, || circuit.connections_with(" cmd=monitor ") == 1);
     assert_eq!(other.command(&["SET", "k", "w"]), Value::ok());

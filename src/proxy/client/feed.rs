@@ -190,7 +190,7 @@ impl Session {
             let Some(feed) = state.feed.as_mut().filter(|feed| feed.is_on(tap)) else {
                 return;
             };
-            info!(client = self.id, "feed lost: {end}");
+            debug!(client = self.id, "feed lost: {end}");
             feed.failures += u32::from(!feed.line.is_caught_up() || matches!(end, LaneEnd::Connect(_)));
             feed.link = Link::down();
             feed.line.lose(tap.written())
