@@ -90,6 +90,15 @@ fn read_until(client: &mut Client, end: &[u8]) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
+/// The message a RESP3 subscriber sent itself, and the reply to PUBLISH: in this order up to Redis 7.0, the other way
+/// round from 7.2 on.
+#[track_caller]
+fn expect_own_message(client: &mut Client, channel: &str, text: &str) {
+    let seen = [client.read_reply(), client.read_reply()];
+    assert!(seen.contains(&Value::Push(message(channel, text))), "{seen:?}");
+    assert!(seen.contains(&Value::Int(1)), "{seen:?}");
+}
+
 fn message(channel: &str, text: &str) -> Vec<Value> {
     vec![Value::bulk("message"), Value::bulk(channel), Value::bulk(text)]
 }
@@ -186,8 +195,7 @@ fn a_subscriber_changes_its_protocol_without_missing_a_message() {
         Value::Push(confirmation("subscribe", "c", 1))
     );
     client.send(b"PUBLISH c 3\r\nHELLO 2\r\nGET k\r\nPING\r\n");
-    assert_eq!(client.read_reply(), Value::Push(message("c", "3")));
-    assert_eq!(client.read_reply(), Value::Int(1));
+    expect_own_message(&mut client, "c", "3");
     assert!(matches!(client.read_reply(), Value::Array(greeting) if greeting.len() == 14));
     assert!(client.read_reply().is_error("ERR Can't execute 'get'"));
     let pong = vec![Value::bulk("pong"), Value::bulk("")];
@@ -405,8 +413,7 @@ fn a_subscriber_of_a_demoted_master_goes_to_the_next_one() {
     assert_eq!(client.read_reply(), Value::bulk("v"));
     circuit.await_subscribers("a", 1);
     client.send(b"PUBLISH a x\r\n");
-    assert_eq!(client.read_reply(), Value::Push(message("a", "x")));
-    assert_eq!(client.read_reply(), Value::Int(1));
+    expect_own_message(&mut client, "a", "x");
 }
 
 #[test]

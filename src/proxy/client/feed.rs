@@ -38,8 +38,10 @@ pub(super) struct Feed {
     pub link: Link,
     /// Who the connection acts for.
     login: Login,
-    /// Connections in a row that ended before everything was subscribed again.
+    /// Connections in a row that ended before everything was subscribed again: the next one is put off a little.
     failures: u32,
+    /// Whether Redis has said anything on this connection.
+    heard: bool,
     /// Whether [`Session::watch_lost_feed`] is running.
     watched: bool,
     /// Where a message that is shown in parts stands in the window.
@@ -62,6 +64,7 @@ impl Feed {
             link: Link::down(),
             login,
             failures: 0,
+            heard: false,
             watched: false,
             flow: None,
         }
@@ -118,6 +121,7 @@ impl Session {
         feed.line.begin(login.resp3, |bytes| tap.send(bytes));
         feed.login = login.clone();
         feed.link = Link::Up(tap.clone());
+        feed.heard = false;
         let delay = match feed.failures {
             0 => Duration::ZERO,
             failures => RETRY_FIRST * (1 << (failures - 1).min(RETRY_DOUBLINGS_MAX)),
@@ -140,7 +144,8 @@ impl Session {
             return Ok(());
         };
         let taken = feed.take(bytes, &mut state);
-        if feed.failures > 0 && feed.line.is_caught_up() {
+        feed.heard = true;
+        if taken.is_ok() && feed.line.is_caught_up() {
             feed.failures = 0;
         }
         let idle = feed.line.is_idle();
@@ -191,7 +196,8 @@ impl Session {
                 return;
             };
             debug!(client = self.id, "feed lost: {end}");
-            feed.failures += u32::from(!feed.line.is_caught_up() || matches!(end, LaneEnd::Connect(_)));
+            let failed = !feed.heard || !feed.line.is_caught_up() || matches!(end, LaneEnd::Poisoned);
+            feed.failures += u32::from(failed);
             feed.link = Link::down();
             feed.line.lose(tap.written())
         };

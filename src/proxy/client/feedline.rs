@@ -263,8 +263,7 @@ impl FeedLine {
                 Some(word) => Family::of(word).map_or(Meaning::Reply, Meaning::Confirms),
                 None => Meaning::Reply,
             },
-            // A line of MONITOR begins with the time.
-            Some(b'+') if self.monitoring && frame.get(1).is_some_and(u8::is_ascii_digit) => Meaning::Message,
+            Some(b'+') if self.monitoring && is_monitor_line(&frame[1..]) => Meaning::Message,
             _ => Meaning::Reply,
         }
     }
@@ -470,6 +469,12 @@ impl Entry {
             Asked::Hello { .. } | Asked::Poison(_) | Asked::Silent | Asked::Again(..) | Asked::MonitorAgain => {}
         }
     }
+}
+
+/// `1700000000.123456 [0 127.0.0.1:50000] "PING"`, or the beginning of one.
+fn is_monitor_line(line: &[u8]) -> bool {
+    let time = line.iter().take_while(|byte| byte.is_ascii_digit() || **byte == b'.');
+    line.get(time.count()..).is_some_and(|rest| rest.starts_with(b" ["))
 }
 
 /// The bulk strings at the front of an array or a push.

@@ -217,6 +217,19 @@ fn bytes_that_nothing_explains_poison_the_line() {
     }
 }
 
+#[test]
+fn a_reply_is_no_line_of_monitor_though_it_begins_with_digits() {
+    let mut client = Client::new(false);
+    client.ask(Asked::Monitor);
+    client.plain("DEBUG DIGEST", false);
+    client
+        .hear(b"+OK\r\n+1700000000.5 [0 127.0.0.1:1] \"PING\"\r\n")
+        .unwrap();
+    assert_eq!(client.window.unanswered(), 1);
+    client.hear(b"+0123456789abcdef0123456789abcdef01234567\r\n").unwrap();
+    assert_eq!(client.window.unanswered(), 0);
+}
+
 proptest! {
     #[test]
     fn any_split_shows_the_same(resp3 in any::<bool>(), cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..6)) {
