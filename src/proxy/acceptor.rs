@@ -80,6 +80,7 @@ where
     let view = View {
         snapshots: snapshots.clone(),
         unserved: Arc::default(),
+        monitors: Arc::default(),
     };
     let mut threads = Vec::new();
     let mut workers = Vec::new();
@@ -234,7 +235,7 @@ fn work(
         }
     };
     runtime.block_on(async {
-        let worker = Worker::new(settings, replicas, view.unserved);
+        let worker = Worker::new(settings, replicas, &view);
         let mut snapshots = view.snapshots;
         let serving = async {
             while let Some(stream) = receiver.recv().await {

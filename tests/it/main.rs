@@ -12,6 +12,7 @@ mod fences;
 mod houses;
 mod peer;
 mod proxy;
+mod pubsub;
 mod reads;
 mod refusals;
 mod source;

@@ -82,7 +82,7 @@ impl Session {
 
     /// The replica lane that may take a run of reads, if there is one.
     fn reader_for(self: &Rc<Self>, state: &mut State, shard: &Rc<Shard>, run: &Run) -> Option<Rc<Lane>> {
-        if run.writes || !self.worker.splits_reads() || state.login.is_named_user() {
+        if run.writes || !self.worker.splits_reads() || self.worker.is_monitored() || state.login.is_named_user() {
             return None;
         }
         let ask = Ask {
@@ -200,6 +200,16 @@ impl Session {
         state.pinned.as_ref().map(|pinned| pinned.lane.clone())
     }
 
+    /// What a request has to wait for that needs the first shard's master, if that does not serve.
+    pub(super) fn hold_without_master(self: &Rc<Self>) -> Option<Park> {
+        let shard = self.worker.shard(ShardIndex(0));
+        if shard.serving().is_some() {
+            return None;
+        }
+        self.hold_in(&mut self.state(), &shard);
+        Some(Park::Hold)
+    }
+
     fn hold_in(self: &Rc<Self>, state: &mut State, shard: &Rc<Shard>) {
         state.park = Park::Hold;
         state.held_since_ms = clock::monotonic_ms();
@@ -278,7 +288,7 @@ impl Session {
         }
         self.state().park = Park::Open;
         self.wake();
-        true
+        !self.awaits_feed()
     }
 
     /// Refuses the requests at the front that would wait for `shard`; returns how many bytes they are.
