@@ -1,8 +1,8 @@
 //! What goes on beside the loop: working on our own Redis, looking at it and at the master.
 //!
-//! Owns: the three tasks that the host starts. Refuses: deciding. Invariants: one job at a time, and a newer one ends the older;
-//! a working connection that is idle is watched, never written to, so that a park written to a Redis that is
-//! stopped still is the first thing it does when it goes on.
+//! Owns: the three tasks that the host starts. Refuses: deciding. Invariants: one job at a time, and a newer one
+//! ends the older; a working connection that is idle is watched, never written to, so that a park written to a
+//! Redis that is stopped still is the first thing it does when it goes on.
 
 use std::time::Duration;
 

@@ -87,7 +87,8 @@ impl Connection {
             .map_err(|_| RedisError::Timeout)?
     }
 
-    /// Waits until the other end closes. Nothing was asked, so anything that comes instead makes the connection useless as well.
+    /// Waits until the other end closes. Nothing was asked, so anything that comes instead makes the connection
+    /// useless as well.
     pub async fn ended(&mut self) {
         let _end = self.framed.next().await;
     }

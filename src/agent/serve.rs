@@ -1,8 +1,8 @@
 //! An agent, from its settings to its end.
 //!
-//! Owns: the order of starting: bind, connect, make the shard's znodes, register, run; and of ending: close the session, so
-//! that the registration goes at once. Refuses: running under a name that a living agent holds. Invariant: ending
-//! changes nothing in Redis.
+//! Owns: the order of starting: bind, connect, make the shard's znodes, register, run; and of ending: close the
+//! session, so that the registration goes at once. Refuses: running under a name that a living agent holds.
+//! Invariant: ending changes nothing in Redis.
 
 use std::fs;
 use std::io;

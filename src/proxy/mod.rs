@@ -13,6 +13,7 @@ mod client;
 mod settings;
 mod shard;
 pub mod shared;
+pub mod source;
 mod view;
 mod wake;
 mod worker;

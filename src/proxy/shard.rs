@@ -21,15 +21,15 @@ use tokio::sync::Notify;
 use tracing::{debug, info, warn};
 
 use super::backend::{Lane, LaneEnd, Login, Pace, Purpose, Target, greet};
-use super::client::{CloseReason, Session, sort_out};
+use super::client::{CloseReason, Session};
 use super::shared::ReplicaFacts;
 use super::worker::Worker;
 use crate::clock;
-use crate::command::Lookup;
-use crate::resp::Args;
 use crate::route::{Ask, Choice, FenceLog, ShardFences, Standing, Stickiness, choose};
 use crate::topology::{self, Phase, ShardId};
 
+/// How long a lane that was refused something is listened to.
+const LAST_REPLIES: Duration = Duration::from_secs(1);
 const RETRY_FIRST: Duration = Duration::from_millis(5);
 const RETRY_LAST: Duration = Duration::from_millis(50);
 /// Lanes at once that have stalled and were replaced; past that a stalled one keeps its newcomers.
@@ -106,7 +106,9 @@ impl Shard {
 
     /// A connection to the master for one session alone; `None` while there is no master.
     pub fn open_private(self: &Rc<Self>, worker: &Rc<Worker>, login: &Login) -> Option<Rc<Lane>> {
-        Some(self.open_to_master(worker, login, self.serving()?))
+        let lane = self.open_to_master(worker, login, self.serving()?);
+        lane.make_private();
+        Some(lane)
     }
 
     /// The lane to the replica that a run of reads goes to; `None`: to the master. Lanes are opened as they are asked
@@ -313,28 +315,38 @@ impl Shard {
             reader.lanes.retain(|_, known| !Rc::ptr_eq(known, lane));
         }
         self.open.borrow_mut().remove(&lane.number);
-        let wreck = lane.salvage();
+        let wreck = lane.salvage(worker.commands());
         match end {
             LaneEnd::Released => debug!(lane = lane.number, "lane closed"),
+            LaneEnd::Refused => info!(lane = lane.number, refused = wreck.refused(), "lane closed: {end}"),
             LaneEnd::Poisoned => warn!(lane = lane.number, "lane closed: {end}"),
             LaneEnd::Connect(_) | LaneEnd::Eof | LaneEnd::Network(_) => {
                 info!(lane = lane.number, "lane lost: {end}");
                 self.lost(worker, &lane.target);
             }
         }
-        if wreck.inside_reply
-            && let Some(entry) = wreck.entries.front()
-        {
-            entry.session.close(CloseReason::ReplyCutOff);
+        if let Some(session) = wreck.interrupted() {
+            session.close(CloseReason::ReplyCutOff);
         }
-        let is_write = |args: &Args| match worker.commands().lookup(args) {
-            Lookup::Known(command) => command.is_write(),
-            Lookup::Unknown | Lookup::UnknownSubcommand(_) => true,
-        };
-        for (session, lost) in sort_out(wreck, is_write) {
+        for (session, lost) in wreck.by_session() {
             session.lane_lost(lane, lost);
         }
         worker.flush_dirty();
+    }
+
+    /// Takes a lane out of service that Redis refuses commands on; what it still answers is waited for, not long.
+    pub fn lane_refused(self: &Rc<Self>, worker: &Rc<Worker>, lane: &Rc<Lane>) {
+        info!(
+            lane = lane.number,
+            "redis refuses commands: looking for the master again"
+        );
+        self.lanes.borrow_mut().retain(|_, known| !Rc::ptr_eq(known, lane));
+        self.lost(worker, &lane.target);
+        let lane = lane.clone();
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep(LAST_REPLIES).await;
+            lane.abandon();
+        });
     }
 
     /// The master may be gone: it has to be greeted again before it gets more.

@@ -1,7 +1,8 @@
 //! One ephemeral znode of ours, kept there whatever becomes of sessions.
 //!
-//! Owns: creating, updating, deleting it, and doing so again in each new session or after somebody deleted it. Refuses: taking a
-//! znode that another session holds, unless its value shows that it is that of our own earlier life.
+//! Owns: creating, updating, deleting it, and doing so again in each new session or after somebody deleted it.
+//! Refuses: taking a znode that another session holds, unless its value shows that it is that of our own earlier
+//! life.
 
 use std::time::{Duration, Instant};
 
@@ -35,8 +36,8 @@ pub struct Ephemeral {
 }
 
 impl Ephemeral {
-    /// Keeps the znode at `path`; there is none until [`Ephemeral::set`]. `ours` says whether a value that another session
-    /// left is that of our own earlier life, which may be replaced at once.
+    /// Keeps the znode at `path`; there is none until [`Ephemeral::set`]. `ours` says whether a value that
+    /// another session left is that of our own earlier life, which may be replaced at once.
     pub fn keep(store: &Store, path: String, ours: impl Fn(&[u8]) -> bool + Send + Sync + 'static) -> Self {
         let (wanted, wishes) = watch::channel(None);
         let (tell, standing) = watch::channel(Standing::Unsettled);

@@ -1,7 +1,7 @@
 //! Hints that something changed.
 //!
-//! Invariant: whoever reads after a hint sees the change, and a change after that reading brings another hint. Hints that
-//! wait coalesce, so a slow reader costs a bounded amount.
+//! Invariant: whoever reads after a hint sees the change, and a change after that reading brings another hint.
+//! Hints that wait coalesce, so a slow reader costs a bounded amount.
 
 use std::collections::BTreeSet;
 use std::mem;

@@ -1,7 +1,7 @@
 //! The store in this process: the twin of ZooKeeper that tests use, with faults on demand.
 //!
-//! Owns: [`Memory`], an ensemble, and its sessions. Invariant: it promises what `zookeeper` does and no more (tests/it/store.rs
-//! runs the same tests against both).
+//! Owns: [`Memory`], an ensemble, and its sessions. Invariant: it promises what `zookeeper` does and no more
+//! (tests/it/store.rs runs the same tests against both).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -7,9 +7,9 @@
 //! ```
 //!
 //! Owns: [`Store`] and its operations, [`Watch`], [`Connection`], [`Ephemeral`]. Refuses: what the values mean
-//! (`topology::codec`) and what follows from them. Invariants: an operation begun while away was not sent; a write whose outcome
-//! was lost says so ([`StoreError::Unknown`]) and is never repeated here; only a server says that a session has
-//! expired; queues are bounded (hints coalesce).
+//! (`topology::codec`) and what follows from them. Invariants: an operation begun while away was not sent; a
+//! write whose outcome was lost says so ([`StoreError::Unknown`]) and is never repeated here; only a server says
+//! that a session has expired; queues are bounded (hints coalesce).
 
 mod connection;
 mod ephemeral;

@@ -10,8 +10,8 @@
 //!                  connected      a new session
 //! ```
 //!
-//! Owns: the crate's client and when it is replaced. Refuses: operations. Invariant: a session is given up only when a server
-//! says that it expired; a session restored by an ensemble that was away still has its ephemerals.
+//! Owns: the crate's client and when it is replaced. Refuses: operations. Invariant: a session is given up only
+//! when a server says that it expired; a session restored by an ensemble that was away still has its ephemerals.
 
 use std::time::Duration;
 

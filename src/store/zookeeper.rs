@@ -1,7 +1,8 @@
 //! The store in ZooKeeper.
 //!
-//! Owns: operations, and what the crate's errors mean for a write. Refuses: repeating anything. Invariant: an error of the crate
-//! counts as "not written" only if a server answered with it; whatever else happens to a write leaves its outcome unknown.
+//! Owns: operations, and what the crate's errors mean for a write. Refuses: repeating anything. Invariant: an
+//! error of the crate counts as "not written" only if a server answered with it; whatever else happens to a
+//! write leaves its outcome unknown.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -158,7 +159,8 @@ impl ZooKeeper {
         format!("{}{}", self.root, path.trim_end_matches('/'))
     }
 
-    /// Runs one operation on the client of the moment, until that is lost. What the crate still has queued then may be sent later.
+    /// Runs one operation on the client of the moment, until that is lost. What the crate still has queued then
+    /// may be sent later.
     async fn run<T, F>(&self, operation: impl FnOnce(Client) -> F) -> Result<T, Ended>
     where
         F: Future<Output = Result<T, Error>>,

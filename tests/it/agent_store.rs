@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use pointsman::agent::host;
@@ -17,7 +19,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::Server;
-use crate::support::{ZooKeeper, free_port};
+use crate::support::{Process, ZooKeeper, free_port};
 
 const LIMIT: Duration = Duration::from_secs(30);
 const SECRET: &[u8] = b"a secret of the cluster";
@@ -29,11 +31,11 @@ struct Agent {
 }
 
 /// A shard of three, each node with its agent.
-struct Shard {
-    zookeeper: ZooKeeper,
+pub struct Shard {
+    pub zookeeper: ZooKeeper,
     /// A session of our own, to look with.
-    store: Store,
-    nodes: BTreeMap<NodeId, Server>,
+    pub store: Store,
+    pub nodes: BTreeMap<NodeId, Server>,
     agents: BTreeMap<NodeId, Agent>,
     dir: tempfile::TempDir,
 }
@@ -42,8 +44,28 @@ fn shard() -> ShardId {
     ShardId::from("s1")
 }
 
+fn start(id: &NodeId, port: u16, redis: Addr, zookeeper: &str, dir: &Path) -> Start {
+    Start {
+        host: host::Settings {
+            node: id.clone(),
+            shard: shard(),
+            redis,
+            login: Default::default(),
+            secret: SECRET.into(),
+            members: ["s1-a", "s1-b", "s1-c"].map(NodeId::from).into(),
+            ack_replicas: 0,
+            priority: 100,
+            data_dir: dir.join(id.as_str()),
+            timings: Timings::default(),
+        },
+        listen: Addr::new("127.0.0.1", port),
+        store: Settings::new(zookeeper, "test"),
+        zone: "z1".to_owned(),
+    }
+}
+
 impl Shard {
-    async fn start() -> Self {
+    pub async fn start() -> Self {
         let zookeeper = ZooKeeper::start();
         let store = Store::connect(&Settings::new(&zookeeper.connect(), "test"))
             .await
@@ -63,23 +85,8 @@ impl Shard {
     }
 
     fn settings(&self, id: &NodeId, port: u16) -> Start {
-        Start {
-            host: host::Settings {
-                node: id.clone(),
-                shard: shard(),
-                redis: self.nodes[id].addr.clone(),
-                login: Default::default(),
-                secret: SECRET.into(),
-                members: ["s1-a", "s1-b", "s1-c"].map(NodeId::from).into(),
-                ack_replicas: 0,
-                priority: 100,
-                data_dir: self.dir.path().join(id.as_str()),
-                timings: Timings::default(),
-            },
-            listen: Addr::new("127.0.0.1", port),
-            store: Settings::new(&self.zookeeper.connect(), "test"),
-            zone: "z1".to_owned(),
-        }
+        let redis = self.nodes[id].addr.clone();
+        start(id, port, redis, &self.zookeeper.connect(), self.dir.path())
     }
 
     fn start_agent(&mut self, id: &NodeId, port: u16) {
@@ -95,14 +102,14 @@ impl Shard {
         agent.task.await.unwrap().unwrap();
     }
 
-    async fn read<Z: Znode>(&self, place: &Place) -> Option<Z> {
+    pub async fn read<Z: Znode>(&self, place: &Place) -> Option<Z> {
         let path = place.to_string();
         let value = self.store.get(&path).await.ok()??;
         Some(decode(&value.bytes, &path).unwrap())
     }
 
     /// Waits until the state is published and as wanted.
-    async fn until(&self, what: &str, wanted: impl Fn(&ShardState) -> bool) -> ShardState {
+    pub async fn until(&self, what: &str, wanted: impl Fn(&ShardState) -> bool) -> ShardState {
         let end = clock::now() + LIMIT;
         loop {
             let state: Option<ShardState> = self.read(&Place::State(shard())).await;
@@ -118,7 +125,7 @@ impl Shard {
     }
 
     /// All of `count` members hold the epoch's data.
-    async fn whole(&self, count: usize) -> ShardState {
+    pub async fn whole(&self, count: usize) -> ShardState {
         self.until("whole", |state| state.valid.len() == count).await
     }
 
@@ -154,7 +161,7 @@ impl Shard {
         }
     }
 
-    async fn kill(&self, id: &NodeId) -> Duration {
+    pub async fn kill(&self, id: &NodeId) -> Duration {
         let before = self.until("serving", |_| true).await;
         let start = clock::now();
         self.nodes[id].signal("-KILL");
@@ -166,7 +173,7 @@ impl Shard {
     }
 }
 
-fn master(state: &ShardState) -> NodeId {
+pub fn master(state: &ShardState) -> NodeId {
     state.master.clone().unwrap()
 }
 
@@ -303,6 +310,92 @@ async fn a_stopped_master_is_replaced_and_follows_when_it_goes_on() {
         .await;
     let after = shard.whole(3).await;
     assert_eq!((after.epoch, after.master), (second.epoch, second.master));
+}
+
+/// Not a test: an agent in a process of its own, for tests that kill it. They start this binary with its settings.
+#[tokio::test]
+async fn an_agent_process() {
+    let Ok(settings) = std::env::var(PROCESS) else { return };
+    let parts: Vec<&str> = settings.split('|').collect();
+    let [id, port, redis, zookeeper, dir] = parts[..] else {
+        panic!("{settings}")
+    };
+    let dir = Path::new(dir);
+    let redis = redis.parse().unwrap();
+    let start = start(&NodeId::from(id), port.parse().unwrap(), redis, zookeeper, dir);
+    serve(start, CancellationToken::new()).await.unwrap();
+}
+
+const PROCESS: &str = "POINTSMAN_TEST_AGENT";
+
+impl Shard {
+    fn start_agent_process(&self, id: &NodeId, port: u16) -> Process {
+        let redis = &self.nodes[id].addr;
+        let (zookeeper, dir) = (self.zookeeper.connect(), self.dir.path());
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command
+            .args(["--exact", "agent_store::an_agent_process"])
+            .env(PROCESS, format!("{id}|{port}|{redis}|{zookeeper}|{}", dir.display()));
+        Process::spawn(command, &dir.join("agent.log"))
+    }
+}
+
+#[tokio::test]
+async fn an_agent_that_is_killed_and_comes_back_causes_no_failover() {
+    let mut shard = Shard::start().await;
+    let first = shard.whole(3).await;
+    let id = master(&first);
+    let port = shard.agents[&id].peer.port();
+    shard.end_agent(&id).await;
+    let is_there = |info: Option<&NodeInfo>| info.is_some_and(|info| info.role.is_some());
+    let mut agent = shard.start_agent_process(&id, port);
+    shard.until_node(&id, "registered", is_there).await;
+    // Killed and back before its session has expired: what it left is taken over at once.
+    let path = Place::Node(self::shard(), id.clone()).to_string();
+    let left = shard.store.get(&path).await.unwrap().unwrap();
+    agent.kill9();
+    let start = clock::now();
+    let mut agent = shard.start_agent_process(&id, port);
+    let fresh = async {
+        loop {
+            let found = shard.store.get(&path).await.unwrap();
+            if found.is_some_and(|found| found.version < left.version || found.bytes != left.bytes) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, fresh).await.unwrap();
+    assert!(
+        clock::now() - start < Duration::from_secs(3),
+        "no session had to expire"
+    );
+    shard.until_node(&id, "registered again", is_there).await;
+    // Killed and away for longer than its session.
+    agent.kill9();
+    shard.until_node(&id, "gone", |info| info.is_none()).await;
+    let _agent = shard.start_agent_process(&id, port);
+    shard.until_node(&id, "back", is_there).await;
+    let after = shard.whole(3).await;
+    assert_eq!((after.epoch, after.master), (first.epoch, first.master));
+    shard.kill(&id).await;
+}
+
+#[tokio::test]
+async fn the_connection_for_the_first_park_is_open_before_it_is_needed() {
+    let shard = Shard::start().await;
+    let state = shard.whole(3).await;
+    let replica = shard.nodes.iter().find(|(id, _)| **id != master(&state)).unwrap().1;
+    let is_open = async || replica.ask(&["CLIENT", "LIST"]).await.contains("user=pm-agent");
+    for _ in 0..2 {
+        let open = async {
+            while !is_open().await {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(LIMIT, open).await.unwrap();
+        replica.ask(&["CLIENT", "KILL", "USER", "pm-agent"]).await;
+    }
 }
 
 fn boot_id() -> String {

@@ -8,9 +8,9 @@
 //!       --Describe, Suspect--> presence (ephemerals, kept by the store house)
 //! ```
 //!
-//! Owns: the tasks above and the conversions between znodes and the machine's types. Refuses: decisions. Invariants: a
-//! znode with nonsense is said once and the last good value stays, so nonsense never looks like "nothing"; an unknown outcome
-//! is passed on as such; every queue is bounded.
+//! Owns: the tasks above and the conversions between znodes and the machine's types. Refuses: decisions.
+//! Invariants: a znode with nonsense is said once and the last good value stays, so nonsense never looks like
+//! "nothing"; an unknown outcome is passed on as such; every queue is bounded.
 
 mod historian;
 mod news;
@@ -23,6 +23,8 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::host::{StoreEvent, StoreRequest, StoreSeam};
+use super::machine::action::Written;
+use super::machine::election::Outcome;
 use crate::peer::Relayed;
 use crate::store::Store;
 use crate::topology::{NodeId, ShardId};
@@ -30,7 +32,7 @@ use crate::topology::{NodeId, ShardId};
 use historian::Historian;
 use news::News;
 use reader::Reader;
-use writer::Writer;
+use writer::{Write, Writer};
 
 pub use presence::Presence;
 
@@ -77,8 +79,8 @@ pub fn start(
 /// Gives each request to whom it concerns.
 struct Sorter {
     reads: mpsc::Sender<()>,
-    writes: mpsc::Sender<writer::Write>,
-    records: mpsc::Sender<Box<super::machine::election::Outcome>>,
+    writes: mpsc::Sender<Write>,
+    records: mpsc::Sender<Box<Outcome>>,
     presence: Presence,
     news: News,
     events: mpsc::Sender<StoreEvent>,
@@ -90,8 +92,8 @@ impl Sorter {
             match request {
                 StoreRequest::Write(expect, state) => {
                     // The machine has one write outstanding at a time, so the queue is never full.
-                    if self.writes.try_send(writer::Write { expect, state }).is_err() {
-                        let lost = StoreEvent::Written(super::machine::action::Written::Unknown);
+                    if self.writes.try_send(Write { expect, state }).is_err() {
+                        let lost = StoreEvent::Written(Written::Unknown);
                         let _ended = self.events.send(lost).await;
                     }
                 }
@@ -118,7 +120,7 @@ mod tests {
 
     use super::*;
     use crate::agent::host::Described;
-    use crate::agent::machine::action::{Suspicion, Written};
+    use crate::agent::machine::action::Suspicion;
     use crate::agent::machine::facts::Role;
     use crate::agent::machine::state::{MasterOf, State};
     use crate::store::{Lifetime, Loss, Memory};

@@ -1,10 +1,10 @@
 //! What the agent shows of itself: its registration, and its evidence against a master.
 //!
-//! Owns: the two ephemerals and what stands in them. Refuses: taking a node's name from a living agent; one that is left by
-//! this node's own earlier life is known by its peer port, which is ours now, on the same boot of the same machine.
+//! Owns: the two ephemerals and what stands in them. Refuses: taking a node's name from a living agent; one that
+//! is left by this node's own earlier life is known by its peer port, which is ours now, on the same boot of the
+//! same machine.
 
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -21,6 +21,9 @@ use crate::topology::{NodeId, ShardId};
 
 /// Between two looks at a name that is taken.
 const LOOK: Duration = Duration::from_millis(50);
+
+/// How much later than it should a session may end on a busy server.
+const EXPIRY_SLACK: Duration = Duration::from_millis(500);
 
 /// See the module's note.
 #[derive(Debug)]
@@ -52,10 +55,11 @@ impl Presence {
         // The registration guards the name, so whatever evidence stands under it was ours.
         let path = Place::Suspect(shard.clone(), node.clone()).to_string();
         let suspicion = Ephemeral::keep(store, path, |_| true);
+        // A server ends sessions at its next tick, which may be half a timeout late.
         let timeout = store.session_timeout();
         let registration = Registration {
             standing: registered.standing(),
-            patience: timeout + timeout / 2,
+            patience: timeout + timeout / 2 + EXPIRY_SLACK,
         };
         let presence = Self {
             info: Mutex::new(info),

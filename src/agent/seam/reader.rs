@@ -1,7 +1,8 @@
 //! Reads what stands in the shard's znodes and tells the host what is new.
 //!
-//! Owns: when to read: at each connection (after a `sync`), at each hint, when the host asks. Refuses: concluding anything from
-//! what cannot be read. Invariant: a state is told only if its version is above the last told one, or as the answer to a `sync`.
+//! Owns: when to read: at each connection (after a `sync`), at each hint, when the host asks. Refuses:
+//! concluding anything from what cannot be read. Invariant: a state is told only if its version is above the
+//! last told one, or as the answer to a `sync`.
 
 use std::collections::HashSet;
 use std::time::Duration;

@@ -15,7 +15,8 @@ use crate::store::{Effect, Lifetime, Store, StoreError};
 use crate::topology::ShardId;
 use crate::topology::codec::{Place, encode};
 
-/// How long the agent waits after a server refused (rights, quota): it will ask again, and should not do so thousands of times.
+/// How long the agent waits after a server refused (rights, quota): it will ask again, and should not do so
+/// thousands of times.
 const REFUSED_PAUSE: Duration = Duration::from_millis(500);
 
 /// A state to write if the znode has this version; `None`: to create.

@@ -19,6 +19,7 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
 use super::close::CloseReason;
+use super::transaction::Transaction;
 use super::window::{RunId, Window};
 use crate::proxy::backend::{CLIENT_REPLY_BYTES_MAX, Lane, Login};
 use crate::proxy::shard::Shard;
@@ -57,6 +58,10 @@ pub(super) struct Held {
     pub run: RunId,
     pub count: u32,
     pub bytes: Vec<u8>,
+    /// A transaction from MULTI to EXEC.
+    pub block: bool,
+    /// To be sent on a connection of the session's own.
+    pub private: bool,
 }
 
 /// A request that is not whole, or whole ones that wait.
@@ -77,8 +82,6 @@ pub(super) struct Streaming {
 /// A backend connection of the session's own.
 pub(super) struct Pinned {
     pub lane: Rc<Lane>,
-    pub multi: bool,
-    pub watch: bool,
     /// What the commands queued since MULTI will change when EXEC runs them.
     pub queued: Footprint,
 }
@@ -102,6 +105,7 @@ pub(super) struct State {
     pub seats: Vec<Seat>,
     pub held: Vec<Held>,
     pub pinned: Option<Box<Pinned>>,
+    pub transaction: Transaction,
     pub streaming: Option<Box<Streaming>>,
     pub login: Login,
     pub authenticated: bool,
@@ -137,6 +141,7 @@ impl Session {
             seats: Vec::new(),
             held: Vec::new(),
             pinned: None,
+            transaction: Transaction::None,
             streaming: None,
             login: Login::default(),
             authenticated,

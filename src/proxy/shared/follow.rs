@@ -45,7 +45,7 @@ impl Feed {
         }
     }
 
-    fn stream(&self) -> MutexGuard<'_, Stream> {
+    pub(super) fn stream(&self) -> MutexGuard<'_, Stream> {
         self.stream.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -165,14 +165,14 @@ async fn wait_for_master(newest: &mut watch::Receiver<SampleNumber>, number: Sam
 
 /// What is remembered of a replica from one answer to the next.
 #[derive(Debug, Default)]
-struct Progress {
+pub(super) struct Progress {
     applied: ReplOffset,
     unfit: Option<Unfit>,
 }
 
 impl Progress {
     /// Takes an answer in; says whether asking again soon may bring more.
-    fn take(&mut self, feed: &Feed, run_id: &RunId, answer: &Answer, facts: &ReplicaFacts) -> bool {
+    pub(super) fn take(&mut self, feed: &Feed, run_id: &RunId, answer: &Answer, facts: &ReplicaFacts) -> bool {
         let (judged, newest) = {
             let stream = feed.stream();
             let newest = stream.newest().map(|sample| sample.number);
@@ -212,7 +212,7 @@ impl Progress {
 }
 
 /// Sessions that read there may move as soon as another replica passes a sample requested from now on.
-fn leave_service(feed: &Feed, facts: &ReplicaFacts) {
+pub(super) fn leave_service(feed: &Feed, facts: &ReplicaFacts) {
     if facts.is_in_service() {
         facts.void();
         feed.want_a_round();
@@ -263,5 +263,84 @@ impl Retry {
             info!("the {} is not sampled, reads do without: {reason}", self.what);
             self.told = Some(reason);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::info::Replication;
+    use super::super::replicas::Replicas;
+    use super::super::stream::ClockReading;
+    use super::*;
+    use crate::topology::Epoch;
+
+    const NOON: ClockReading = ClockReading {
+        server_ms: 0,
+        asked_ms: 0,
+        answered_ms: 0,
+    };
+
+    fn reading(role: Role) -> Replication {
+        Replication {
+            replid: "r1".into(),
+            role,
+        }
+    }
+
+    fn replica(applied: i64, syncing: bool) -> Answer {
+        Answer {
+            replication: reading(Role::Replica {
+                applied: ReplOffset(applied),
+                link_up: true,
+                syncing,
+            }),
+            clock: NOON,
+        }
+    }
+
+    fn sampled_at_ten() -> (Feed, Arc<ReplicaFacts>) {
+        let fences = Arc::new(Fences::new());
+        let known = Replicas::new(fences.clone());
+        let addr = "127.0.0.1:1".parse().unwrap();
+        let facts = known.facts(&"s1".into(), &"a".into(), &addr, Epoch(1));
+        let feed = Feed::new(fences, 1_000);
+        let number = feed.fences.request();
+        let master = reading(Role::Master(ReplOffset(10)));
+        feed.stream().master_says(&"m".into(), &master, NOON, number).unwrap();
+        (feed, facts)
+    }
+
+    #[test]
+    fn data_that_was_replaced_unseen_is_another_life() {
+        let (feed, facts) = sampled_at_ten();
+        let mut progress = Progress::default();
+        progress.take(&feed, &"x".into(), &replica(20, false), &facts);
+        let life = facts.standing().life;
+        progress.take(&feed, &"x".into(), &replica(21, false), &facts);
+        assert_eq!(facts.standing().life, life);
+        progress.take(&feed, &"x".into(), &replica(15, false), &facts);
+        assert!(facts.is_in_service() && facts.standing().life != life);
+    }
+
+    #[test]
+    fn a_replica_leaves_service_at_once_and_somebody_wants_a_round() {
+        let (feed, facts) = sampled_at_ten();
+        let mut progress = Progress::default();
+        progress.take(&feed, &"x".into(), &replica(20, false), &facts);
+        assert!(feed.fences.wanted() <= feed.fences.requested());
+        progress.take(&feed, &"x".into(), &replica(20, true), &facts);
+        assert!(!facts.is_in_service() && feed.fences.wanted() > feed.fences.requested());
+    }
+
+    #[test]
+    fn a_replica_that_is_behind_is_worth_asking_again() {
+        let (feed, facts) = sampled_at_ten();
+        let mut progress = Progress::default();
+        progress.take(&feed, &"x".into(), &replica(10, false), &facts);
+        let number = feed.fences.request();
+        let master = reading(Role::Master(ReplOffset(30)));
+        feed.stream().master_says(&"m".into(), &master, NOON, number).unwrap();
+        assert!(progress.take(&feed, &"x".into(), &replica(29, false), &facts));
+        assert!(!progress.take(&feed, &"x".into(), &replica(30, false), &facts));
     }
 }

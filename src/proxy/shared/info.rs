@@ -70,8 +70,11 @@ pub enum Role {
     },
 }
 
-/// Whom a fresh connection to a replica leads to, from the text of `INFO server`, `INFO persistence` and
-/// `INFO replication` asked *on that connection*, one after the other (rule A11). Refused unless the replica is fit
+/// What a fresh connection to a replica is asked before its first command; servers before 7.0 take one section at a time.
+pub const IDENTIFY: [[&str; 2]; 3] = [["INFO", "server"], ["INFO", "persistence"], ["INFO", "replication"]];
+
+/// Whom a fresh connection to a replica leads to, from the replies to [`IDENTIFY`], one after the other, asked *on that
+/// connection* (rule A11); RESP's framing between them does no harm. Refused unless the replica is fit
 /// now; whether its stream is the epoch's is judged by whoever compares the identity.
 pub fn identify(info: &str) -> Result<Identity, Unfit> {
     let replication = replication(info).ok_or(Unfit::NoInfo)?;

@@ -19,6 +19,6 @@ mod sampler;
 mod stream;
 
 pub use control::ControlLogin;
-pub use info::{Identity, Unfit, identify};
+pub use info::{IDENTIFY, Identity, Unfit, identify};
 pub use replicas::{Bond, ReplicaFacts, Replicas, serving_epoch};
 pub use sampler::{LoginOf, SamplerSettings, sample};

@@ -1,11 +1,12 @@
-//! What stands in the znodes: JSON, readable with zkCli.
+//! What stands in the znodes: JSON, readable with zkCli; and the topology file that can stand in for them.
 //!
-//! Owns: one type for each kind of znode, [`decode`] and [`encode`], and where each stands ([`Place`]). Refuses: I/O, and
-//! judging whether a state is wise. Invariants: what was decoded is not nonsense (names are names, what belongs
-//! together is there together); fields that this version does not know are ignored, since a newer one may have
-//! written them; no bytes make it panic.
+//! Owns: one type for each kind of znode, [`decode`] and [`encode`], and where each stands ([`Place`]);
+//! [`TopologyFile`]. Refuses: I/O, and judging whether a state is wise. Invariants: what was decoded is not
+//! nonsense (names are names, what belongs together is there together); fields that this version does not know
+//! are ignored, since a newer one may have written them; no bytes make it panic.
 
 mod cluster;
+mod file;
 mod history;
 mod place;
 mod presence;
@@ -16,6 +17,7 @@ use serde::de::DeserializeOwned;
 use thiserror::Error;
 
 pub use cluster::{ClusterConfig, SCHEMA, SlotRange, Slots};
+pub use file::{FileError, FileShard, TopologyFile};
 pub use history::{Kind, Phases, Record};
 pub use place::Place;
 pub use presence::{NodeInfo, ProxyInfo, Role, Suspect};

@@ -13,6 +13,7 @@ mod client;
 mod pointsman;
 mod process;
 mod redis;
+mod relay;
 mod up;
 mod zookeeper;
 
@@ -27,6 +28,7 @@ pub use client::{Client, Value};
 pub use pointsman::Pointsman;
 pub use process::{Output, Process, run};
 pub use redis::Redis;
+pub use relay::Relay;
 pub use up::{Up, assert_gone, runs};
 pub use zookeeper::ZooKeeper;
 
