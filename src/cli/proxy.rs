@@ -3,9 +3,11 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::agent::store;
 use super::{Failure, signals};
 use crate::admin::{self, Pages};
 use crate::config::{self, ConfigError, Document, Ensemble, File, Kind, Name, ProxyFile, Source};
+use crate::proxy::source::Topology;
 use crate::proxy::{self, Settings, View};
 use crate::route::ReadPolicy;
 use crate::topology::Addr;
@@ -15,6 +17,9 @@ pub struct Args {
     /// A proxy's config; conf/proxy.toml documents it. Flags win over it.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Its name among the proxies of the cluster [default: HOST-PORT of its first address].
+    #[arg(long, value_name = "NAME")]
+    id: Option<Name>,
     /// Where clients connect (may be given several times) [default: 127.0.0.1:6400].
     #[arg(long, value_name = "HOST:PORT")]
     listen: Vec<Addr>,
@@ -71,7 +76,7 @@ fn settings(args: Args) -> Result<Settings, Failure> {
         Some(document) => document.locate(problem),
         None => ConfigError::Flags { problem },
     })?;
-    build(checked)
+    Ok(build(checked))
 }
 
 impl Args {
@@ -87,6 +92,7 @@ impl Args {
             file.master = self.master;
             file.replicas = self.replica;
         }
+        file.id = self.id.or(file.id);
         file.cluster = self.cluster.unwrap_or(file.cluster);
         file.admin = self.admin.or(file.admin);
         file.workers = self.workers.or(file.workers);
@@ -94,22 +100,24 @@ impl Args {
     }
 }
 
-fn build(checked: config::Proxy) -> Result<Settings, Failure> {
-    let Source::Fixed { master, replicas } = checked.source else {
-        return Err(Failure::Usage("only --master is served so far".to_owned()));
+fn build(checked: config::Proxy) -> Settings {
+    let topology = match checked.source {
+        Source::ZooKeeper(zookeeper) => Topology::ZooKeeper(store(&zookeeper)),
+        Source::File(path) => Topology::File(path),
+        Source::Fixed { master, replicas } => Topology::Fixed { master, replicas },
     };
-    let mut settings = Settings::new(checked.listen, master);
+    let mut settings = Settings::new(checked.listen, topology);
+    if let Some(id) = checked.id {
+        settings.id = id.to_string();
+    }
     settings.admin = checked.admin;
     settings.workers = checked.workers.unwrap_or(settings.workers);
-    settings.reads = match checked.reads {
-        // Without replicas nothing needs to be known of them.
-        config::ReadPolicy::Causal if !replicas.is_empty() => ReadPolicy::Causal,
-        config::ReadPolicy::Causal | config::ReadPolicy::Master => ReadPolicy::Master,
-    };
-    settings.replicas = replicas;
+    if checked.reads == config::ReadPolicy::Master {
+        settings.reads = ReadPolicy::Master;
+    }
     settings.max_lag_ms = u64::try_from(checked.max_lag.as_millis()).unwrap_or(u64::MAX);
     settings.hold_max_ms = u64::try_from(checked.hold_max.as_millis()).unwrap_or(u64::MAX);
     settings.connect_timeout = checked.connect_timeout;
     settings.clients_max = checked.clients_max;
-    Ok(settings)
+    settings
 }

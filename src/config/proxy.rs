@@ -24,6 +24,8 @@ pub enum ReadPolicy {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ProxyFile {
+    /// Its name among the proxies of the cluster.
+    pub id: Option<Name>,
     /// Where clients connect.
     pub listen: Vec<Addr>,
     /// Where the admin pages are.
@@ -63,6 +65,7 @@ pub struct ProxyFile {
 impl Default for ProxyFile {
     fn default() -> Self {
         Self {
+            id: None,
             listen: vec![Addr::new("127.0.0.1", 6400)],
             admin: None,
             workers: None,
@@ -111,6 +114,8 @@ pub enum Source {
 /// `[proxy]`, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Proxy {
+    /// Its name; `None`: made of its first address.
+    pub id: Option<Name>,
     /// Where clients connect; at least one.
     pub listen: Vec<Addr>,
     /// Where the admin pages are.
@@ -139,6 +144,7 @@ impl ProxyFile {
         }
         let small = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
         Ok(Proxy {
+            id: self.id.clone(),
             listen: self.listen.clone(),
             admin: self.admin.clone(),
             workers: self.workers.map(small),

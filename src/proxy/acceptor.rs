@@ -20,6 +20,7 @@ use tracing::{debug, info, warn};
 use super::client::Session;
 use super::settings::Settings;
 use super::shared::{ControlLogin, Replicas, SamplerSettings, sample};
+use super::source::{self, SourceError};
 use super::view::View;
 use super::worker::Worker;
 use crate::route::{Fences, ReadPolicy};
@@ -35,6 +36,12 @@ pub enum ProxyError {
     /// An address cannot be listened on.
     #[error("cannot listen on {0}: {1}; choose another address with --listen")]
     Listen(Addr, #[source] io::Error),
+    /// Nothing is known of the topology, and nothing will be.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The admin port failed.
+    #[error("the admin port failed: {0}")]
+    Admin(#[source] io::Error),
     /// The system gives no thread or no event queue.
     #[error("cannot start a worker: {0}")]
     Worker(#[from] io::Error),
@@ -57,7 +64,7 @@ where
     for addr in &settings.listen {
         let _guard = runtime.enter();
         let listener = listen(addr).map_err(|error| ProxyError::Listen(addr.clone(), error))?;
-        info!(listen = %listener.local_addr()?, master = %settings.master, "the proxy listens");
+        info!(listen = %listener.local_addr()?, "the proxy listens");
         listeners.push(listener);
     }
     let admin_listener = match &settings.admin {
@@ -68,8 +75,7 @@ where
         }
     };
     let ids = Arc::new(AtomicU64::new(1));
-    let topology = Snapshot::fixed(&settings.master, &settings.replicas);
-    let (_topology, snapshots) = watch::channel(Arc::new(topology));
+    let (topology, snapshots) = watch::channel(Arc::new(Snapshot::empty()));
     let replicas = Arc::new(Replicas::new(Arc::new(Fences::new())));
     let view = View {
         snapshots: snapshots.clone(),
@@ -89,38 +95,46 @@ where
         let work = move || work(settings, receiver, view, replicas, &clients, &ids, &shutdown);
         threads.push(thread::Builder::new().name(format!("worker-{number}")).spawn(work)?);
     }
-    runtime.block_on(async {
+    let served = runtime.block_on(async {
         let pages = async {
             match admin_listener {
                 Some(listener) => admin(listener, view).await,
                 None => std::future::pending().await,
             }
         };
-        let sampling = async {
-            if settings.reads == ReadPolicy::Causal {
-                sample(
-                    replicas.clone(),
-                    snapshots.clone(),
-                    sampler_settings(&settings),
-                    shutdown.clone(),
-                )
-                .await;
-            } else {
-                std::future::pending().await
-            }
-        };
+        let source = source::run(
+            settings.topology.clone(),
+            settings.identity(),
+            topology,
+            shutdown.clone(),
+        );
         tokio::select! {
-            () = sampling => {}
-            () = accept_all(listeners, workers, settings.clone(), shutdown) => {}
-            Err(error) = pages => warn!("the admin port failed: {error}"),
+            Err(error) = source => Err(error.into()),
+            () = sample_all(&settings, replicas, snapshots, shutdown) => Ok(()),
+            () = accept_all(listeners, workers, settings.clone(), shutdown) => Ok(()),
+            Err(error) = pages => Err(ProxyError::Admin(error)),
         }
     });
+    shutdown.cancel();
     for thread in threads {
         if thread.join().is_err() {
             warn!("a worker panicked");
         }
     }
-    Ok(())
+    served
+}
+
+/// Samples masters and replicas until `shutdown`, if reads are split.
+async fn sample_all(
+    settings: &Settings,
+    replicas: Arc<Replicas>,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    shutdown: &CancellationToken,
+) {
+    match settings.reads {
+        ReadPolicy::Causal => sample(replicas, snapshots, sampler_settings(settings), shutdown.clone()).await,
+        ReadPolicy::Master => shutdown.cancelled().await,
+    }
 }
 
 fn sampler_settings(settings: &Settings) -> SamplerSettings {

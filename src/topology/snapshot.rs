@@ -86,33 +86,6 @@ impl Snapshot {
         }
     }
 
-    /// One shard of fixed nodes, which has no epochs: who is master is said once and for all.
-    pub fn fixed(master: &Addr, replicas: &[Addr]) -> Self {
-        let node = |addr: &Addr| Node {
-            id: NodeId::new(addr.to_string()),
-            addr: addr.clone(),
-            peer: None,
-            run_id: None,
-            zone: "".into(),
-        };
-        let shard = Shard {
-            id: ShardId::from("s1"),
-            epoch: Epoch(1),
-            phase: Phase::Serving,
-            master: Some(Master {
-                node: node(master).id,
-                addr: master.clone(),
-                run_id: None,
-            }),
-            nodes: std::iter::once(master).chain(replicas).map(node).collect(),
-            ack_replicas: 0,
-        };
-        Self {
-            shards: vec![shard],
-            slots: SlotMap::single(),
-        }
-    }
-
     /// The shard at an index handed out by this snapshot's slot map.
     pub fn shard(&self, index: ShardIndex) -> &Shard {
         &self.shards[usize::from(index.0)]

@@ -110,6 +110,7 @@ impl Programs {
 
     fn proxy(&self, plan: &Plan, proxy: &ProxyAt) -> io::Result<ProxyFile> {
         Ok(ProxyFile {
+            id: Some(proxy.id.parse().map_err(io::Error::other)?),
             listen: vec![proxy.listen.clone()],
             admin: Some(proxy.admin.clone()),
             zookeeper: Some(plan.connect.parse().map_err(io::Error::other)?),

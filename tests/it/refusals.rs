@@ -158,7 +158,7 @@ fn a_refusal_before_a_lost_write_is_masterdown_and_the_write_in_doubt() {
 
 #[test]
 fn a_script_that_says_readonly_is_believed_and_not_repeated() {
-    let circuit = Circuit::start(&[]);
+    let circuit = Circuit::start(&["--enable-debug-command", "yes"]);
     let mut client = circuit.client();
     let text = "READONLY You can't write against a read only replica.";
     let script = format!("redis.call('incr','cnt') return redis.error_reply(\"{text}\")");
@@ -168,6 +168,7 @@ fn a_script_that_says_readonly_is_believed_and_not_repeated() {
     let status = "redis.call('incr','cnt') return redis.status_reply('QUEUED')";
     assert_eq!(client.command(&["EVAL", status, "0"]), queued());
     assert_eq!(client.command(&["GET", "cnt"]), Value::bulk("4"));
+    assert_eq!(client.command(&["DEBUG", "ERROR", text]), Value::Error(text.into()));
     // Inside a block, too.
     let mut block = encode(&["MULTI"]);
     block.extend(encode(&["EVAL", &script, "0"]));

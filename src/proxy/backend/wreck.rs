@@ -45,7 +45,7 @@ pub struct Traits {
     /// What it is to a transaction.
     pub role: Role,
     writes: bool,
-    /// A script or a module chooses the words of its errors itself: they prove nothing.
+    /// A script, a module and DEBUG ERROR choose the words of their errors themselves: they prove nothing.
     own_words: bool,
 }
 
@@ -124,7 +124,7 @@ impl Traits {
         Self {
             role,
             writes: command.is_write() || role == Role::Exec,
-            own_words: command.flags.has_any(Flags::NO_MANDATORY_KEYS.with(Flags::MODULE)),
+            own_words: command.flags.has_any(Flags::NO_MANDATORY_KEYS.with(Flags::MODULE)) || &*command.name == "debug",
         }
     }
 

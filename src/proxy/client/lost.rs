@@ -16,11 +16,14 @@ impl Session {
     pub fn lane_lost(self: &Rc<Self>, lane: &Rc<Lane>, lost: Vec<Lost>) {
         let told = self.judge_lost(lane, &lost);
         let worker = self.worker.clone();
-        let resp3 = self.state().login.resp3;
         let now_ms = clock::monotonic_ms();
+        let too_late = self.has_waited_ms(now_ms) > worker.hold_max_ms();
         let mut held = Vec::new();
         for (told, lost) in told.into_iter().zip(lost) {
             match told {
+                Told::Verdict(Verdict::Resend) if too_late => {
+                    self.answer_lost(&lost, Told::Verdict(Verdict::MasterDown));
+                }
                 Told::Verdict(Verdict::Show) => {
                     self.fill(lost.run, &lost.answer, lost.replies, &worker);
                 }
@@ -38,22 +41,36 @@ impl Session {
                     block: lost.role == Role::Block,
                     private: lane.is_private(),
                 }),
-                told => {
-                    if lost.role == Role::Block {
-                        let queued = lost.replies.saturating_sub(2) as usize;
-                        let before = [Told::Ok.line(resp3), &Told::Queued.line(resp3).repeat(queued)].concat();
-                        self.fill(lost.run, &before, lost.replies.saturating_sub(1), &worker);
-                    }
-                    self.fill(lost.run, told.line(resp3), 1, &worker);
-                }
+                told => self.answer_lost(&lost, told),
             }
         }
         let mut state = self.state();
         state.held.extend(held);
-        state.held_since_ms = now_ms;
         state.seat(&lane.shard).lane.take_if(|known| Rc::ptr_eq(known, lane));
         drop(state);
         self.wake();
+    }
+
+    /// How long the client has been waiting through one loss after the other without an answer; begins anew after one.
+    fn has_waited_ms(&self, now_ms: u64) -> u64 {
+        let written = self.written();
+        let mut state = self.state();
+        if state.held_at_written != written {
+            (state.held_since_ms, state.held_at_written) = (now_ms, written);
+        }
+        now_ms.saturating_sub(state.held_since_ms)
+    }
+
+    /// Answers a command of a lost lane in our own words.
+    fn answer_lost(self: &Rc<Self>, lost: &Lost, told: Told) {
+        let resp3 = self.state().login.resp3;
+        let worker = self.worker.clone();
+        if lost.role == Role::Block {
+            let queued = lost.replies.saturating_sub(2) as usize;
+            let before = [Told::Ok.line(resp3), &Told::Queued.line(resp3).repeat(queued)].concat();
+            self.fill(lost.run, &before, lost.replies.saturating_sub(1), &worker);
+        }
+        self.fill(lost.run, told.line(resp3), 1, &worker);
     }
 
     fn judge_lost(&self, lane: &Rc<Lane>, lost: &[Lost]) -> Vec<Told> {

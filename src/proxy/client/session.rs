@@ -113,6 +113,8 @@ pub(super) struct State {
     pub closing: Option<CloseReason>,
     pub stalled: Option<Rc<Lane>>,
     pub held_since_ms: u64,
+    /// How much was written to the client when that time was taken: if it is still as much, the wait goes on.
+    pub held_at_written: u64,
 }
 
 /// One client connection.
@@ -149,6 +151,7 @@ impl Session {
             closing: None,
             stalled: None,
             held_since_ms: 0,
+            held_at_written: u64::MAX,
         };
         let session = Rc::new(Self {
             id,
