@@ -195,7 +195,7 @@ fn check_config_tells_the_kind_or_names_line_key_and_remedy() {
     let (code, said) = checked.check("[proxy]\nmaster = 'h:1'\nworker = 2\n");
     assert_eq!(code, Some(2));
     assert!(
-        said.starts_with("pointsman: f.toml:3: worker: no such key; expected one of listen, admin"),
+        said.starts_with("pointsman: f.toml:3: worker: no such key; expected one of id, listen"),
         "{said}"
     );
     let (code, said) = checked.check("[proxy]\nmaster = h:1\n");
