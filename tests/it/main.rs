@@ -5,7 +5,9 @@
 mod agent;
 mod command_keys;
 mod failover;
+mod framing;
 mod houses;
+mod limits;
 mod peer;
 mod proxy;
 mod support;
