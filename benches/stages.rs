@@ -11,7 +11,7 @@ use std::sync::Arc;
 use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, black_box};
 use pointsman::command::{KeyPositions, Lookup, Table};
-use pointsman::resp::{Args, ReplyScanner, RequestLimits, RequestScanner, Scan, Scanned, Span, Stop};
+use pointsman::resp::{Args, Heed, ReplyScanner, RequestLimits, RequestScanner, Scan, Scanned, Span, Stop};
 use pointsman::route::{FenceLog, Fences, Footprint};
 use pointsman::topology::{ShardId, slot_of_key};
 use redis_protocol::resp2::decode::decode_range;
@@ -161,7 +161,7 @@ mod replies {
             stop: Stop::Starved,
         };
         bencher.counter(BytesCount::of_slice(bytes)).bench_local(|| {
-            assert_eq!(scanner.scan(black_box(bytes), u32::MAX, false), whole);
+            assert_eq!(scanner.scan(black_box(bytes), u32::MAX, Heed::Refusals), whole);
         });
     }
 
@@ -208,7 +208,7 @@ mod replies {
             let mut scanner = ReplyScanner::default();
             let chunks = bytes.chunks(CHUNK_BYTES);
             let replies: u32 = chunks
-                .map(|chunk| scanner.scan(black_box(chunk), u32::MAX, false).replies)
+                .map(|chunk| scanner.scan(black_box(chunk), u32::MAX, Heed::Refusals).replies)
                 .sum();
             assert_eq!(replies, 1);
         });

@@ -75,6 +75,14 @@ impl Actor {
         Ok(())
     }
 
+    /// Waits until the working connection ends, if there is one. May be dropped and called again.
+    pub async fn cooled(&mut self) {
+        if let Some(warm) = &mut self.warm {
+            warm.connection.ended().await;
+            self.warm = None;
+        }
+    }
+
     /// Carries `ask` out and reads what Redis says then. Never sends it twice: a connection that breaks may
     /// have been killed by a newer command, which an old one repeated would undo.
     pub async fn act(&mut self, ask: &Ask) -> Result<Facts, RedisError> {

@@ -19,8 +19,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::act::Actor;
+use super::errands::{act, look_at_master, look_at_own};
 use super::machine::action::{Action, Input, Job, Level, Registered, Reply, Suspicion, Ticket, Written};
 use super::machine::election::Outcome;
+use super::machine::facts::Role;
 use super::machine::obedience::Ask;
 use super::machine::state::{MasterOf, State, Versioned};
 use super::machine::timings::Timings;
@@ -31,7 +33,7 @@ use super::probe::Probe;
 use super::redis::Login;
 use crate::clock;
 use crate::peer::{self, Inbound, Relayed, Request};
-use crate::topology::{Addr, NodeId, ShardId};
+use crate::topology::{Addr, NodeId, RunId, ShardId};
 
 /// Inputs that wait for the machine.
 const INPUTS_MAX: usize = 256;
@@ -93,6 +95,19 @@ pub enum StoreRequest {
     Relay(Versioned),
     /// A history record.
     Record(Outcome),
+    /// What our Redis is by now.
+    Describe(Described),
+}
+
+/// What is published of our Redis.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Described {
+    /// The life of the process.
+    pub run_id: RunId,
+    /// What it says it is.
+    pub role: Role,
+    /// The replication id of its data.
+    pub replid: String,
 }
 
 /// The store's end of an agent.
@@ -147,6 +162,8 @@ struct Host {
     store: mpsc::Sender<StoreRequest>,
     jobs: mpsc::Sender<(Job, Ask)>,
     watched: watch::Sender<Option<MasterOf>>,
+    /// What was last published of our Redis.
+    described: Option<Described>,
     /// Whom we owe an answer.
     tickets: BTreeMap<Ticket, oneshot::Sender<Bytes>>,
     ticket: u64,
@@ -196,6 +213,7 @@ impl Host {
             store,
             jobs,
             watched,
+            described: None,
             tickets: BTreeMap::new(),
             ticket: 0,
         })
@@ -245,6 +263,7 @@ impl Host {
     }
 
     fn apply(&mut self, input: Input) {
+        let looked = matches!(input, Input::Own(_) | Input::Acted(..));
         self.machine.handle(clock::now(), input);
         let actions: Vec<Action> = self.machine.poll_actions().collect();
         for action in actions {
@@ -256,6 +275,28 @@ impl Host {
             *watched = watch;
             changed
         });
+        if looked {
+            self.describe();
+        }
+    }
+
+    /// Publishes what our Redis is, if that changed.
+    fn describe(&mut self) {
+        let Some(facts) = self.machine.own_facts() else { return };
+        let same = self
+            .described
+            .as_ref()
+            .is_some_and(|last| last.run_id == facts.run_id && last.role == facts.role && last.replid == facts.replid);
+        if same {
+            return;
+        }
+        let described = Described {
+            run_id: facts.run_id.clone(),
+            role: facts.role,
+            replid: facts.replid.clone(),
+        };
+        self.described = Some(described.clone());
+        self.tell_store(StoreRequest::Describe(described));
     }
 
     fn perform(&mut self, action: Action) {
@@ -317,69 +358,5 @@ fn send(to: oneshot::Sender<Bytes>, answer: &impl serde::Serialize) {
     // Whoever asked may have left, which is its own affair.
     if let Ok(json) = serde_json::to_vec(answer) {
         let _ = to.send(json.into());
-    }
-}
-
-/// Carries jobs out, one at a time; a newer one ends the older, whose connection goes with it.
-async fn act(mut actor: Actor, mut jobs: mpsc::Receiver<(Job, Ask)>, inputs: mpsc::Sender<Input>) {
-    let Some(mut next) = jobs.recv().await else { return };
-    loop {
-        let (job, ask) = next;
-        let result = tokio::select! {
-            biased;
-            newer = jobs.recv() => match newer {
-                Some(newer) => {
-                    next = newer;
-                    continue;
-                }
-                None => return,
-            },
-            result = actor.act(&ask) => result.map(Box::new).map_err(|error| error.to_string()),
-        };
-        if inputs.send(Input::Acted(job, result)).await.is_err() {
-            return;
-        }
-        match jobs.recv().await {
-            Some(newer) => next = newer,
-            None => return,
-        }
-    }
-}
-
-async fn look_at_own(mut probe: Probe, inputs: mpsc::Sender<Input>) {
-    loop {
-        let seen = probe.look().await;
-        if inputs.send(Input::Own(seen)).await.is_err() {
-            return;
-        }
-    }
-}
-
-async fn look_at_master(
-    login: Login,
-    timings: Timings,
-    mut watched: watch::Receiver<Option<MasterOf>>,
-    inputs: mpsc::Sender<Input>,
-) {
-    loop {
-        let Some(master) = watched.borrow_and_update().clone() else {
-            if watched.changed().await.is_err() {
-                return;
-            }
-            continue;
-        };
-        let mut probe = Probe::new(master.addr.clone(), login.clone(), timings.probe, false);
-        loop {
-            let seen = tokio::select! {
-                changed = watched.changed() => match changed {
-                    Ok(()) => break,
-                    Err(_) => return,
-                },
-                seen = probe.look() => seen,
-            };
-            if inputs.send(Input::Master(master.clone(), seen)).await.is_err() {
-                return;
-            }
-        }
     }
 }

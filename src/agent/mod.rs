@@ -1,10 +1,12 @@
 //! The agent beside each Redis: registration, detection, failover.
 //!
 //! Owns: `machine` (what to do: pure), `act` (doing it to our own Redis), `redis`, `info` and `process` (seeing
-//! it). Refuses: touching another node's Redis; an agent asks the agent beside it. Invariant: decisions are
-//! made in `machine` only, from inputs that say when they were true.
+//! it), `seam` (the store), `serve` (all of it, from settings to end). Refuses: touching another node's Redis;
+//! an agent asks the agent beside it. Invariant: decisions are made in `machine` only, from inputs that say when
+//! they were true.
 
 pub mod act;
+mod errands;
 pub mod host;
 pub mod info;
 pub mod machine;
@@ -13,3 +15,5 @@ mod mesh;
 pub mod probe;
 pub mod process;
 pub mod redis;
+mod seam;
+pub mod serve;

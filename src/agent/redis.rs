@@ -87,6 +87,12 @@ impl Connection {
             .map_err(|_| RedisError::Timeout)?
     }
 
+    /// Waits until the other end closes. Nothing was asked, so anything that comes instead makes the connection
+    /// useless as well.
+    pub async fn ended(&mut self) {
+        let _end = self.framed.next().await;
+    }
+
     async fn exchange(&mut self, commands: &[&[&str]]) -> Result<Vec<BytesFrame>, RedisError> {
         let lost = |error: redis_protocol::error::RedisProtocolError| RedisError::Lost(error.to_string());
         for command in commands {

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::admin;
+use crate::proxy::source::Topology;
 use crate::proxy::{self, Settings};
 use crate::topology::Addr;
 
@@ -37,6 +38,9 @@ struct ProxyArgs {
     /// The master.
     #[arg(long, value_name = "HOST:PORT")]
     master: Addr,
+    /// A replica of it (may be given several times): reads go there as far as it has what they need.
+    #[arg(long, value_name = "HOST:PORT")]
+    replica: Vec<Addr>,
     /// Where /healthz answers.
     #[arg(long, value_name = "HOST:PORT")]
     admin: Option<Addr>,
@@ -54,7 +58,11 @@ pub fn run() -> ExitCode {
         .with_max_level(cli.log)
         .init();
     let Command::Proxy(args) = cli.command;
-    let mut settings = Settings::new(args.listen, args.master);
+    let topology = Topology::Fixed {
+        master: args.master,
+        replicas: args.replica,
+    };
+    let mut settings = Settings::new(args.listen, topology);
     settings.admin = args.admin;
     if let Some(workers) = args.workers {
         settings.workers = workers.into();

@@ -19,9 +19,11 @@ use tracing::{debug, info, warn};
 
 use super::client::Session;
 use super::settings::Settings;
-use super::shared::Replicas;
+use super::shared::{ControlLogin, Replicas, SamplerSettings, sample};
+use super::source::{self, SourceError};
+use super::view::View;
 use super::worker::Worker;
-use crate::route::Fences;
+use crate::route::{Fences, ReadPolicy};
 use crate::topology::{Addr, Snapshot};
 
 const BACKLOG: i32 = 1024;
@@ -34,6 +36,12 @@ pub enum ProxyError {
     /// An address cannot be listened on.
     #[error("cannot listen on {0}: {1}; choose another address with --listen")]
     Listen(Addr, #[source] io::Error),
+    /// Nothing is known of the topology, and nothing will be.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The admin port failed.
+    #[error("the admin port failed: {0}")]
+    Admin(#[source] io::Error),
     /// The system gives no thread or no event queue.
     #[error("cannot start a worker: {0}")]
     Worker(#[from] io::Error),
@@ -48,7 +56,7 @@ struct Dealt {
 /// Runs a proxy until `shutdown`; blocks its thread. `admin` serves the admin port, on the control thread.
 pub fn run<A>(settings: Settings, shutdown: &CancellationToken, admin: A) -> Result<(), ProxyError>
 where
-    A: AsyncFnOnce(TcpListener) -> io::Result<()>,
+    A: AsyncFnOnce(TcpListener, View) -> io::Result<()>,
 {
     let settings = Arc::new(settings);
     let runtime = Builder::new_current_thread().enable_all().build()?;
@@ -56,7 +64,7 @@ where
     for addr in &settings.listen {
         let _guard = runtime.enter();
         let listener = listen(addr).map_err(|error| ProxyError::Listen(addr.clone(), error))?;
-        info!(listen = %listener.local_addr()?, master = %settings.master, "the proxy listens");
+        info!(listen = %listener.local_addr()?, "the proxy listens");
         listeners.push(listener);
     }
     let admin_listener = match &settings.admin {
@@ -67,8 +75,12 @@ where
         }
     };
     let ids = Arc::new(AtomicU64::new(1));
-    let (_topology, snapshots) = watch::channel(Arc::new(Snapshot::of_one(&settings.master)));
+    let (topology, snapshots) = watch::channel(Arc::new(Snapshot::empty()));
     let replicas = Arc::new(Replicas::new(Arc::new(Fences::new())));
+    let view = View {
+        snapshots: snapshots.clone(),
+        unserved: Arc::default(),
+    };
     let mut threads = Vec::new();
     let mut workers = Vec::new();
     for number in 0..settings.workers {
@@ -79,28 +91,57 @@ where
             sender,
         });
         let (settings, ids, shutdown) = (settings.clone(), ids.clone(), shutdown.clone());
-        let (snapshots, replicas) = (snapshots.clone(), replicas.clone());
-        let work = move || work(settings, receiver, snapshots, replicas, &clients, &ids, &shutdown);
+        let (view, replicas) = (view.clone(), replicas.clone());
+        let work = move || work(settings, receiver, view, replicas, &clients, &ids, &shutdown);
         threads.push(thread::Builder::new().name(format!("worker-{number}")).spawn(work)?);
     }
-    runtime.block_on(async {
+    let served = runtime.block_on(async {
         let pages = async {
             match admin_listener {
-                Some(listener) => admin(listener).await,
+                Some(listener) => admin(listener, view).await,
                 None => std::future::pending().await,
             }
         };
+        let source = source::run(
+            settings.topology.clone(),
+            settings.identity(),
+            topology,
+            shutdown.clone(),
+        );
         tokio::select! {
-            () = accept_all(listeners, workers, settings, shutdown) => {}
-            Err(error) = pages => warn!("the admin port failed: {error}"),
+            Err(error) = source => Err(error.into()),
+            () = sample_all(&settings, replicas, snapshots, shutdown) => Ok(()),
+            () = accept_all(listeners, workers, settings.clone(), shutdown) => Ok(()),
+            Err(error) = pages => Err(ProxyError::Admin(error)),
         }
     });
+    shutdown.cancel();
     for thread in threads {
         if thread.join().is_err() {
             warn!("a worker panicked");
         }
     }
-    Ok(())
+    served
+}
+
+/// Samples masters and replicas until `shutdown`, if reads are split.
+async fn sample_all(
+    settings: &Settings,
+    replicas: Arc<Replicas>,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    shutdown: &CancellationToken,
+) {
+    match settings.reads {
+        ReadPolicy::Causal => sample(replicas, snapshots, sampler_settings(settings), shutdown.clone()).await,
+        ReadPolicy::Master => shutdown.cancelled().await,
+    }
+}
+
+fn sampler_settings(settings: &Settings) -> SamplerSettings {
+    SamplerSettings {
+        max_lag_ms: settings.max_lag_ms,
+        login: Arc::new(|_, _| ControlLogin::default()),
+    }
 }
 
 fn listen(addr: &Addr) -> io::Result<TcpListener> {
@@ -176,7 +217,7 @@ fn deal(stream: TcpStream, workers: &[Dealt], settings: &Settings) -> io::Result
 fn work(
     settings: Arc<Settings>,
     mut receiver: mpsc::Receiver<std::net::TcpStream>,
-    mut snapshots: watch::Receiver<Arc<Snapshot>>,
+    view: View,
     replicas: Arc<Replicas>,
     clients: &Arc<AtomicUsize>,
     ids: &Arc<AtomicU64>,
@@ -193,7 +234,8 @@ fn work(
         }
     };
     runtime.block_on(async {
-        let worker = Worker::new(settings, replicas);
+        let worker = Worker::new(settings, replicas, view.unserved);
+        let mut snapshots = view.snapshots;
         let serving = async {
             while let Some(stream) = receiver.recv().await {
                 let Ok(stream) = TcpStream::from_std(stream) else {

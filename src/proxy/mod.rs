@@ -13,8 +13,11 @@ mod client;
 mod settings;
 mod shard;
 pub mod shared;
+pub mod source;
+mod view;
 mod wake;
 mod worker;
 
 pub use acceptor::{ProxyError, run};
 pub use settings::Settings;
+pub use view::View;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::source::{Identity, Topology};
 use crate::route::ReadPolicy;
 use crate::topology::Addr;
 
@@ -14,8 +15,12 @@ pub struct Settings {
     pub admin: Option<Addr>,
     /// Worker threads, at least 1.
     pub workers: usize,
-    /// The master.
-    pub master: Addr,
+    /// Its name in `/proxies`, and in what is said of it.
+    pub id: String,
+    /// Its zone, empty for none.
+    pub zone: String,
+    /// Where it learns who is master.
+    pub topology: Topology,
     /// Where reads may go.
     pub reads: ReadPolicy,
     /// How old the newest sample that a replica has passed may be, in milliseconds.
@@ -29,19 +34,38 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// The defaults of design §12 for one listener and one master.
-    pub fn new(listen: Vec<Addr>, master: Addr) -> Self {
+    /// The defaults of design §12. Reads are split where the topology may have replicas.
+    pub fn new(listen: Vec<Addr>, topology: Topology) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
+            id: listen.first().map_or_else(String::new, Addr::to_string),
+            zone: String::new(),
             listen,
             admin: None,
             workers: (cores / 2).clamp(1, 4),
-            master,
-            reads: ReadPolicy::Master,
+            reads: match &topology {
+                Topology::Fixed { replicas, .. } if replicas.is_empty() => ReadPolicy::Master,
+                Topology::Fixed { .. } | Topology::File(_) | Topology::ZooKeeper(_) => ReadPolicy::Causal,
+            },
+            topology,
             max_lag_ms: 1000,
             hold_max_ms: 5000,
             connect_timeout: Duration::from_millis(1000),
             clients_max: 10_000,
+        }
+    }
+
+    /// What it says of itself in `/proxies`.
+    pub fn identity(&self) -> Identity {
+        Identity {
+            id: self.id.clone(),
+            addr: self
+                .listen
+                .first()
+                .cloned()
+                .unwrap_or_else(|| Addr::new("127.0.0.1", 0)),
+            admin: self.admin.clone(),
+            zone: self.zone.clone(),
         }
     }
 }

@@ -14,21 +14,22 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 use tracing::{debug, info, warn};
 
 use super::backend::{Lane, LaneEnd, Login, Pace, Purpose, Target, greet};
-use super::client::{CloseReason, Session, sort_out};
+use super::client::{CloseReason, Session};
 use super::shared::ReplicaFacts;
 use super::worker::Worker;
 use crate::clock;
-use crate::command::Lookup;
-use crate::resp::Args;
 use crate::route::{Ask, Choice, FenceLog, ShardFences, Standing, Stickiness, choose};
 use crate::topology::{self, Phase, ShardId};
 
+/// How long a lane that was refused something is listened to.
+const LAST_REPLIES: Duration = Duration::from_secs(1);
 const RETRY_FIRST: Duration = Duration::from_millis(5);
 const RETRY_LAST: Duration = Duration::from_millis(50);
 /// Lanes at once that have stalled and were replaced; past that a stalled one keeps its newcomers.
@@ -56,6 +57,8 @@ pub struct Shard {
     /// Its name.
     pub id: ShardId,
     mastership: RefCell<Mastership>,
+    /// How many shards of all workers have no master that serves.
+    unserved: Arc<AtomicUsize>,
     /// Whether [`Shard::seek`] is running.
     seeking: Cell<bool>,
     /// Topology removed it: nothing waits for it any more.
@@ -73,10 +76,12 @@ pub struct Shard {
 
 impl Shard {
     /// A shard of which nothing is known but its name and fences.
-    pub fn new(id: ShardId, fences: Arc<ShardFences>) -> Rc<Self> {
+    pub fn new(id: ShardId, fences: Arc<ShardFences>, unserved: Arc<AtomicUsize>) -> Rc<Self> {
+        unserved.fetch_add(1, Ordering::Relaxed);
         Rc::new(Self {
             id,
             mastership: RefCell::new(Mastership::Nobody),
+            unserved,
             seeking: Cell::new(false),
             removed: Cell::new(false),
             news: Notify::new(),
@@ -101,7 +106,9 @@ impl Shard {
 
     /// A connection to the master for one session alone; `None` while there is no master.
     pub fn open_private(self: &Rc<Self>, worker: &Rc<Worker>, login: &Login) -> Option<Rc<Lane>> {
-        Some(self.open_to_master(worker, login, self.serving()?))
+        let lane = self.open_to_master(worker, login, self.serving()?);
+        lane.make_private();
+        Some(lane)
     }
 
     /// The lane to the replica that a run of reads goes to; `None`: to the master. Lanes are opened as they are asked
@@ -165,7 +172,7 @@ impl Shard {
         };
         let Some(named) = named else {
             // What is in flight may still be answered; nothing new is sent.
-            if !matches!(self.mastership.replace(Mastership::Nobody), Mastership::Nobody) {
+            if !matches!(self.set(Mastership::Nobody), Mastership::Nobody) {
                 info!(shard = %self.id, epoch = %offered.epoch, "the shard has no master now; commands are held");
             }
             return;
@@ -177,7 +184,7 @@ impl Shard {
         };
         if !known {
             self.abandon_lanes(Some(&named));
-            self.mastership.replace(Mastership::Sought(Rc::new(named)));
+            self.set(Mastership::Sought(Rc::new(named)));
             self.news.notify_one();
             self.start_seeking(worker);
         }
@@ -185,8 +192,9 @@ impl Shard {
 
     /// Topology has no such shard any more.
     pub fn remove(&self) {
+        self.set(Mastership::Nobody);
         self.removed.set(true);
-        self.mastership.replace(Mastership::Nobody);
+        self.unserved.fetch_sub(1, Ordering::Relaxed);
         self.abandon_lanes(None);
         for lane in self.readers.take().iter().flat_map(|gone| gone.lanes.values()) {
             lane.abandon();
@@ -195,8 +203,8 @@ impl Shard {
         self.wake_all();
     }
 
-    /// Looks at the lanes that take newcomers: one that does not get on makes room for a new one (rule B1). Says
-    /// whether something is in flight.
+    /// Looks at the lanes that take newcomers: one that does not get on makes room for a new one (rule B1), and a
+    /// replica that says nothing loses its reads to the master. Says whether something is in flight.
     pub fn watch_lanes(&self) -> bool {
         let mut busy = false;
         let lingering = self.open.borrow().values().filter(|lane| lane.is_released()).count();
@@ -204,12 +212,19 @@ impl Shard {
         self.retain_lanes(|lane| {
             let pace = lane.pace();
             busy |= pace != Pace::Idle;
-            let stays = pace != Pace::Stalled || room == 0;
-            if !stays {
-                room -= 1;
-                debug!(lane = lane.number, "lane stalled; newcomers get another");
+            match pace {
+                Pace::Silent if lane.is_reader() => {
+                    info!(lane = lane.number, replica = %lane.target.addr, "the replica is silent; its reads go elsewhere");
+                    lane.abandon();
+                    false
+                }
+                Pace::Silent | Pace::Stalled if room > 0 => {
+                    room -= 1;
+                    debug!(lane = lane.number, "lane stalled; newcomers get another");
+                    false
+                }
+                Pace::Idle | Pace::Walking | Pace::Stalled | Pace::Silent => true,
             }
-            stays
         });
         busy
     }
@@ -257,6 +272,18 @@ impl Shard {
         }
     }
 
+    /// Every change of who takes commands; returns what was before.
+    fn set(&self, next: Mastership) -> Mastership {
+        let serves = matches!(next, Mastership::Serving(_));
+        let before = self.mastership.replace(next);
+        match (matches!(before, Mastership::Serving(_)), serves) {
+            (false, true) => drop(self.unserved.fetch_sub(1, Ordering::Relaxed)),
+            (true, false) => drop(self.unserved.fetch_add(1, Ordering::Relaxed)),
+            (false, false) | (true, true) => {}
+        }
+        before
+    }
+
     fn open_to_master(self: &Rc<Self>, worker: &Rc<Worker>, login: &Login, target: Rc<Target>) -> Rc<Lane> {
         let log = || FenceLog::new(worker.fences().clone(), self.fences.clone());
         self.open(worker, login, target, Purpose::Master(worker.splits_reads().then(log)))
@@ -288,34 +315,44 @@ impl Shard {
             reader.lanes.retain(|_, known| !Rc::ptr_eq(known, lane));
         }
         self.open.borrow_mut().remove(&lane.number);
-        let wreck = lane.salvage();
+        let wreck = lane.salvage(worker.commands());
         match end {
             LaneEnd::Released => debug!(lane = lane.number, "lane closed"),
+            LaneEnd::Refused => info!(lane = lane.number, refused = wreck.refused(), "lane closed: {end}"),
             LaneEnd::Poisoned => warn!(lane = lane.number, "lane closed: {end}"),
             LaneEnd::Connect(_) | LaneEnd::Eof | LaneEnd::Network(_) => {
                 info!(lane = lane.number, "lane lost: {end}");
                 self.lost(worker, &lane.target);
             }
         }
-        if wreck.inside_reply
-            && let Some(entry) = wreck.entries.front()
-        {
-            entry.session.close(CloseReason::ReplyCutOff);
+        if let Some(session) = wreck.interrupted() {
+            session.close(CloseReason::ReplyCutOff);
         }
-        let is_write = |args: &Args| match worker.commands().lookup(args) {
-            Lookup::Known(command) => command.is_write(),
-            Lookup::Unknown | Lookup::UnknownSubcommand(_) => true,
-        };
-        for (session, lost) in sort_out(wreck, is_write) {
+        for (session, lost) in wreck.by_session() {
             session.lane_lost(lane, lost);
         }
         worker.flush_dirty();
     }
 
+    /// Takes a lane out of service that Redis refuses commands on; what it still answers is waited for, not long.
+    pub fn lane_refused(self: &Rc<Self>, worker: &Rc<Worker>, lane: &Rc<Lane>) {
+        info!(
+            lane = lane.number,
+            "redis refuses commands: looking for the master again"
+        );
+        self.lanes.borrow_mut().retain(|_, known| !Rc::ptr_eq(known, lane));
+        self.lost(worker, &lane.target);
+        let lane = lane.clone();
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep(LAST_REPLIES).await;
+            lane.abandon();
+        });
+    }
+
     /// The master may be gone: it has to be greeted again before it gets more.
     fn lost(self: &Rc<Self>, worker: &Rc<Worker>, target: &Rc<Target>) {
         if self.serving().is_some_and(|serving| serving == *target) {
-            self.mastership.replace(Mastership::Sought(target.clone()));
+            self.set(Mastership::Sought(target.clone()));
             self.start_seeking(worker);
         }
     }
@@ -366,7 +403,7 @@ impl Shard {
         worker.learn(&greeting);
         // From here on it may acknowledge what replicas of older epochs never get.
         self.fences.enter(target.epoch);
-        self.mastership.replace(Mastership::Serving(target));
+        self.set(Mastership::Serving(target));
         Ok(())
     }
 

@@ -4,6 +4,7 @@
 use std::cell::{Cell, RefCell, RefMut};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use super::backend::{ConnectError, Greeting, Login, ask, connect};
@@ -18,8 +19,9 @@ use crate::topology::{Addr, ShardId, ShardIndex, Snapshot};
 
 /// Bytes read at once; one buffer for all of a worker's sockets.
 const SCRATCH_BYTES: usize = 64 * 1024;
-/// How long a client may keep a shared lane from reading.
+/// A client that keeps a lane from reading has to take [`SLOW_READER_BYTES_MIN`] in each of these.
 const SLOW_READER: Duration = Duration::from_secs(1);
+const SLOW_READER_BYTES_MIN: u64 = 1024 * 1024;
 /// A lane whose head is unanswered for longer than one or two of these is stalled.
 const STALLED: Duration = Duration::from_millis(50);
 const IDLE_TICKS_PER_S: u32 = 2;
@@ -50,13 +52,15 @@ pub struct Worker {
     keys: RefCell<KeyPositions>,
     footprint: RefCell<Footprint>,
     replicas: Arc<Replicas>,
+    /// How many shards of all workers have no master that serves.
+    unserved: Arc<AtomicUsize>,
 }
 
 impl Worker {
     /// A worker that knows no shard yet; call it on the thread that keeps it.
-    pub fn new(settings: Arc<Settings>, replicas: Arc<Replicas>) -> Rc<Self> {
+    pub fn new(settings: Arc<Settings>, replicas: Arc<Replicas>, unserved: Arc<AtomicUsize>) -> Rc<Self> {
         let nameless = ShardId::from("");
-        let nobody = Shard::new(nameless.clone(), replicas.fences().shard(&nameless));
+        let nobody = Shard::new(nameless.clone(), replicas.fences().shard(&nameless), unserved.clone());
         Rc::new(Self {
             settings,
             commands: Table::builtin(),
@@ -74,6 +78,7 @@ impl Worker {
             keys: RefCell::default(),
             footprint: RefCell::default(),
             replicas,
+            unserved,
         })
     }
 
@@ -87,9 +92,7 @@ impl Worker {
         let shards: Vec<Rc<Shard>> = snapshot
             .shards
             .iter()
-            .map(|offered| {
-                known(&offered.id).unwrap_or_else(|| Shard::new(offered.id.clone(), self.fences().shard(&offered.id)))
-            })
+            .map(|offered| known(&offered.id).unwrap_or_else(|| self.new_shard(&offered.id)))
             .collect();
         self.shards.replace(shards.clone());
         self.snapshot.replace(snapshot.clone());
@@ -102,6 +105,10 @@ impl Worker {
         {
             gone.remove();
         }
+    }
+
+    fn new_shard(&self, id: &ShardId) -> Rc<Shard> {
+        Shard::new(id.clone(), self.fences().shard(id), self.unserved.clone())
     }
 
     /// How many shards there are, at least 1.
@@ -278,14 +285,17 @@ impl Worker {
         *self.dirty.borrow_mut() = dirty;
     }
 
-    /// Closes a client that does not read while others wait behind its reply (rule B2).
+    /// Closes a client that reads too slowly while others wait behind its reply (rule B2).
     pub fn watch_slow_reader(&self, session: &Rc<Session>) {
         let session = session.clone();
-        let before = session.written();
         tokio::task::spawn_local(async move {
-            tokio::time::sleep(SLOW_READER).await;
-            if session.written() == before && session.unwritten() > 0 {
-                session.close(CloseReason::SlowReader);
+            while session.is_stalling() {
+                let before = session.written();
+                tokio::time::sleep(SLOW_READER).await;
+                if session.is_stalling() && session.written() - before < SLOW_READER_BYTES_MIN {
+                    session.close(CloseReason::SlowReader);
+                    return;
+                }
             }
         });
     }

@@ -11,5 +11,5 @@ pub use args::{Args, Span};
 pub use error::ProtocolError;
 pub use inline::put_inline_as_request;
 pub use number::{parse_i64, put_i64};
-pub use reply::{ReplyScanner, Scanned, Stop};
+pub use reply::{Heed, ReplyScanner, Scanned, Stop};
 pub use request::{ARGUMENTS_MAX, BULK_BYTES_MAX, FrameStream, INLINE_BYTES_MAX, RequestLimits, RequestScanner, Scan};

@@ -17,12 +17,23 @@ pub enum Stop {
     Starved,
     /// As many replies as wanted are complete.
     Counted,
-    /// The next reply is an error line that begins at `used`; nothing of it is scanned.
-    Error,
+    /// The next reply begins at `used` and is one that the caller wants to look at; nothing of it is scanned.
+    Noted,
     /// A push frame begins at `used`, between replies; nothing of it is scanned.
     Push,
     /// The bytes at `used` are no RESP.
     Malformed,
+}
+
+/// Which replies a scan stops before, so that the caller can look at them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heed {
+    /// None.
+    Nothing,
+    /// Errors.
+    Errors,
+    /// Errors, and what may become `+QUEUED`: the only lines that can say that a command was not run.
+    Refusals,
 }
 
 /// What a scan got through.
@@ -74,9 +85,8 @@ impl ReplyScanner {
         self.pending > 0
     }
 
-    /// Scans until `want` replies are complete or something needs the caller's eye. Error lines pass as replies
-    /// when `pass_errors` says so.
-    pub fn scan(&mut self, bytes: &[u8], want: u32, pass_errors: bool) -> Scanned {
+    /// Scans until `want` replies are complete, or the next one is a push or one to heed.
+    pub fn scan(&mut self, bytes: &[u8], want: u32, heed: Heed) -> Scanned {
         let (mut used, mut replies) = (0, 0);
         let stop = loop {
             if self.pending == 0 {
@@ -85,7 +95,10 @@ impl ReplyScanner {
                 }
                 match bytes.get(used) {
                     None => break Stop::Starved,
-                    Some(b'-' | b'!') if !pass_errors => break Stop::Error,
+                    Some(b'-' | b'!') if heed != Heed::Nothing => break Stop::Noted,
+                    Some(b'+') if heed == Heed::Refusals && matches!(bytes.get(used + 1), None | Some(b'Q')) => {
+                        break Stop::Noted;
+                    }
                     Some(b'>') => break Stop::Push,
                     Some(_) => self.pending = 1,
                 }
@@ -225,7 +238,7 @@ mod tests {
     use super::*;
 
     fn scan(bytes: &[u8]) -> Scanned {
-        ReplyScanner::default().scan(bytes, u32::MAX, true)
+        ReplyScanner::default().scan(bytes, u32::MAX, Heed::Nothing)
     }
 
     #[test]
@@ -272,7 +285,7 @@ mod tests {
     fn a_push_between_replies_is_reported_and_then_skipped() {
         let bytes = b"+OK\r\n>2\r\n+a\r\n+b\r\n+OK\r\n";
         let mut scanner = ReplyScanner::default();
-        let first = scanner.scan(bytes, 9, true);
+        let first = scanner.scan(bytes, 9, Heed::Nothing);
         assert_eq!(
             first,
             Scanned {
@@ -283,7 +296,7 @@ mod tests {
         );
         scanner.begin_push();
         assert_eq!(
-            scanner.scan(&bytes[5..], 9, true),
+            scanner.scan(&bytes[5..], 9, Heed::Nothing),
             Scanned {
                 used: bytes.len() - 5,
                 replies: 1,
@@ -294,17 +307,29 @@ mod tests {
 
     #[test]
     fn error_lines_stop_a_scan_that_watches() {
-        let scanned = ReplyScanner::default().scan(b"+OK\r\n-READONLY\r\n", 5, false);
+        let scanned = ReplyScanner::default().scan(b"+OK\r\n-READONLY\r\n", 5, Heed::Errors);
         assert_eq!(
             scanned,
             Scanned {
                 used: 5,
                 replies: 1,
-                stop: Stop::Error
+                stop: Stop::Noted
             }
         );
-        let inside = ReplyScanner::default().scan(b"*1\r\n-ERR\r\n", 5, false);
+        let inside = ReplyScanner::default().scan(b"*1\r\n-ERR\r\n", 5, Heed::Errors);
         assert_eq!(inside.replies, 1);
+    }
+
+    #[test]
+    fn what_may_become_queued_stops_a_scan_for_refusals() {
+        let stopped = |bytes: &[u8]| {
+            let scanned = ReplyScanner::default().scan(bytes, 5, Heed::Refusals);
+            (scanned.used, scanned.stop)
+        };
+        assert_eq!(stopped(b"+OK\r\n+QUEUED\r\n"), (5, Stop::Noted));
+        assert_eq!(stopped(b"+OK\r\n+"), (5, Stop::Noted));
+        assert_eq!(stopped(b"+OK\r\n+PONG\r\n"), (12, Stop::Starved));
+        assert_eq!(stopped(b":1\r\n-E"), (4, Stop::Noted));
     }
 
     #[test]
@@ -339,9 +364,9 @@ mod tests {
             prop_assert_eq!(scan(&bytes).replies as usize, replies.len());
             let cut = cut.index(bytes.len() + 1);
             let mut scanner = ReplyScanner::default();
-            let first = scanner.scan(&bytes[..cut], u32::MAX, true);
+            let first = scanner.scan(&bytes[..cut], u32::MAX, Heed::Nothing);
             prop_assert_eq!(first.used, cut);
-            let second = scanner.scan(&bytes[cut..], u32::MAX, true);
+            let second = scanner.scan(&bytes[cut..], u32::MAX, Heed::Nothing);
             prop_assert_eq!((first.replies + second.replies) as usize, replies.len());
             prop_assert!(!scanner.is_inside());
         }
@@ -349,7 +374,7 @@ mod tests {
         #[test]
         fn agrees_with_redis_protocol(bytes in reply()) {
             let (_, used) = redis_protocol::resp2::decode::decode(&bytes).unwrap().unwrap();
-            let scanned = ReplyScanner::default().scan(&bytes, 1, true);
+            let scanned = ReplyScanner::default().scan(&bytes, 1, Heed::Nothing);
             prop_assert_eq!((scanned.used, scanned.replies), (used, 1));
         }
 

@@ -102,15 +102,6 @@ impl Cell {
         };
         let _never_refused = self.0.fetch_update(Ordering::AcqRel, Ordering::Relaxed, settled);
     }
-
-    /// Readers need `number`; what is pending stays so. Once per sample this is an exchange, else a load.
-    #[inline]
-    pub(super) fn touch(&self, number: SampleNumber) {
-        if self.0.load(Ordering::Relaxed) & NUMBER_MASK < number.0 {
-            let raised = |word: u64| Some((word & !NUMBER_MASK) | (word & NUMBER_MASK).max(number.0));
-            let _never_refused = self.0.fetch_update(Ordering::AcqRel, Ordering::Relaxed, raised);
-        }
-    }
 }
 
 /// Where a key's fence is.
@@ -221,11 +212,15 @@ impl Fences {
     }
 }
 
+#[derive(Debug)]
+#[repr(align(128))]
+struct OwnLine(Cell);
+
 /// The fences that concern a whole shard.
 #[derive(Debug)]
 pub struct ShardFences {
-    /// Moved by every write.
-    pub(super) any: Cell,
+    /// Moved by every write: on a cache line of its own, since the others are read all the time.
+    any: OwnLine,
     /// Moved by writes that may change any key.
     pub(super) all: Cell,
     epoch: AtomicU64,
@@ -234,7 +229,7 @@ pub struct ShardFences {
 impl ShardFences {
     fn new(number: SampleNumber) -> Self {
         Self {
-            any: Cell::new(number.0),
+            any: OwnLine(Cell::new(number.0)),
             all: Cell::new(number.0),
             epoch: AtomicU64::new(0),
         }
@@ -249,7 +244,11 @@ impl ShardFences {
     /// What a read needs that may see keys it does not name (commands whose scope is `Shard`).
     #[inline]
     pub fn need_of_any(&self) -> Need {
-        self.any.need()
+        self.any().need()
+    }
+
+    pub(super) fn any(&self) -> &Cell {
+        &self.any.0
     }
 
     /// Somebody goes over to the master of `epoch`: call it before the first command is sent there.
@@ -312,18 +311,6 @@ mod tests {
         assert!(cell.need().is_master());
         cell.settle(SampleNumber(5));
         assert_eq!(cell.need(), Need(7));
-    }
-
-    #[test]
-    fn a_touch_asks_for_more_and_keeps_what_is_pending() {
-        let cell = Cell::new(3);
-        cell.touch(SampleNumber(2));
-        assert_eq!(cell.need(), Need(3));
-        cell.raise();
-        cell.touch(SampleNumber(9));
-        assert!(cell.need().is_master());
-        cell.settle(SampleNumber(4));
-        assert_eq!(cell.need(), Need(9));
     }
 
     #[test]

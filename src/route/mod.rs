@@ -4,10 +4,12 @@ mod fence_log;
 mod fences;
 mod place;
 mod policy;
+pub mod refusal;
 mod resend;
 
 pub use fence_log::{FenceLog, Footprint, Raised};
 pub use fences::{Fences, Need, SampleNumber, ShardFences};
 pub use place::{Place, place};
 pub use policy::{Ask, Choice, Life, ReadPolicy, Standing, Stickiness, choose};
-pub use resend::{Answer, Fate, Plan, plan};
+pub use refusal::Line;
+pub use resend::{Fate, Verdict, plan};

@@ -5,6 +5,7 @@
 //! and never lets a shard's epoch go back.
 
 mod addr;
+pub mod codec;
 mod ids;
 mod slots;
 mod snapshot;

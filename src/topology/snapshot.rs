@@ -86,33 +86,6 @@ impl Snapshot {
         }
     }
 
-    /// One shard of one server, which has no epochs and is always the master.
-    pub fn of_one(master: &Addr) -> Self {
-        let node = NodeId::new(master.to_string());
-        let shard = Shard {
-            id: ShardId::from("s1"),
-            epoch: Epoch(1),
-            phase: Phase::Serving,
-            master: Some(Master {
-                node: node.clone(),
-                addr: master.clone(),
-                run_id: None,
-            }),
-            nodes: vec![Node {
-                id: node,
-                addr: master.clone(),
-                peer: None,
-                run_id: None,
-                zone: "".into(),
-            }],
-            ack_replicas: 0,
-        };
-        Self {
-            shards: vec![shard],
-            slots: SlotMap::single(),
-        }
-    }
-
     /// The shard at an index handed out by this snapshot's slot map.
     pub fn shard(&self, index: ShardIndex) -> &Shard {
         &self.shards[usize::from(index.0)]

@@ -71,7 +71,7 @@ impl Server {
         text(&reply).map_or(format!("{reply:?}"), str::to_owned)
     }
 
-    async fn facts(&self) -> Facts {
+    pub async fn facts(&self) -> Facts {
         let mut connection = Connection::open(&self.addr, &Login::default(), LIMIT).await.unwrap();
         read(&mut connection).await.unwrap()
     }

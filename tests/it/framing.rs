@@ -9,7 +9,7 @@ use std::fs;
 use std::path::Path;
 
 use pointsman::resp::{
-    Args, ProtocolError, ReplyScanner, RequestLimits, RequestScanner, Scan, Span, Stop, put_inline_as_request,
+    Args, Heed, ProtocolError, ReplyScanner, RequestLimits, RequestScanner, Scan, Span, Stop, put_inline_as_request,
 };
 use proptest::prelude::*;
 use redis_protocol::resp2::types::OwnedFrame as Frame2;
@@ -92,7 +92,7 @@ fn replies(bytes: &[u8], cuts: impl IntoIterator<Item = usize>) -> Replies {
     let (mut scanner, mut replies) = (ReplyScanner::default(), Replies::default());
     for cut in cuts.into_iter().chain([bytes.len()]) {
         loop {
-            let scanned = scanner.scan(&bytes[replies.used..cut], u32::MAX, true);
+            let scanned = scanner.scan(&bytes[replies.used..cut], u32::MAX, Heed::Nothing);
             replies.used += scanned.used;
             replies.count += scanned.replies;
             match scanned.stop {
@@ -102,7 +102,7 @@ fn replies(bytes: &[u8], cuts: impl IntoIterator<Item = usize>) -> Replies {
                     return replies;
                 }
                 Stop::Starved => break,
-                Stop::Counted | Stop::Error => panic!("errors pass, and nobody counts that far"),
+                Stop::Counted | Stop::Noted => panic!("errors pass, and nobody counts that far"),
             }
         }
     }
@@ -413,7 +413,7 @@ proptest! {
     #[test]
     fn what_is_a_reply_to_redis_protocol_ends_there_for_us(bytes in near_resp()) {
         if let Ok(Some((_, used))) = resp2::decode::decode(&bytes) {
-            let scanned = ReplyScanner::default().scan(&bytes, 1, true);
+            let scanned = ReplyScanner::default().scan(&bytes, 1, Heed::Nothing);
             prop_assert_eq!((scanned.used, scanned.replies), (used, 1));
         }
     }
@@ -424,7 +424,7 @@ proptest! {
         if !bytes.contains(&b'>')
             && let Ok(Some((_, used))) = resp3::decode::complete::decode(&bytes)
         {
-            let scanned = ReplyScanner::default().scan(&bytes, 1, true);
+            let scanned = ReplyScanner::default().scan(&bytes, 1, Heed::Nothing);
             prop_assert_eq!((scanned.used, scanned.replies), (used, 1));
         }
     }

@@ -3,12 +3,18 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
 mod agent;
+mod agent_store;
 mod command_keys;
 mod failover;
+mod fences;
 mod framing;
 mod houses;
 mod limits;
 mod peer;
 mod proxy;
+mod reads;
+mod refusals;
+mod source;
+mod store;
 mod support;
 mod support_check;

@@ -221,6 +221,11 @@ impl Machine {
         }
     }
 
+    /// The last reading of our own Redis.
+    pub fn own_facts(&self) -> Option<&facts::Facts> {
+        self.detector.own_facts()
+    }
+
     /// The published master to be probed from here; none if it is our own.
     pub fn master_to_watch(&self) -> Option<&MasterOf> {
         let master = self.state()?.state.master.as_ref()?;

@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::proxy::shared::{Identity, Unfit, identify};
-use crate::resp::{ReplyScanner, Stop, put_i64};
+use crate::resp::{Heed, ReplyScanner, Stop, put_i64};
 use crate::topology::Addr;
 
 /// A verified user name and password.
@@ -95,14 +95,14 @@ pub async fn ask(stream: &mut TcpStream, request: &[u8], commands: u32, addr: &A
         if stream.read_buf(&mut replies).await.map_err(network)? == 0 || from > HANDSHAKE_REPLY_BYTES_MAX {
             return Err(network(io::ErrorKind::UnexpectedEof.into()));
         }
-        let scanned = scanner.scan(&replies[scanned_to..], left, false);
+        let scanned = scanner.scan(&replies[scanned_to..], left, Heed::Errors);
         scanned_to += scanned.used;
         left -= scanned.replies;
         match scanned.stop {
             Stop::Counted => return Ok(replies),
             Stop::Starved => {}
-            Stop::Error if !replies[scanned_to..].ends_with(b"\n") => {}
-            Stop::Error => {
+            Stop::Noted if !replies[scanned_to..].ends_with(b"\n") => {}
+            Stop::Noted => {
                 let line = String::from_utf8_lossy(&replies[scanned_to..]);
                 return Err(ConnectError::Refused(
                     addr.clone(),

@@ -34,13 +34,17 @@ async fn ask_all(target: &Target, limit: Duration) -> Result<Greeting, String> {
     let mut request = Vec::new();
     put_request(&mut request, &[b"ROLE"]);
     put_request(&mut request, &[b"INFO", b"server"]);
-    let reply = match ask(&mut stream, &request, 2, addr).await {
+    put_request(&mut request, &[b"INFO", b"persistence"]);
+    let reply = match ask(&mut stream, &request, 3, addr).await {
         Ok(reply) => String::from_utf8_lossy(&reply).into_owned(),
         Err(ConnectError::Refused(_, line)) if line.starts_with("-NOAUTH") => return Ok(Greeting::locked()),
         Err(error) => return Err(error.to_string()),
     };
     if !reply.contains("\r\n$6\r\nmaster\r\n") {
         return Err(format!("{addr} is no master"));
+    }
+    if reply.contains("\r\nloading:1\r\n") {
+        return Err(format!("{addr} is loading its data"));
     }
     let field = |name: &str| reply.lines().find_map(|line| line.strip_prefix(name));
     if let (Some(wanted), Some(there)) = (&target.run_id, field("run_id:"))

@@ -6,9 +6,11 @@
 //! ```
 //! Invariant: `out[head..]` holds exactly the bytes of the ledger's entries. They are kept until they are answered,
 //! not only until they are written, so that what was in flight on a lost lane can be told apart and sent again.
+//!
+//! At the first reply that proves that a command was refused, all of it becomes a [`Wreck`]: nothing more is written
+//! or shown, and what Redis still answers is logged there, so that each session can be judged as a whole (rule A3).
 
 use std::cell::{Cell, OnceCell, RefCell};
-use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -20,20 +22,23 @@ use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
 use super::connect::{ConnectError, Login, connect, identify_replica};
-use super::ledger::{Entry, Ledger};
+use super::ledger::Ledger;
 use super::target::Target;
+use super::wreck::Wreck;
+use crate::clock;
+use crate::command::Table;
 use crate::proxy::client::{RunId, Session};
 use crate::proxy::shard::Shard;
 use crate::proxy::shared::{Bond, ReplicaFacts};
 use crate::proxy::wake::Wake;
 use crate::proxy::worker::Worker;
-use crate::resp::{ReplyScanner, Stop};
+use crate::resp::ReplyScanner;
 use crate::route::{FenceLog, Footprint, Standing};
 
 /// Unanswered bytes above which a lane takes no more.
 pub const UNANSWERED_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Unwritten reply bytes of one client above which a lane stops reading for it.
-const CLIENT_REPLY_BYTES_MAX: usize = 8 * 1024 * 1024;
+pub const CLIENT_REPLY_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Capacity that an empty out buffer keeps.
 const IDLE_CAPACITY_MAX: usize = 256 * 1024;
 
@@ -52,21 +57,12 @@ pub enum LaneEnd {
     /// A byte came that no command asked for, or that is no RESP: never re-synchronised.
     #[error("unexpected bytes from redis")]
     Poisoned,
+    /// Redis refused a command because of what it is now: a replica, or loading.
+    #[error("redis refuses commands")]
+    Refused,
     /// We need it no more.
     #[error("closed by pointsman")]
     Released,
-}
-
-/// What a lost lane leaves behind.
-pub struct Wreck {
-    /// The commands without an answer, in order.
-    pub entries: VecDeque<Entry<Rc<Session>>>,
-    /// Their bytes, the first entry's first byte in front.
-    pub bytes: Vec<u8>,
-    /// How many of those bytes were written.
-    pub written: usize,
-    /// The first unanswered reply had begun to arrive.
-    pub inside_reply: bool,
 }
 
 /// One connection to Redis.
@@ -82,18 +78,23 @@ pub struct Lane {
     /// For a lane to a replica: what is known of it.
     reader: Option<Reader>,
     wake: Wake,
+    /// One session owns it: MULTI and blocking commands are at home here.
+    private: Cell<bool>,
     released: Cell<bool>,
     abandoned: Cell<bool>,
+    ended: Cell<bool>,
     /// Replies that came, and how many had come at the last look at the pace.
-    answered: Cell<u64>,
-    looked_at: Cell<Option<u64>>,
+    pub(super) answered: Cell<u64>,
+    /// Times that bytes came.
+    pub(super) heard: Cell<u64>,
+    looked_at: Cell<Option<(u64, u64)>>,
     /// Looks in a row that found it unused, and the replies at the last of them.
     idle: Cell<(u32, u64)>,
-    state: RefCell<State>,
+    pub(super) state: RefCell<State>,
 }
 
 /// The replica at the other end of a lane, and how it relates to what the sampler knows.
-pub struct Reader {
+struct Reader {
     facts: Arc<ReplicaFacts>,
     /// Made once the connection has proven whom it leads to (rule A11).
     bond: OnceCell<Bond>,
@@ -116,23 +117,35 @@ pub enum Pace {
     Walking,
     /// Something is in flight since the last look, and no reply ended meanwhile.
     Stalled,
+    /// The same, and not a byte came, although nobody kept us from reading.
+    Silent,
 }
 
 #[derive(Default)]
-struct State {
-    out: Vec<u8>,
-    head: usize,
-    written: usize,
-    ledger: Ledger<Rc<Session>>,
-    scanner: ReplyScanner,
+pub(super) struct State {
+    pub(super) out: Vec<u8>,
+    pub(super) head: usize,
+    pub(super) written: usize,
+    pub(super) ledger: Ledger<Rc<Session>>,
+    pub(super) scanner: ReplyScanner,
     /// The client whose full buffer stops the reading.
-    stuck_on: Option<Rc<Session>>,
+    pub(super) stuck_on: Option<Rc<Session>>,
     /// Sessions that wait for room.
-    waiting: Vec<Rc<Session>>,
+    pub(super) waiting: Vec<Rc<Session>>,
     /// What is written is not kept.
-    streaming: bool,
+    pub(super) streaming: bool,
     /// The fences that the unanswered writes hold raised.
-    fences: Option<FenceLog>,
+    pub(super) fences: Option<FenceLog>,
+    /// The replies to a block before that to its EXEC: if that refuses, the client must not have seen them (rule A4).
+    pub(super) queued: Vec<u8>,
+    /// The beginning of a reply that may become a refusal, shorter than the longest of those.
+    pub(super) peeked: Vec<u8>,
+    /// How many of the first entry's commands were stepped over in search of a refused one, and their bytes.
+    pub(super) stepped: (u32, usize),
+    /// When the first unanswered command's turn came, on a private lane: it may be one that blocks.
+    pub(super) front_since_ms: u64,
+    /// There since the first refusal.
+    pub(super) wreck: Option<Box<Wreck>>,
 }
 
 impl Lane {
@@ -152,9 +165,12 @@ impl Lane {
                 bond: OnceCell::new(),
             }),
             wake: Wake::default(),
+            private: Cell::new(false),
             released: Cell::new(false),
             abandoned: Cell::new(false),
+            ended: Cell::new(false),
             answered: Cell::new(0),
+            heard: Cell::new(0),
             looked_at: Cell::new(None),
             idle: Cell::new((0, 0)),
             state: RefCell::new(State {
@@ -162,6 +178,21 @@ impl Lane {
                 ..State::default()
             }),
         })
+    }
+
+    /// Makes it one session's own.
+    pub fn make_private(&self) {
+        self.private.set(true);
+    }
+
+    /// Whether one session owns it, or did.
+    pub fn is_private(&self) -> bool {
+        self.private.get()
+    }
+
+    /// Whether its connection is gone: nothing that is appended would ever be answered.
+    pub fn has_ended(&self) -> bool {
+        self.ended.get()
     }
 
     /// Whether there is room for more.
@@ -193,8 +224,22 @@ impl Lane {
         if let Some(fences) = &mut state.fences {
             fences.appended(count, footprint);
         }
+        if self.private.get() && state.ledger.is_empty() {
+            state.front_since_ms = clock::monotonic_ms();
+        }
         state.out.extend_from_slice(bytes);
         state.ledger.push(session.clone(), run, count, bytes.len(), Rc::ptr_eq);
+        self.wake.wake();
+    }
+
+    /// Appends a whole transaction of `count` commands, MULTI and EXEC included.
+    pub fn append_block(&self, session: &Rc<Session>, run: RunId, count: u32, bytes: &[u8], footprint: &Footprint) {
+        let mut state = self.state.borrow_mut();
+        if let Some(fences) = &mut state.fences {
+            fences.appended(count, footprint);
+        }
+        state.out.extend_from_slice(bytes);
+        state.ledger.push_block(session.clone(), run, count, bytes.len());
         self.wake.wake();
     }
 
@@ -226,13 +271,15 @@ impl Lane {
 
     /// How it got on since the last look.
     pub fn pace(&self) -> Pace {
-        if self.state.borrow().ledger.is_empty() {
+        let state = self.state.borrow();
+        if state.ledger.is_empty() {
             self.looked_at.set(None);
             return Pace::Idle;
         }
-        let answered = self.answered.get();
-        match self.looked_at.replace(Some(answered)) {
-            Some(before) if before == answered => Pace::Stalled,
+        let (answered, heard) = (self.answered.get(), self.heard.get());
+        match self.looked_at.replace(Some((answered, heard))) {
+            Some(before) if before == (answered, heard) && state.stuck_on.is_none() => Pace::Silent,
+            Some((before, _)) if before == answered => Pace::Stalled,
             Some(_) | None => Pace::Walking,
         }
     }
@@ -260,42 +307,44 @@ impl Lane {
 
     /// Lives until the connection ends, and then says why.
     pub async fn run(self: &Rc<Self>, worker: &Rc<Worker>) -> LaneEnd {
-        let mut stream = match connect(&self.target.addr, &self.login, worker.connect_timeout()).await {
+        let addr = &self.target.addr;
+        let mut stream = match connect(addr, &self.login, worker.connect_timeout()).await {
             Ok(stream) => stream,
             Err(error) => return error.into(),
         };
         if let Some(reader) = &self.reader {
-            match identify_replica(&mut stream, &self.target.addr, worker.connect_timeout()).await {
+            match identify_replica(&mut stream, addr, worker.connect_timeout()).await {
                 Ok(identity) => drop(reader.bond.set(Bond::new(reader.facts.clone(), identity))),
                 Err(error) => return error.into(),
             }
         }
         let (mut reader, writer) = stream.into_split();
-        std::future::poll_fn(|context| match self.poll(context, &mut reader, &writer, worker) {
+        let end = std::future::poll_fn(|context| match self.poll(context, &mut reader, &writer, worker) {
             Ok(()) => Poll::Pending,
             Err(end) => Poll::Ready(end),
         })
-        .await
+        .await;
+        if self.state.borrow().wreck.is_some() {
+            LaneEnd::Refused
+        } else {
+            end
+        }
     }
 
     /// Takes everything unanswered out of a lane that ended.
-    pub fn salvage(&self) -> Wreck {
+    pub fn salvage(&self, commands: &Table) -> Wreck {
+        self.ended.set(true);
         let mut state = self.state.borrow_mut();
-        let head = state.head;
-        let bytes = state.out.split_off(head);
-        let written = state.written.saturating_sub(head);
-        let inside_reply = state.scanner.is_inside();
-        // What these writes changed stays fenced for a while: they may still be executed.
-        state.fences = None;
         for session in std::mem::take(&mut state.waiting) {
             session.wake();
         }
-        Wreck {
-            entries: state.ledger.take(),
-            bytes,
-            written,
-            inside_reply,
+        let kept_back = state.ledger.front_mut().is_some_and(|entry| entry.block);
+        let shown_in_part = state.scanner.is_inside() && !kept_back && state.wreck.is_none();
+        let mut wreck = state.take_wreck(self.private.get(), commands);
+        if shown_in_part {
+            wreck.interrupt();
         }
+        wreck
     }
 
     fn poll(
@@ -322,7 +371,8 @@ impl Lane {
             worker.flush_dirty();
         }
         self.flush(context, writer)?;
-        if self.released.get() && self.state.borrow().ledger.is_empty() {
+        let state = self.state.borrow();
+        if self.released.get() && state.ledger.is_empty() && state.wreck.is_none() {
             return Err(LaneEnd::Released);
         }
         Ok(())
@@ -338,49 +388,11 @@ impl Lane {
         true
     }
 
-    fn received(self: &Rc<Self>, bytes: &[u8], worker: &Rc<Worker>) -> Result<(), LaneEnd> {
-        let mut state = self.state.borrow_mut();
-        let state = &mut *state;
-        let mut at = 0;
-        while at < bytes.len() {
-            let Some(entry) = state.ledger.front_mut() else {
-                return Err(LaneEnd::Poisoned);
-            };
-            let scanned = state.scanner.scan(&bytes[at..], entry.count - entry.answered, true);
-            entry.answered += scanned.replies;
-            // Before anybody is shown the replies (rule A9).
-            if let Some(fences) = &mut state.fences {
-                fences.answered(scanned.replies);
-            }
-            if self.reader.is_some() {
-                entry
-                    .session
-                    .read_from_replica(&self.shard, worker.fences().requested());
-            }
-            self.answered.set(self.answered.get() + u64::from(scanned.replies));
-            let unwritten = entry
-                .session
-                .fill(entry.run, &bytes[at..at + scanned.used], scanned.replies, worker);
-            if unwritten > CLIENT_REPLY_BYTES_MAX && state.stuck_on.is_none() {
-                entry.session.stalls(self);
-                worker.watch_slow_reader(&entry.session);
-                state.stuck_on = Some(entry.session.clone());
-            }
-            at += scanned.used;
-            if matches!(scanned.stop, Stop::Push | Stop::Malformed) {
-                return Err(LaneEnd::Poisoned);
-            }
-            let answered = state.ledger.pop_answered();
-            if !state.streaming {
-                state.head += answered.unwrap_or(0);
-            }
-        }
-        state.trim();
-        Ok(())
-    }
-
     fn flush(&self, context: &mut Context<'_>, writer: &OwnedWriteHalf) -> Result<(), LaneEnd> {
         let mut state = self.state.borrow_mut();
+        if state.wreck.is_some() {
+            return Ok(());
+        }
         while state.written < state.out.len() {
             match writer.try_write(&state.out[state.written..]) {
                 Ok(count) => state.written += count,
@@ -401,8 +413,34 @@ impl Lane {
 }
 
 impl State {
+    /// Everything unanswered, behind what is a wreck already.
+    pub(super) fn take_wreck(&mut self, private: bool, commands: &Table) -> Wreck {
+        let mut wreck = match self.wreck.take() {
+            Some(wreck) => *wreck,
+            None => Wreck::new(private, self.front_since_ms),
+        };
+        let head = if self.streaming { self.out.len() } else { self.head };
+        let written = self.written.saturating_sub(head);
+        wreck.cut(self.ledger.take(), &self.out[head..], written, commands);
+        self.out = Vec::new();
+        (self.head, self.written) = (0, 0);
+        // What these writes changed stays fenced for a while: they may still be executed.
+        self.fences = None;
+        wreck
+    }
+
+    pub(super) fn pop_answered(&mut self) {
+        let Some(bytes) = self.ledger.pop_answered() else {
+            return;
+        };
+        self.stepped = (0, 0);
+        if !self.streaming {
+            self.head += bytes;
+        }
+    }
+
     /// Gives back what is answered, and tells who waits for room.
-    fn trim(&mut self) {
+    pub(super) fn trim(&mut self) {
         if self.head == self.out.len() {
             self.out.clear();
             self.out.shrink_to(IDLE_CAPACITY_MAX);

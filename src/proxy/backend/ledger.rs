@@ -19,6 +19,8 @@ pub struct Entry<S> {
     pub answered: u32,
     /// Length of all of them in bytes.
     pub bytes: usize,
+    /// They are a transaction from MULTI to EXEC, answered together: what comes before EXEC's reply is kept back.
+    pub block: bool,
 }
 
 /// What was appended to a connection and is not answered.
@@ -50,6 +52,7 @@ impl<S> Ledger<S> {
     pub fn push(&mut self, session: S, run: RunId, count: u32, bytes: usize, same: impl Fn(&S, &S) -> bool) {
         if let Some(last) = self.entries.back_mut()
             && last.run == run
+            && !last.block
             && same(&last.session, &session)
         {
             last.count += count;
@@ -62,6 +65,19 @@ impl<S> Ledger<S> {
             count,
             answered: 0,
             bytes,
+            block: false,
+        });
+    }
+
+    /// Adds a transaction of `count` commands, MULTI and EXEC included; it joins nothing and nothing joins it.
+    pub fn push_block(&mut self, session: S, run: RunId, count: u32, bytes: usize) {
+        self.entries.push_back(Entry {
+            session,
+            run,
+            count,
+            answered: 0,
+            bytes,
+            block: true,
         });
     }
 

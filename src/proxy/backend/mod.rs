@@ -4,9 +4,12 @@ mod connect;
 mod greet;
 mod lane;
 mod ledger;
+mod replies;
 mod target;
+mod wreck;
 
 pub use connect::{ConnectError, Credential, Login, ask, connect, put_request};
 pub use greet::{Greeting, greet};
-pub use lane::{Lane, LaneEnd, Pace, Purpose, Wreck};
+pub use lane::{CLIENT_REPLY_BYTES_MAX, Lane, LaneEnd, Pace, Purpose};
 pub use target::Target;
+pub use wreck::{Lost, Role};

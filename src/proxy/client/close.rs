@@ -19,8 +19,6 @@ pub enum CloseReason {
     SlowReader,
     /// Half of a reply was passed on when its backend was lost; nothing true can follow it.
     ReplyCutOff,
-    /// A transaction's WATCH or MULTI was lost with its backend.
-    TransactionLost,
 }
 
 impl fmt::Display for CloseReason {
@@ -33,7 +31,6 @@ impl fmt::Display for CloseReason {
             Self::CrossProtocol => "possible cross protocol scripting attack",
             Self::SlowReader => "the client does not read its replies",
             Self::ReplyCutOff => "the backend was lost in the middle of a reply",
-            Self::TransactionLost => "the backend was lost in the middle of a transaction",
         })
     }
 }

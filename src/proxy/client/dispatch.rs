@@ -6,14 +6,11 @@ use std::rc::Rc;
 
 use super::close::CloseReason;
 use super::run::{Ride, Run};
-use super::session::{Held, IN_FLIGHT_MAX, Park, Session, State, Tail};
+use super::session::{IN_FLIGHT_MAX, Park, Session, State, Tail};
 use super::stream::{Begun, COLLECTED_BYTES_MAX};
-use super::window::RunId;
 use crate::command::{Class, Command, Lookup, refusal};
-use crate::proxy::backend::{Lane, Wreck};
 use crate::resp::{Args, ProtocolError, RequestLimits, RequestScanner, Scan, Span, put_inline_as_request};
-use crate::route::{Answer, Fate, Place, plan};
-use crate::topology::ShardIndex;
+use crate::route::Place;
 
 /// What became of one request.
 pub(super) enum Outcome {
@@ -89,6 +86,7 @@ impl Session {
     }
 
     fn work_on_requests(self: &Rc<Self>, bytes: &[u8], scanner: &mut RequestScanner, spans: &mut Vec<Span>) -> usize {
+        self.check_pinned();
         let limits = RequestLimits {
             authenticated: self.state().authenticated,
             ..self.worker.request_limits()
@@ -111,7 +109,7 @@ impl Session {
                     return bytes.len();
                 }
             };
-            let len = match scan {
+            let mut len = match scan {
                 Scan::Incomplete(need) if need > COLLECTED_BYTES_MAX => {
                     if !self.append(&bytes[run.start..at], &run) {
                         return self.stop(run.start, at, scanner);
@@ -148,7 +146,13 @@ impl Session {
                             at += len;
                             continue;
                         }
-                        Outcome::Done => self.special(&args, &bytes[at..at + len]),
+                        Outcome::Done => match self.block(&args, &bytes[at..]) {
+                            Some(block) => {
+                                len = block.bytes;
+                                self.append_block(&bytes[at..at + len], &block)
+                            }
+                            None => self.special(&args, &bytes[at..at + len]),
+                        },
                         other => other,
                     }
                 }
@@ -201,8 +205,7 @@ impl Session {
         let Lookup::Known(command) = self.worker.commands().lookup(args) else {
             return Outcome::Done;
         };
-        let pinned_transaction = state.pinned.as_ref().is_some_and(|pinned| pinned.multi || pinned.watch);
-        if !pinned_transaction
+        if !state.transaction.concerns_all()
             && state.authenticated
             && command.rides_lane(args)
             && command.arity_ok(args.len())
@@ -224,19 +227,25 @@ impl Session {
         let table = self.worker.commands().clone();
         let command = match table.lookup(args) {
             Lookup::Known(command) => command,
-            Lookup::UnknownSubcommand(_) => return self.refuse(|out| refusal::unknown_subcommand(args, out)),
+            Lookup::UnknownSubcommand(_) => {
+                self.abort_transaction();
+                return self.refuse(|out| refusal::unknown_subcommand(args, out));
+            }
             Lookup::Unknown if refusal::is_cross_protocol(args.name()) => {
                 return Outcome::Close(CloseReason::CrossProtocol);
             }
-            Lookup::Unknown => return self.refuse(|out| refusal::unknown_command(args, out)),
+            Lookup::Unknown => {
+                self.abort_transaction();
+                return self.refuse(|out| refusal::unknown_command(args, out));
+            }
         };
         if !command.arity_ok(args.len()) {
-            return self.refuse(|out| refusal::wrong_arity(command, out));
+            return self.wrong_arity(command);
         }
         if !self.state().authenticated && !matches!(&*command.name, "auth" | "hello" | "quit" | "reset") {
             return self.refuse(|out| out.extend_from_slice(b"-NOAUTH Authentication required.\r\n"));
         }
-        if let Some(outcome) = self.pinned_request(command, args, frame) {
+        if let Some(outcome) = self.transaction(command, args, frame) {
             return outcome;
         }
         let shard = match self.worker.place(command, args) {
@@ -246,67 +255,27 @@ impl Session {
         };
         match command.class_for(args) {
             Class::Session => self.local(command, args),
-            // Which shard a transaction belongs to is known only once it names a key.
-            Class::Transaction if self.worker.shard_count() > 1 => self.refuse(|out| refusal::not_yet(command, out)),
-            Class::Transaction => self.transaction(command, args, frame),
             Class::Blocking if !matches!(&*command.name, "wait" | "waitaof") => {
                 self.pin_and_append(shard, command, args, frame)
             }
             Class::Node | Class::Everywhere => self.pin_and_append(shard, command, args, frame),
-            Class::Refused => self.refuse(|out| {
-                out.extend_from_slice(b"-NOPERM pointsman does not pass on '");
-                out.extend_from_slice(command.name.as_bytes());
-                out.extend_from_slice(b"'\r\n");
-            }),
-            Class::Read | Class::Write | Class::ManyKey | Class::Blocking | Class::EveryNode | Class::Subscribe => {
-                self.refuse(|out| refusal::not_yet(command, out))
-            }
+            Class::Refused => self.not_passed_on(command),
+            Class::Read
+            | Class::Write
+            | Class::ManyKey
+            | Class::Blocking
+            | Class::EveryNode
+            | Class::Subscribe
+            | Class::Transaction => self.refuse(|out| refusal::not_yet(command, out)),
         }
     }
 
-    /// A transaction on a pinned connection: the connection takes everything that may stand in one.
-    fn pinned_request(self: &Rc<Self>, command: &Command, args: &Args, frame: &[u8]) -> Option<Outcome> {
-        let (multi, _) = {
-            let state = self.state();
-            let pinned = state.pinned.as_ref().filter(|pinned| pinned.multi || pinned.watch)?;
-            (pinned.multi, pinned.watch)
-        };
-        let rides = command.lane || command.rides_lane(args) || command.class == Class::Transaction;
-        let rides = rides || (command.class == Class::Blocking && !matches!(&*command.name, "wait" | "waitaof"));
-        if !rides && multi {
-            // The transaction must not go on without this command.
-            self.refuse(|out| refusal::not_yet(command, out));
-            return Some(Outcome::Close(CloseReason::TransactionLost));
-        }
-        if !rides {
-            return None;
-        }
-        if command.class == Class::Transaction {
-            return Some(self.transaction(command, args, frame));
-        }
-        Some(self.pin_and_append(ShardIndex(0), command, args, frame))
-    }
-
-    fn transaction(self: &Rc<Self>, command: &Command, args: &Args, frame: &[u8]) -> Outcome {
-        let pinned = self.state().pinned.is_some();
-        match &*command.name {
-            "exec" if !pinned => return self.refuse(|out| out.extend_from_slice(b"-ERR EXEC without MULTI\r\n")),
-            "discard" if !pinned => return self.refuse(|out| out.extend_from_slice(b"-ERR DISCARD without MULTI\r\n")),
-            "unwatch" if !pinned => return self.refuse(|out| out.extend_from_slice(b"+OK\r\n")),
-            _ => {}
-        }
-        let outcome = self.pin_and_append(ShardIndex(0), command, args, frame);
-        if let (Outcome::Done, Some(pinned)) = (&outcome, &mut self.state().pinned) {
-            match &*command.name {
-                "multi" => pinned.multi = true,
-                "watch" => pinned.watch = true,
-                "unwatch" if !pinned.multi => pinned.watch = false,
-                // Without MULTI both are errors that change nothing.
-                "exec" | "discard" if pinned.multi => (pinned.multi, pinned.watch) = (false, false),
-                _ => {}
-            }
-        }
-        outcome
+    pub(super) fn not_passed_on(self: &Rc<Self>, command: &Command) -> Outcome {
+        self.refuse(|out| {
+            out.extend_from_slice(b"-NOPERM pointsman does not pass on '");
+            out.extend_from_slice(command.name.as_bytes());
+            out.extend_from_slice(b"'\r\n");
+        })
     }
 
     fn inline(self: &Rc<Self>, line: &[u8]) -> Outcome {
@@ -368,101 +337,10 @@ impl Session {
         window.local(&reply, out);
         Outcome::Done
     }
-
-    /// Applies the in-flight rules to what this session had on a lane that is gone.
-    pub fn lane_lost(self: &Rc<Self>, lane: &Rc<Lane>, lost: Vec<Lost>) {
-        let mut answers = plan(&lost.iter().map(|lost| lost.fate).collect::<Vec<_>>()).answers;
-        let pinned = self.state().pinned.take_if(|pinned| Rc::ptr_eq(&pinned.lane, lane));
-        if let Some(streaming) = &mut self.state().streaming {
-            streaming.lane = None;
-        }
-        if pinned.is_some() {
-            // A pinned connection's requests mean something only on a connection prepared as that one was.
-            answers.resize(lost.len(), Answer::MasterDown);
-        }
-        let worker = self.worker.clone();
-        let mut lost = lost.into_iter();
-        for (answer, lost) in answers.into_iter().zip(&mut lost) {
-            self.fill(lost.run, answer.line(), 1, &worker);
-        }
-        {
-            let mut state = self.state();
-            state.held.extend(lost.map(|lost| Held {
-                shard: lane.shard.clone(),
-                run: lost.run,
-                count: 1,
-                bytes: lost.bytes,
-            }));
-            state.held_since_ms = crate::clock::monotonic_ms();
-            state.seat(&lane.shard).lane.take_if(|known| Rc::ptr_eq(known, lane));
-        }
-        if pinned.is_some_and(|pinned| pinned.multi || pinned.watch) {
-            self.close(CloseReason::TransactionLost);
-        }
-        self.wake();
-    }
-}
-
-/// One unanswered command of a lost lane.
-pub struct Lost {
-    run: RunId,
-    fate: Fate,
-    bytes: Vec<u8>,
-}
-
-/// Cuts what a lost lane left into commands, session by session in the order they first appear.
-pub fn sort_out(wreck: Wreck, is_write: impl Fn(&Args) -> bool) -> Vec<(Rc<Session>, Vec<Lost>)> {
-    let (mut scanner, mut spans, mut at) = (RequestScanner::default(), Vec::new(), 0);
-    let mut found: Vec<(Rc<Session>, Vec<Lost>)> = Vec::new();
-    for entry in wreck.entries {
-        let place = match found
-            .iter()
-            .position(|(session, _)| Rc::ptr_eq(session, &entry.session))
-        {
-            Some(place) => place,
-            None => {
-                found.push((entry.session.clone(), Vec::new()));
-                found.len() - 1
-            }
-        };
-        for number in 0..entry.count {
-            let scan = scanner.scan(
-                wreck.bytes.get(at..).unwrap_or_default(),
-                &mut spans,
-                &RequestLimits::default(),
-            );
-            let Ok(Scan::Frame(len)) = scan else {
-                // A streamed request: its bytes are gone, and so is the knowledge of how many were written.
-                scanner = RequestScanner::default();
-                found[place].1.push(Lost {
-                    run: entry.run,
-                    fate: Fate::SentWrite,
-                    bytes: Vec::new(),
-                });
-                continue;
-            };
-            let bytes = &wreck.bytes[at..at + len];
-            at += len;
-            if number < entry.answered {
-                continue;
-            }
-            let fate = match (at <= wreck.written, is_write(&Args::new(bytes, &spans))) {
-                (false, _) => Fate::Unsent,
-                (true, false) => Fate::SentRead,
-                (true, true) => Fate::SentWrite,
-            };
-            found[place].1.push(Lost {
-                run: entry.run,
-                fate,
-                bytes: bytes.to_vec(),
-            });
-        }
-    }
-    found
 }
 
 /// Whether a single shard's master can answer it alone; with one shard that is all of them.
-fn is_for_one_shard(command: &Command) -> bool {
+pub(super) fn is_for_one_shard(command: &Command) -> bool {
     !matches!(
         command.class,
         Class::Refused | Class::Session | Class::Transaction | Class::Subscribe | Class::EveryNode

@@ -55,7 +55,7 @@ impl Session {
         }
     }
 
-    /// Marks what a request changes that is sent again.
+    /// Marks what a request, or a block of them, changes that is sent again.
     pub(super) fn mark_held(&self, held: &Held, footprint: &mut Footprint) {
         let (mut scanner, mut spans, mut at) = (RequestScanner::default(), Vec::new(), 0);
         for place in 0..held.count {
@@ -68,6 +68,9 @@ impl Session {
                 self.mark(command, &args, place, footprint);
             }
             at += len;
+        }
+        if held.block {
+            footprint.belongs_to(held.count.saturating_sub(1));
         }
     }
 

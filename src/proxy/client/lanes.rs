@@ -4,11 +4,13 @@
 
 use std::rc::Rc;
 
+use super::block::Block;
 use super::dispatch::Outcome;
 use super::run::Run;
 use super::session::{Held, Park, Pinned, Session, State};
+use super::transaction::Transaction;
 use crate::clock;
-use crate::command::{Class, Command, Lookup};
+use crate::command::{Command, Lookup};
 use crate::proxy::backend::Lane;
 use crate::proxy::shard::Shard;
 use crate::resp::{Args, RequestScanner, Scan};
@@ -112,17 +114,49 @@ impl Session {
         let Some(pinned) = &mut state.pinned else {
             return Outcome::Done;
         };
+        if !pinned.lane.has_room() {
+            pinned.lane.wait_for_room(self);
+            return Outcome::Park(Park::Lane);
+        }
         let mut footprint = Footprint::default();
-        if pinned.multi && command.class != Class::Transaction {
+        match (state.transaction, &*command.name) {
+            (Transaction::Queueing, "exec") => footprint = std::mem::take(&mut pinned.queued),
+            (Transaction::Queueing, "discard") => pinned.queued.clear(),
             // It is executed by EXEC, if at all.
-            self.mark(command, args, 0, &mut pinned.queued);
-        } else if pinned.multi {
-            footprint = std::mem::take(&mut pinned.queued);
-        } else {
-            self.mark(command, args, 0, &mut footprint);
+            (Transaction::Queueing, _) => self.mark(command, args, 0, &mut pinned.queued),
+            (_, _) => self.mark(command, args, 0, &mut footprint),
         }
         let run = state.window.reserve(pinned.lane.number, 1);
         pinned.lane.append(self, run, 1, frame, &footprint);
+        self.worker.watch_lanes();
+        Outcome::Done
+    }
+
+    /// Appends a whole transaction to the session's lane. What it writes is in the worker's footprint.
+    pub(super) fn append_block(self: &Rc<Self>, bytes: &[u8], block: &Block) -> Outcome {
+        let run = Run {
+            shard: block.shard,
+            count: block.count,
+            writes: true,
+            ..Run::default()
+        };
+        let outcome = self.append_whole(bytes, &run);
+        self.worker.footprint().clear();
+        outcome
+    }
+
+    fn append_whole(self: &Rc<Self>, bytes: &[u8], run: &Run) -> Outcome {
+        let mut state = self.state();
+        let Some(lane) = self.lane_for(&mut state, run) else {
+            return Outcome::Park(state.park);
+        };
+        if !lane.has_room() {
+            lane.wait_for_room(self);
+            return Outcome::Park(Park::Lane);
+        }
+        let id = state.window.reserve(lane.number, run.count);
+        lane.append_block(self, id, run.count, bytes, &self.worker.footprint());
+        self.worker.watch_lanes();
         Outcome::Done
     }
 
@@ -149,11 +183,21 @@ impl Session {
         };
         state.pinned = Some(Box::new(Pinned {
             lane,
-            multi: false,
-            watch: false,
             queued: Footprint::default(),
         }));
         None
+    }
+
+    /// The session's own connection to a shard, for what was in flight on a former one.
+    fn private_lane(&self, state: &mut State, shard: &Rc<Shard>) -> Option<Rc<Lane>> {
+        if state.pinned.is_none() {
+            let lane = shard.open_private(&self.worker, &state.login)?;
+            state.pinned = Some(Box::new(Pinned {
+                lane,
+                queued: Footprint::default(),
+            }));
+        }
+        state.pinned.as_ref().map(|pinned| pinned.lane.clone())
     }
 
     fn hold_in(self: &Rc<Self>, state: &mut State, shard: &Rc<Shard>) {
@@ -164,13 +208,8 @@ impl Session {
 
     /// Gives the session's own connection back once nothing needs it.
     pub(super) fn give_back(&self, state: &mut State) {
-        let idle = state.window.unanswered() == 0;
-        if state
-            .pinned
-            .as_ref()
-            .is_some_and(|pinned| idle && !pinned.multi && !pinned.watch)
-            && let Some(pinned) = state.pinned.take()
-        {
+        let idle = state.window.unanswered() == 0 && !state.transaction.needs_connection();
+        if let Some(pinned) = state.pinned.take_if(|_| idle) {
             pinned.lane.release();
         }
     }
@@ -181,16 +220,27 @@ impl Session {
         let state = &mut *state;
         let mut waits_for = None;
         let (mut kept, mut seats) = (Vec::new(), Vec::new());
-        for held in state.held.drain(..) {
-            let Some(lane) = held.shard.lane(&self.worker, &state.login) else {
+        for held in std::mem::take(&mut state.held) {
+            let lane = if held.private {
+                self.private_lane(state, &held.shard)
+            } else {
+                held.shard.lane(&self.worker, &state.login)
+            };
+            let Some(lane) = lane else {
                 waits_for.get_or_insert_with(|| held.shard.clone());
                 kept.push(held);
                 continue;
             };
             let mut footprint = Footprint::default();
             self.mark_held(&held, &mut footprint);
-            lane.append(self, held.run, held.count, &held.bytes, &footprint);
-            seats.push((held.shard, lane));
+            if held.block {
+                lane.append_block(self, held.run, held.count, &held.bytes, &footprint);
+            } else {
+                lane.append(self, held.run, held.count, &held.bytes, &footprint);
+            }
+            if !held.private {
+                seats.push((held.shard, lane));
+            }
         }
         state.held = kept;
         for (shard, lane) in seats {
@@ -237,9 +287,11 @@ impl Session {
         loop {
             match scanner.scan(&bytes[at..], &mut spans, &self.worker.request_limits()) {
                 Ok(Scan::Frame(len)) => {
-                    if !self.waits_for(&Args::new(&bytes[at..at + len], &spans), shard) {
+                    let args = Args::new(&bytes[at..at + len], &spans);
+                    if !self.waits_for(&args, shard) {
                         return at;
                     }
+                    self.end_ghost(&args);
                     self.refuse(|out| out.extend_from_slice(NO_MASTER));
                     at += len;
                 }

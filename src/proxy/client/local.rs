@@ -5,6 +5,7 @@ use std::rc::Rc;
 use super::close::CloseReason;
 use super::dispatch::Outcome;
 use super::session::{Park, Session};
+use super::transaction::Transaction;
 use crate::command::{Command, refusal};
 use crate::proxy::backend::{Credential, Login, put_request};
 use crate::resp::{Args, parse_i64, put_i64};
@@ -84,6 +85,7 @@ impl Session {
             if let Some(pinned) = state.pinned.take() {
                 pinned.lane.abandon();
             }
+            state.transaction = Transaction::None;
             state.login = Login::default();
             state.authenticated = !self.worker.auth_required();
             state.name = None;
@@ -236,6 +238,12 @@ impl Session {
         self.state().park = Park::Open;
         self.wake();
     }
+}
+
+/// The database that a SELECT asks for, if there is one of that number.
+pub(super) fn database(args: &Args, databases: u32) -> Option<u32> {
+    let index = args.get(1).and_then(parse_i64)?;
+    u32::try_from(index).ok().filter(|index| *index < databases)
 }
 
 /// What a HELLO asks for beside a login.

@@ -1,16 +1,19 @@
 //! The side of the proxy that faces clients.
 
+mod block;
 mod close;
 mod dispatch;
 mod fencing;
 mod lanes;
 mod local;
+mod lost;
+mod multi;
 mod run;
 mod session;
 mod stream;
+mod transaction;
 mod window;
 
 pub use close::CloseReason;
-pub use dispatch::sort_out;
 pub use session::Session;
 pub use window::RunId;

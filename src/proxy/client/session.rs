@@ -19,8 +19,9 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
 use super::close::CloseReason;
+use super::transaction::Transaction;
 use super::window::{RunId, Window};
-use crate::proxy::backend::{Lane, Login};
+use crate::proxy::backend::{CLIENT_REPLY_BYTES_MAX, Lane, Login};
 use crate::proxy::shard::Shard;
 use crate::proxy::wake::Wake;
 use crate::proxy::worker::Worker;
@@ -57,6 +58,10 @@ pub(super) struct Held {
     pub run: RunId,
     pub count: u32,
     pub bytes: Vec<u8>,
+    /// A transaction from MULTI to EXEC.
+    pub block: bool,
+    /// To be sent on a connection of the session's own.
+    pub private: bool,
 }
 
 /// A request that is not whole, or whole ones that wait.
@@ -77,8 +82,6 @@ pub(super) struct Streaming {
 /// A backend connection of the session's own.
 pub(super) struct Pinned {
     pub lane: Rc<Lane>,
-    pub multi: bool,
-    pub watch: bool,
     /// What the commands queued since MULTI will change when EXEC runs them.
     pub queued: Footprint,
 }
@@ -102,6 +105,7 @@ pub(super) struct State {
     pub seats: Vec<Seat>,
     pub held: Vec<Held>,
     pub pinned: Option<Box<Pinned>>,
+    pub transaction: Transaction,
     pub streaming: Option<Box<Streaming>>,
     pub login: Login,
     pub authenticated: bool,
@@ -109,6 +113,8 @@ pub(super) struct State {
     pub closing: Option<CloseReason>,
     pub stalled: Option<Rc<Lane>>,
     pub held_since_ms: u64,
+    /// How much was written to the client when that time was taken: if it is still as much, the wait goes on.
+    pub held_at_written: u64,
 }
 
 /// One client connection.
@@ -137,6 +143,7 @@ impl Session {
             seats: Vec::new(),
             held: Vec::new(),
             pinned: None,
+            transaction: Transaction::None,
             streaming: None,
             login: Login::default(),
             authenticated,
@@ -144,6 +151,7 @@ impl Session {
             closing: None,
             stalled: None,
             held_since_ms: 0,
+            held_at_written: u64::MAX,
         };
         let session = Rc::new(Self {
             id,
@@ -194,6 +202,13 @@ impl Session {
     /// Replies of a replica arrived when `requested` was the newest sample.
     pub fn read_from_replica(&self, shard: &Rc<Shard>, requested: SampleNumber) {
         self.state.borrow_mut().seat(shard).sticky.answered(requested);
+    }
+
+    /// Whether a lane has stopped reading because of this client.
+    pub fn is_stalling(&self) -> bool {
+        let state = self.state.borrow();
+        let holds_back = state.out.len() - state.sent > CLIENT_REPLY_BYTES_MAX / 2;
+        state.stalled.is_some() && holds_back && state.closing.is_none()
     }
 
     /// Takes reply bytes for a run; returns how many bytes are unwritten now.

@@ -40,7 +40,7 @@ impl Session {
             return Begun::Collect;
         };
         let mut state = self.state();
-        if !command.lane || !state.authenticated {
+        if !command.lane || !state.authenticated || state.transaction.is_ghost() {
             return Begun::Collect;
         }
         if state.window.unanswered() > 0 {

@@ -25,6 +25,9 @@ pub enum Unfit {
     /// It is a master.
     #[error("it is no replica")]
     NotAReplica,
+    /// It was to be the master.
+    #[error("it is no master")]
+    NotTheMaster,
     /// It does not hear its master.
     #[error("its link to the master is down")]
     LinkDown,
@@ -40,9 +43,6 @@ pub enum Unfit {
     /// Its clock is not the master's: keys would expire at another time (B12).
     #[error("its clock differs from the master's")]
     Clock,
-    /// It claims to be ahead of the master it follows.
-    #[error("it is ahead of its master")]
-    Ahead,
 }
 
 /// What INFO says about replication.
@@ -70,8 +70,11 @@ pub enum Role {
     },
 }
 
-/// Whom a fresh connection to a replica leads to, from the text of `INFO server`, `INFO persistence` and
-/// `INFO replication` asked *on that connection*, one after the other (rule A11). Refused unless the replica is fit
+/// What a fresh connection to a replica is asked before its first command; servers before 7.0 take one section at a time.
+pub const IDENTIFY: [[&str; 2]; 3] = [["INFO", "server"], ["INFO", "persistence"], ["INFO", "replication"]];
+
+/// Whom a fresh connection to a replica leads to, from the replies to [`IDENTIFY`], one after the other, asked *on that
+/// connection* (rule A11); RESP's framing between them does no harm. Refused unless the replica is fit
 /// now; whether its stream is the epoch's is judged by whoever compares the identity.
 pub fn identify(info: &str) -> Result<Identity, Unfit> {
     let replication = replication(info).ok_or(Unfit::NoInfo)?;
@@ -90,8 +93,13 @@ pub fn identify(info: &str) -> Result<Identity, Unfit> {
     }
 }
 
+/// The run id in `INFO server`.
+pub(super) fn run_id(info: &str) -> Option<RunId> {
+    field(info, "run_id").map(RunId::from)
+}
+
 /// `INFO replication`, if it is that.
-pub fn replication(info: &str) -> Option<Replication> {
+pub(super) fn replication(info: &str) -> Option<Replication> {
     let offset = |name: &str| field(info, name)?.parse().ok().map(ReplOffset);
     let role = match field(info, "role")? {
         "master" => Role::Master(offset("master_repl_offset")?),

@@ -13,6 +13,7 @@ mod client;
 mod pointsman;
 mod process;
 mod redis;
+mod relay;
 mod zookeeper;
 
 use std::net::TcpListener;
@@ -26,6 +27,7 @@ pub use client::{Client, Value};
 pub use pointsman::Pointsman;
 pub use process::{Output, Process, run};
 pub use redis::Redis;
+pub use relay::Relay;
 pub use zookeeper::ZooKeeper;
 
 /// How long a server may take to come up on a busy machine.

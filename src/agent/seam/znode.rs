@@ -1,0 +1,113 @@
+//! Between the machine's types and those of the znodes.
+
+use crate::agent::machine::action::Suspicion;
+use crate::agent::machine::election::Outcome;
+use crate::agent::machine::quorum::Grounds;
+use crate::agent::machine::state::{MasterOf, State};
+use crate::topology::codec::{Kind, Phases, Record, ShardState, Suspect};
+use crate::topology::{NodeId, ShardId};
+
+pub(super) fn to_state(znode: ShardState) -> State {
+    // The codec sees to it that the three are there together.
+    let master = match (znode.master, znode.addr, znode.run_id) {
+        (Some(node), Some(addr), Some(run_id)) => Some(MasterOf { node, addr, run_id }),
+        _ => None,
+    };
+    State {
+        epoch: znode.epoch,
+        phase: znode.phase,
+        executor: znode.executor,
+        nonce: znode.nonce,
+        master,
+        lineage: znode.lineage,
+        members: znode.members,
+        valid: znode.valid,
+        ack_replicas: znode.w,
+    }
+}
+
+pub(super) fn from_state(state: &State) -> ShardState {
+    let master = state.master.clone();
+    ShardState {
+        epoch: state.epoch,
+        phase: state.phase,
+        executor: state.executor.clone(),
+        nonce: state.nonce.clone(),
+        master: master.as_ref().map(|master| master.node.clone()),
+        addr: master.as_ref().map(|master| master.addr.clone()),
+        run_id: master.map(|master| master.run_id),
+        lineage: state.lineage.clone(),
+        members: state.members.clone(),
+        valid: state.valid.clone(),
+        w: state.ack_replicas,
+    }
+}
+
+pub(super) fn to_suspicion(by: NodeId, znode: Suspect) -> Suspicion {
+    Suspicion {
+        by,
+        master: znode.master,
+        run_id: znode.run_id,
+    }
+}
+
+pub(super) fn from_suspicion(suspicion: &Suspicion) -> Suspect {
+    Suspect {
+        master: suspicion.master.clone(),
+        run_id: suspicion.run_id.clone(),
+    }
+}
+
+/// The record of an election that ended at `time_ms` of the wall clock.
+pub(super) fn record(shard: &ShardId, outcome: Outcome, time_ms: u64) -> Record {
+    let kind = match outcome.grounds {
+        Grounds::Founding => Kind::Founding,
+        Grounds::Quorum | Grounds::LastResort => Kind::Failover,
+    };
+    let phases = outcome.phases.into_iter().map(|(name, took)| (name.to_owned(), took));
+    Record {
+        seq: 0,
+        time: time_ms,
+        shard: shard.clone(),
+        kind,
+        from: outcome.from,
+        to: Some(outcome.to),
+        epoch: outcome.epoch,
+        phases_ms: Phases(phases.collect()),
+        held: None,
+        resent: None,
+        indoubt: None,
+        lost_bytes: None,
+        asked_by: None,
+        why: outcome.why,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::topology::{Addr, Epoch, Phase, RunId};
+
+    #[test]
+    fn states_survive_the_way_to_the_znode_and_back() {
+        let master = MasterOf {
+            node: NodeId::from("a"),
+            addr: Addr::new("127.0.0.1", 7001),
+            run_id: RunId::from("a1"),
+        };
+        for master in [Some(master), None] {
+            let state = State {
+                epoch: Epoch(3),
+                phase: Phase::Electing,
+                executor: NodeId::from("b"),
+                nonce: "n".to_owned(),
+                master,
+                lineage: vec!["r1".to_owned()],
+                members: ["a", "b"].map(NodeId::from).into(),
+                valid: [(NodeId::from("a"), RunId::from("a1"))].into(),
+                ack_replicas: 1,
+            };
+            assert_eq!(to_state(from_state(&state)), state);
+        }
+    }
+}

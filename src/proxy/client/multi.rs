@@ -1,0 +1,175 @@
+//! Requests from WATCH and MULTI to EXEC: as one block on a lane, on the session's own connection, or answered here.
+//!
+//! Which of these is decided by [`whole_block`] and [`Transaction`]; this acts on it.
+
+use std::rc::Rc;
+
+use super::block::{Block, whole_block};
+use super::dispatch::Outcome;
+use super::local::database;
+use super::session::{Park, Session};
+use super::transaction::{Reaction, Transaction, Word};
+use crate::command::{Class, Command, refusal};
+use crate::resp::Args;
+use crate::route::Place;
+use crate::topology::ShardIndex;
+
+const EXEC_ARITY: &[u8] =
+    b"-EXECABORT Transaction discarded because of: wrong number of arguments for 'exec' command\r\n";
+
+impl Session {
+    /// The transaction that begins with this request, if it may ride a lane as a whole.
+    pub(super) fn block(&self, args: &Args, bytes: &[u8]) -> Option<Block> {
+        if args.len() != 1 || !args.name().eq_ignore_ascii_case(b"multi") {
+            return None;
+        }
+        let state = self.state();
+        if !state.authenticated || state.transaction != Transaction::None {
+            return None;
+        }
+        drop(state);
+        let mut footprint = self.worker.footprint();
+        footprint.clear();
+        let mut shard = None;
+        let mut block = whole_block(bytes, self.worker.commands(), |command, args, place| {
+            self.mark(command, args, place, &mut footprint);
+            match self.worker.place(command, args) {
+                Place::Shard(index) => *shard.get_or_insert(index) == index,
+                Place::Several | Place::CrossSlot => false,
+            }
+        });
+        match &mut block {
+            Some(block) => {
+                block.shard = shard.unwrap_or_default();
+                footprint.belongs_to(block.count - 1);
+            }
+            None => footprint.clear(),
+        }
+        block
+    }
+
+    /// A request that belongs to a transaction, or is made inside one. `None`: it has nothing to do with that.
+    pub(super) fn transaction(self: &Rc<Self>, command: &Command, args: &Args, frame: &[u8]) -> Option<Outcome> {
+        let (now, resp3) = {
+            let state = self.state();
+            (state.transaction, state.login.resp3)
+        };
+        if command.class != Class::Transaction && !now.concerns_all() {
+            return None;
+        }
+        if command.class == Class::Transaction && self.worker.shard_count() > 1 {
+            // Which shard it belongs to is known only once it names a key.
+            return Some(self.refuse(|out| refusal::not_yet(command, out)));
+        }
+        if now == Transaction::Watching && command.class == Class::Session {
+            return self.while_watching(command, args, frame);
+        }
+        // Redis runs these at once, also inside MULTI.
+        if matches!(&*command.name, "reset" | "quit") {
+            return None;
+        }
+        let (reaction, after) = now.on(Word::named(&command.name));
+        match reaction {
+            Reaction::Outside => None,
+            Reaction::Say(told) => {
+                self.state().transaction = after;
+                Some(self.refuse(|out| out.extend_from_slice(told.line(resp3))))
+            }
+            Reaction::Forward if command.class == Class::Transaction || may_be_pinned(command, args) => {
+                let outcome = self.pin_and_append(ShardIndex(0), command, args, frame);
+                if let Outcome::Done = outcome {
+                    self.state().transaction = after;
+                }
+                Some(outcome)
+            }
+            Reaction::Forward if now == Transaction::Watching => None,
+            Reaction::Forward => {
+                self.abort_transaction();
+                Some(if command.class == Class::Refused {
+                    self.not_passed_on(command)
+                } else {
+                    self.refuse(|out| refusal::not_yet(command, out))
+                })
+            }
+        }
+    }
+
+    /// A request about the session itself, made between WATCH and MULTI.
+    fn while_watching(self: &Rc<Self>, command: &Command, args: &Args, frame: &[u8]) -> Option<Outcome> {
+        match &*command.name {
+            "select" => {
+                // Redis remembers in which database a key is watched, so that connection goes along (rule B9).
+                let database = database(args, self.worker.databases())?;
+                let outcome = self.pin_and_append(ShardIndex(0), command, args, frame);
+                if let Outcome::Done = outcome {
+                    self.state().login.database = database;
+                }
+                Some(outcome)
+            }
+            // The connection speaks for another user or in another protocol than what follows: it must go, and what
+            // it watched counts as changed.
+            "auth" | "hello" => {
+                if self.state().window.unanswered() > 0 {
+                    return Some(Outcome::Park(Park::Drain));
+                }
+                self.give_up_pinned(Transaction::Stale);
+                None
+            }
+            _ => None,
+        }
+    }
+
+    pub(super) fn wrong_arity(self: &Rc<Self>, command: &Command) -> Outcome {
+        if &*command.name == "exec" {
+            // Redis discards the transaction at once.
+            if self.state().transaction == Transaction::Queueing {
+                self.give_up_pinned(Transaction::None);
+            }
+            self.state().transaction = Transaction::None;
+            return self.refuse(|out| out.extend_from_slice(EXEC_ARITY));
+        }
+        self.abort_transaction();
+        self.refuse(|out| refusal::wrong_arity(command, out))
+    }
+
+    /// Gives up the session's own connection inside MULTI, because Redis will not see a request of that.
+    pub(super) fn abort_transaction(&self) {
+        let now = self.state().transaction;
+        if now.aborted() != now {
+            self.give_up_pinned(now.aborted());
+        }
+    }
+
+    /// Ends a transaction without a connection whose EXEC or DISCARD is refused with everything else.
+    pub(super) fn end_ghost(&self, args: &Args) {
+        let mut state = self.state();
+        let ends = ["exec", "discard"]
+            .iter()
+            .any(|name| args.name().eq_ignore_ascii_case(name.as_bytes()));
+        if ends && state.transaction.is_ghost() {
+            state.transaction = Transaction::None;
+        }
+    }
+
+    /// Goes on without the session's own connection; what is in flight on it, nothing or the inside of a MULTI, is
+    /// still answered, and first.
+    pub(super) fn give_up_pinned(&self, after: Transaction) {
+        let mut state = self.state();
+        state.transaction = after;
+        if let Some(pinned) = state.pinned.take() {
+            pinned.lane.release();
+            let shard = pinned.lane.shard.clone();
+            state.seat(&shard).lane = Some(pinned.lane);
+        }
+    }
+}
+
+/// Whether a connection of the session's own takes it, also inside MULTI: one reply, nothing left behind.
+fn may_be_pinned(command: &Command, args: &Args) -> bool {
+    match command.class_for(args) {
+        Class::Node | Class::Everywhere => true,
+        Class::Blocking => !matches!(&*command.name, "wait" | "waitaof"),
+        Class::Read | Class::Write | Class::ManyKey => command.rides_lane(args),
+        Class::Transaction | Class::Subscribe | Class::Session | Class::EveryNode | Class::Refused => false,
+    }
+}

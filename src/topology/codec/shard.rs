@@ -1,0 +1,197 @@
+//! What a shard has agreed on: `/shards/<s>/config` and `/shards/<s>/state`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Znode, check_id, check_names};
+use crate::topology::{Addr, Epoch, NodeId, Phase, RunId};
+
+/// The most members a shard may have.
+const MEMBERS_MAX: usize = 64;
+
+/// `/shards/<s>/config`: what the operator wants of the shard.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardConfig {
+    /// Replicas that must acknowledge a write (W).
+    pub ack_replicas: u32,
+    /// The configured members; empty if they are whoever registers.
+    #[serde(default)]
+    pub members: BTreeSet<NodeId>,
+}
+
+impl Znode for ShardConfig {
+    fn check(&self) -> Result<(), String> {
+        check_members(&self.members)?;
+        let replicas = self.members.len().saturating_sub(1);
+        if !self.members.is_empty() && usize::try_from(self.ack_replicas).is_ok_and(|w| w > replicas) {
+            return Err(format!(
+                "ack_replicas is {}, but there are {replicas} replicas",
+                self.ack_replicas
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// `/shards/<s>/state`: who is master in which epoch, and whose data counts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardState {
+    /// The fencing number.
+    pub epoch: Epoch,
+    /// What the shard is doing.
+    pub phase: Phase,
+    /// The agent that made the last claim.
+    pub executor: NodeId,
+    /// Drawn anew at each claim.
+    pub nonce: String,
+    /// The master of the last `serving` state; it, its address and its life are there together or not at all.
+    pub master: Option<NodeId>,
+    /// Where it listens.
+    pub addr: Option<Addr>,
+    /// Which life of it was promoted.
+    pub run_id: Option<RunId>,
+    /// Replication ids whose data counts.
+    pub lineage: Vec<String>,
+    /// The nodes that count.
+    pub members: BTreeSet<NodeId>,
+    /// Members proven to hold this epoch's data, by the life of their process.
+    pub valid: BTreeMap<NodeId, RunId>,
+    /// Replicas that must acknowledge a write (W).
+    pub w: u32,
+}
+
+impl Znode for ShardState {
+    fn check(&self) -> Result<(), String> {
+        if self.epoch == Epoch(0) {
+            return Err("epoch 0, which comes before the first".to_owned());
+        }
+        match (&self.master, &self.addr, &self.run_id) {
+            (Some(_), Some(_), Some(_)) => {}
+            (None, None, None) if self.phase == Phase::Electing => {}
+            (None, None, None) => return Err("no master, though it is not electing".to_owned()),
+            _ => return Err("master, addr and run_id are not there together".to_owned()),
+        }
+        if self.members.is_empty() {
+            return Err("no members".to_owned());
+        }
+        check_members(&self.members)?;
+        let names = self.valid.keys().chain(self.master.iter()).chain([&self.executor]);
+        check_names(names.map(NodeId::as_str))?;
+        for run_id in self.valid.values().chain(&self.run_id) {
+            check_id("run_id", run_id.as_str())?;
+        }
+        self.lineage.iter().try_for_each(|id| check_id("replication id", id))
+    }
+}
+
+fn check_members(members: &BTreeSet<NodeId>) -> Result<(), String> {
+    if members.len() > MEMBERS_MAX {
+        return Err(format!("{} members, more than {MEMBERS_MAX}", members.len()));
+    }
+    check_names(members.iter().map(NodeId::as_str))
+}
+
+#[cfg(test)]
+pub(super) fn sample() -> ShardState {
+    ShardState {
+        epoch: Epoch(3),
+        phase: Phase::Serving,
+        executor: NodeId::from("s1-b"),
+        nonce: "0123456789abcdef".to_owned(),
+        master: Some(NodeId::from("s1-a")),
+        addr: "127.0.0.1:7001".parse().ok(),
+        run_id: Some(RunId::from("a1")),
+        lineage: vec!["r1".to_owned()],
+        members: ["s1-a", "s1-b"].map(NodeId::from).into(),
+        valid: [("s1-a", "a1"), ("s1-b", "b1")]
+            .map(|(node, life)| (NodeId::from(node), RunId::from(life)))
+            .into(),
+        w: 1,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::{decode, encode};
+    use super::*;
+
+    fn refusal(change: impl FnOnce(&mut ShardState)) -> String {
+        let mut state = sample();
+        change(&mut state);
+        decode::<ShardState>(&encode(&state), "/shards/s1/state")
+            .unwrap_err()
+            .what
+    }
+
+    #[test]
+    fn a_state_that_contradicts_itself_is_refused() {
+        assert!(refusal(|state| state.epoch = Epoch(0)).contains("epoch 0"));
+        assert!(refusal(|state| state.addr = None).contains("together"));
+        assert!(refusal(|state| state.members.clear()).contains("no members"));
+        assert!(refusal(|state| state.executor = NodeId::from("a/b")).contains("no name"));
+        assert!(refusal(|state| state.run_id = Some(RunId::from(""))).contains("run_id"));
+        assert!(refusal(|state| state.lineage = vec!["r 1".to_owned()]).contains("replication id"));
+        let bare = |state: &mut ShardState| {
+            (state.master, state.addr, state.run_id) = (None, None, None);
+        };
+        assert!(refusal(bare).contains("not electing"));
+    }
+
+    #[test]
+    fn a_state_is_readable_and_newer_fields_are_ignored() {
+        let text = String::from_utf8(encode(&sample())).unwrap();
+        assert!(
+            text.contains(r#""phase":"serving""#) && text.contains(r#""addr":"127.0.0.1:7001""#),
+            "{text}"
+        );
+        let newer = text.replacen('{', r#"{"later":{"a":1},"#, 1);
+        assert_eq!(decode::<ShardState>(newer.as_bytes(), "p").unwrap(), sample());
+    }
+
+    #[test]
+    fn more_acknowledgements_than_replicas_are_refused() {
+        let config = |w: u32, members: &[&str]| ShardConfig {
+            ack_replicas: w,
+            members: members.iter().map(|name| NodeId::from(*name)).collect(),
+        };
+        assert!(config(1, &["a", "b"]).check().is_ok());
+        assert!(config(2, &["a", "b"]).check().is_err());
+        assert!(config(2, &[]).check().is_ok(), "whoever registers");
+    }
+
+    fn names() -> impl Strategy<Value = String> {
+        "[A-Za-z0-9._-]{3,64}"
+    }
+
+    proptest! {
+        #[test]
+        fn states_survive_a_round_trip(
+            epoch in 1u64..,
+            lives in prop::collection::btree_map(names(), "[0-9a-f]{40}", 1..5),
+            nonce in "\\PC{0,20}",
+            electing in any::<bool>(),
+            w in any::<u32>(),
+        ) {
+            let valid: BTreeMap<NodeId, RunId> =
+                lives.iter().map(|(name, life)| (NodeId::new(name.as_str()), RunId::new(life.as_str()))).collect();
+            let (master, run_id) = valid.first_key_value().unwrap();
+            let state = ShardState {
+                epoch: Epoch(epoch),
+                phase: if electing { Phase::Electing } else { Phase::Switching },
+                executor: master.clone(),
+                nonce,
+                master: (!electing).then(|| master.clone()),
+                addr: (!electing).then(|| Addr::new("::1", 7001)),
+                run_id: (!electing).then(|| run_id.clone()),
+                lineage: lives.into_values().collect(),
+                members: valid.keys().cloned().collect(),
+                valid,
+                w,
+            };
+            prop_assert_eq!(decode::<ShardState>(&encode(&state), "p").unwrap(), state);
+        }
+    }
+}
