@@ -1,11 +1,11 @@
-# make up     build, and run a proxy before a Redis of its own
+# make up     build, and run all of it on this machine: ZooKeeper, redis-servers, agents, a proxy; until Ctrl-C
+#             (options: make up ARGS='--listen 127.0.0.1:6400 --shards 2')
 # make test   everything CI runs: format, lints, documentation, tests
 # make audit  licences and advisories of the dependencies (needs cargo-deny)
 
 SHELL := /bin/bash
 CARGO ?= cargo
-LISTEN ?= 127.0.0.1:6400
-REDIS_PORT ?= 6401
+ARGS ?=
 
 .PHONY: setup build up test audit
 
@@ -16,7 +16,7 @@ build: setup
 	$(CARGO) build --release --locked
 
 up: build
-	@conf/try.sh $(LISTEN) $(REDIS_PORT)
+	@exec target/release/pointsman up $(ARGS)
 
 test: setup
 	$(CARGO) fmt --check

@@ -1,25 +1,33 @@
-//! The command line: flags in, a checked start out. Exit codes: 0 fine, 1 failed, 2 wrong usage.
+//! The command line: flags in, a checked start out.
+//!
+//! Owns: flags, exit codes (0 fine, 1 failed, 2 wrong usage or config), the log's start. Refuses: work; each command
+//! checks its flags and file, then calls the house that does it.
+
+mod agent;
+mod check;
+mod operate;
+mod proxy;
+mod signals;
+mod up;
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
-use tracing_subscriber::filter::LevelFilter;
+use clap::{Parser, Subcommand};
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
+use tracing_subscriber::util::SubscriberInitExt as _;
 
-use crate::admin;
-use crate::proxy::source::Topology;
-use crate::proxy::{self, Settings};
-use crate::topology::Addr;
+use crate::config::ConfigError;
 
 /// Redis high availability with ZooKeeper for unmodified clients and servers.
 #[derive(Debug, Parser)]
 #[command(version, about)]
 struct Cli {
-    /// What is logged to stderr: off, error, warn, info, debug or trace.
-    #[arg(long, global = true, default_value = "info", env = "POINTSMAN_LOG")]
-    log: LevelFilter,
+    /// What is logged to stderr: off, error, warn, info, debug or trace. Unless given: info for servers, warn for
+    /// commands that end.
+    #[arg(long, global = true, env = "POINTSMAN_LOG")]
+    log: Option<LevelFilter>,
     #[command(subcommand)]
     command: Command,
 }
@@ -27,77 +35,93 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Stands where a Redis address stood and passes commands on to the master.
-    Proxy(ProxyArgs),
+    Proxy(Box<proxy::Args>),
+    /// Stands beside one redis-server: registers it, watches the shard's master, takes part in failovers.
+    Agent(Box<agent::Args>),
+    /// Runs all of it on this machine: ZooKeeper, redis-servers, their agents, proxies; until Ctrl-C.
+    Up(Box<up::Args>),
+    /// Starts a stopped node of a running `up` again; ends when it is linked.
+    UpNode(up::NodeArgs),
+    /// Says what a cluster is doing now.
+    Status(operate::Args),
+    /// Lists what happened to a cluster: its failovers.
+    History(operate::Args),
+    /// Checks a config file and says what it is for.
+    CheckConfig(check::Args),
 }
 
-#[derive(Debug, Args)]
-struct ProxyArgs {
-    /// Where clients connect (may be given several times).
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:6400")]
-    listen: Vec<Addr>,
-    /// The master.
-    #[arg(long, value_name = "HOST:PORT")]
-    master: Addr,
-    /// A replica of it (may be given several times): reads go there as far as it has what they need.
-    #[arg(long, value_name = "HOST:PORT")]
-    replica: Vec<Addr>,
-    /// Where /healthz answers.
-    #[arg(long, value_name = "HOST:PORT")]
-    admin: Option<Addr>,
-    /// Worker threads; half of the cores, at most 4, unless given.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
-    workers: Option<u16>,
+/// Why a command did not do what it was asked.
+#[derive(Debug)]
+enum Failure {
+    /// Wrong flags or config: nothing was begun.
+    Usage(String),
+    /// It failed.
+    Failed(String),
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::Usage(error.to_string())
+    }
+}
+
+impl Failure {
+    fn failed(error: impl ToString) -> Self {
+        Self::Failed(error.to_string())
+    }
 }
 
 /// Runs what the command line asks for.
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_max_level(cli.log)
-        .init();
-    let Command::Proxy(args) = cli.command;
-    let topology = Topology::Fixed {
-        master: args.master,
-        replicas: args.replica,
+    start_log(cli.log.unwrap_or(match cli.command {
+        Command::Proxy(_) | Command::Agent(_) => LevelFilter::INFO,
+        Command::Up(_) | Command::UpNode(_) | Command::Status(_) | Command::History(_) | Command::CheckConfig(_) => {
+            LevelFilter::WARN
+        }
+    }));
+    let done = match cli.command {
+        Command::Proxy(args) => proxy::run(*args),
+        Command::Agent(args) => agent::run(*args),
+        Command::Up(args) => up::run(*args, cli.log.unwrap_or(LevelFilter::INFO)),
+        Command::UpNode(args) => up::run_node(&args),
+        Command::Status(args) => operate::status(args),
+        Command::History(args) => operate::history(args),
+        Command::CheckConfig(args) => check::run(&args),
     };
-    let mut settings = Settings::new(args.listen, topology);
-    settings.admin = args.admin;
-    if let Some(workers) = args.workers {
-        settings.workers = workers.into();
-    }
-    let shutdown = CancellationToken::new();
-    if let Err(error) = stop_on_signals(shutdown.clone()) {
-        eprintln!("pointsman: cannot listen to signals: {error}");
-        return ExitCode::FAILURE;
-    }
-    match proxy::run(settings, &shutdown, admin::serve) {
+    match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("pointsman: {error}");
+        Err(Failure::Failed(sentence)) => {
+            eprintln!("pointsman: {sentence}");
             ExitCode::FAILURE
+        }
+        Err(Failure::Usage(sentence)) => {
+            eprintln!("pointsman: {sentence}");
+            ExitCode::from(2)
         }
     }
 }
 
-/// Asks for the end at the first SIGINT or SIGTERM.
-fn stop_on_signals(shutdown: CancellationToken) -> std::io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let (mut interrupt, mut terminate) = {
-        let _guard = runtime.enter();
-        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+fn start_log(level: LevelFilter) {
+    // What our ZooKeeper client says of each step is for those who look for a fault in it; the store tells the rest.
+    let client = if level > LevelFilter::INFO {
+        level
+    } else {
+        level.min(LevelFilter::ERROR)
     };
-    let wait = move || {
-        runtime.block_on(async {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
-        });
-        tracing::info!("asked to end");
-        shutdown.cancel();
-    };
-    std::thread::Builder::new().name("signals".to_owned()).spawn(wait)?;
-    Ok(())
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_filter(
+            Targets::new()
+                .with_default(level)
+                .with_target("zookeeper_client", client),
+        );
+    tracing_subscriber::registry().with(lines).init();
+}
+
+/// For commands that ask and end.
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    let built = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    built.map_err(|error| Failure::Failed(format!("cannot start an event loop: {error}")))
 }

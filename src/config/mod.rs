@@ -1,1 +1,29 @@
-//! Configuration: raw, then checked.
+//! Configuration files: raw, then checked.
+//!
+//! ```text
+//! file --toml--> ProxyFile | AgentFile | TopologyFile --flags laid over it--> check() --> Proxy | Agent | Topology
+//! ```
+//!
+//! Owns: what a file may say, its defaults and limits, the secret's file. Refuses: unknown keys, values out of range,
+//! files of another kind, and acting on any of it. Invariant: a checked type holds no nonsense; each refusal is one
+//! sentence that names file, line, key and remedy.
+
+mod agent;
+mod document;
+mod error;
+mod proxy;
+mod secret;
+mod topology;
+mod value;
+
+pub use agent::{Agent, AgentFile, Password, TimingsFile};
+pub use document::{Document, File, Kind};
+pub use error::{ConfigError, Problem};
+pub use proxy::{Proxy, ProxyFile, ReadPolicy, Source, ZooKeeper};
+pub use secret::{SECRET_BYTES_MIN, read_secret};
+pub use topology::{ShardFile, SlotRange, Topology, TopologyFile, TopologyShard};
+pub use value::{Ensemble, EnsembleError, Name};
+
+/// Why replicas cannot be waited for.
+pub const NO_ACKNOWLEDGEMENTS: &str =
+    "acknowledgements by replicas are not built yet: only 0 (Redis' own asynchronous replication) works";

@@ -1,1 +1,24 @@
 //! What operators ask for: status, history. Clients of store and peer.
+//!
+//! ```text
+//!  DIR/up.json or --zookeeper --> Cluster --store--> znodes ----\
+//!                                        \--peer--> agents' STATE --> Status | history --> JSON | a table
+//! ```
+//!
+//! Owns: what a running `up` writes about itself ([`Circuit`]), how a cluster is found ([`Cluster`]), what is said of it.
+//! Refuses: changing anything. Invariant: a node that does not answer is told as `down`, never as what it last was.
+
+mod ask;
+mod circuit;
+mod cluster;
+mod history;
+mod status;
+mod table;
+
+pub use ask::{Role, State, ask, reading, standing};
+pub use circuit::{
+    AgentAt, Circuit, CircuitError, NodeAt, ProxyAt, RedisAt, SECRET_FILE, SOCKET_FILE, UP_FILE, ZooKeeperAt,
+};
+pub use cluster::{Cluster, OperateError, Where};
+pub use history::History;
+pub use status::{NodeStatus, ProxyStatus, ShardStatus, Status};

@@ -38,7 +38,9 @@ impl Settings {
     pub fn new(listen: Vec<Addr>, topology: Topology) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
-            id: listen.first().map_or_else(String::new, Addr::to_string),
+            id: listen
+                .first()
+                .map_or_else(String::new, |addr| format!("{}-{}", addr.host(), addr.port())),
             zone: String::new(),
             listen,
             admin: None,

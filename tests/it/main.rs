@@ -4,7 +4,9 @@
 
 mod agent;
 mod agent_store;
+mod cli;
 mod command_keys;
+mod config;
 mod failover;
 mod fences;
 mod framing;
@@ -18,3 +20,4 @@ mod source;
 mod store;
 mod support;
 mod support_check;
+mod up;

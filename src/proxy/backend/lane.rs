@@ -24,7 +24,7 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use super::connect::{ConnectError, Login, connect, identify_replica};
 use super::ledger::Ledger;
 use super::target::Target;
-use super::wreck::Wreck;
+use super::wreck::{Traits, Wreck};
 use crate::clock;
 use crate::command::Table;
 use crate::proxy::client::{RunId, Session};
@@ -136,6 +136,8 @@ pub(super) struct State {
     pub(super) streaming: bool,
     /// The fences that the unanswered writes hold raised.
     pub(super) fences: Option<FenceLog>,
+    /// The first unanswered command, if it is one whose bytes were not kept.
+    pub(super) streamed: Option<Traits>,
     /// The replies to a block before that to its EXEC: if that refuses, the client must not have seen them (rule A4).
     pub(super) queued: Vec<u8>,
     /// The beginning of a reply that may become a refusal, shorter than the longest of those.
@@ -245,14 +247,15 @@ impl Lane {
 
     /// Passes on a part of a request too large to be kept: it is dropped once written, and never sent again. The
     /// first part says whose it is. Only for private lanes with nothing else in flight.
-    pub fn append_part(&self, first: Option<(&Rc<Session>, RunId, &Footprint)>, bytes: &[u8]) {
+    pub fn append_part(&self, first: Option<(&Rc<Session>, RunId, Traits, &Footprint)>, bytes: &[u8]) {
         let mut state = self.state.borrow_mut();
-        if let Some((session, run, footprint)) = first {
+        if let Some((session, run, traits, footprint)) = first {
             if let Some(fences) = &mut state.fences {
                 fences.appended(1, footprint);
             }
             state.ledger.push(session.clone(), run, 1, 0, |_, _| false);
             state.streaming = true;
+            state.streamed = Some(traits);
         }
         state.out.extend_from_slice(bytes);
         self.wake.wake();
@@ -422,6 +425,9 @@ impl State {
         let head = if self.streaming { self.out.len() } else { self.head };
         let written = self.written.saturating_sub(head);
         wreck.cut(self.ledger.take(), &self.out[head..], written, commands);
+        if let Some(traits) = self.streamed.take() {
+            wreck.begins_with_streamed(traits);
+        }
         self.out = Vec::new();
         (self.head, self.written) = (0, 0);
         // What these writes changed stays fenced for a while: they may still be executed.
@@ -434,6 +440,7 @@ impl State {
             return;
         };
         self.stepped = (0, 0);
+        self.streamed = None;
         if !self.streaming {
             self.head += bytes;
         }

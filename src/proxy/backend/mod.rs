@@ -12,4 +12,4 @@ pub use connect::{ConnectError, Credential, Login, ask, connect, put_request};
 pub use greet::{Greeting, greet};
 pub use lane::{CLIENT_REPLY_BYTES_MAX, Lane, LaneEnd, Pace, Purpose};
 pub use target::Target;
-pub use wreck::{Lost, Role};
+pub use wreck::{Lost, Role, Traits};

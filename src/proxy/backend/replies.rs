@@ -175,7 +175,12 @@ impl State {
         if words != Line::Refusal {
             return words;
         }
-        let Some(entry) = self.ledger.front_mut().filter(|_| !self.streaming) else {
+        if self.streaming {
+            return self
+                .streamed
+                .map_or(Line::Answer, |traits| traits.line(bytes, b"", private));
+        }
+        let Some(entry) = self.ledger.front_mut() else {
             return Line::Answer;
         };
         let mut frames = Frames::default();

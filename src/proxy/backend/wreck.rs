@@ -133,10 +133,13 @@ impl Traits {
         match self.role {
             Role::Block => refusal::of_exec(bytes, Some(queued)),
             Role::Exec => refusal::of_exec(bytes, None),
-            Role::Forgotten => Line::Answer,
             _ if self.own_words => Line::Answer,
-            Role::Plain | Role::Multi | Role::Discard | Role::Watch if private => refusal::of_command(bytes),
-            Role::Plain | Role::Multi | Role::Discard | Role::Watch => refusal::of_shared_command(bytes),
+            Role::Plain | Role::Multi | Role::Discard | Role::Watch | Role::Forgotten if private => {
+                refusal::of_command(bytes)
+            }
+            Role::Plain | Role::Multi | Role::Discard | Role::Watch | Role::Forgotten => {
+                refusal::of_shared_command(bytes)
+            }
         }
     }
 }
@@ -233,6 +236,13 @@ impl Wreck {
         self.next += 1;
         self.complete = 0;
         (self.began, self.last_began) = (self.log.len(), self.log.len());
+    }
+
+    /// Tells of the first command, whose bytes were not kept, what could not be seen.
+    pub fn begins_with_streamed(&mut self, traits: Traits) {
+        if let Some(unit) = self.units.first_mut().filter(|unit| unit.bytes.is_empty()) {
+            unit.traits.own_words = traits.own_words;
+        }
     }
 
     /// Remembers that a part of the next reply was passed on.

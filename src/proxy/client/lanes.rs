@@ -13,7 +13,7 @@ use crate::clock;
 use crate::command::{Command, Lookup};
 use crate::proxy::backend::Lane;
 use crate::proxy::shard::Shard;
-use crate::resp::{Args, RequestScanner, Scan};
+use crate::resp::{Args, RequestScanner, Scan, put_inline_as_request};
 use crate::route::{Ask, Footprint, Place, ReadPolicy};
 use crate::topology::ShardIndex;
 
@@ -291,12 +291,16 @@ impl Session {
                     if !self.waits_for(&args, shard) {
                         return at;
                     }
-                    self.end_ghost(&args);
-                    self.refuse(|out| out.extend_from_slice(NO_MASTER));
+                    let line = self.refused_line(&args, NO_MASTER);
+                    self.refuse(|out| out.extend_from_slice(line));
                     at += len;
                 }
                 Ok(Scan::Inline(len)) => {
-                    self.refuse(|out| out.extend_from_slice(NO_MASTER));
+                    let mut request = Vec::new();
+                    let asked = put_inline_as_request(&bytes[at..at + len], &mut request);
+                    if asked.is_err() || self.refuse_all(&request, shard) < request.len() {
+                        return at;
+                    }
                     at += len;
                 }
                 Ok(Scan::Nothing(len)) => at += len,

@@ -21,7 +21,8 @@ impl Session {
         let mut held = Vec::new();
         for (told, lost) in told.into_iter().zip(lost) {
             match told {
-                Told::Verdict(Verdict::Resend) if too_late => {
+                // Too large to have been kept, or held long enough.
+                Told::Verdict(Verdict::Resend) if too_late || lost.bytes.is_empty() => {
                     self.answer_lost(&lost, Told::Verdict(Verdict::MasterDown));
                 }
                 Told::Verdict(Verdict::Show) => {

@@ -8,7 +8,7 @@ use super::block::{Block, whole_block};
 use super::dispatch::Outcome;
 use super::local::database;
 use super::session::{Park, Session};
-use super::transaction::{Reaction, Transaction, Word};
+use super::transaction::{Reaction, Told, Transaction, Word};
 use crate::command::{Class, Command, refusal};
 use crate::resp::Args;
 use crate::route::Place;
@@ -140,15 +140,24 @@ impl Session {
         }
     }
 
-    /// Ends a transaction without a connection whose EXEC or DISCARD is refused with everything else.
-    pub(super) fn end_ghost(&self, args: &Args) {
+    /// What is said to a request that waited too long for a master: `line`, except inside a transaction, which must
+    /// not be cut in two by the end of the wait.
+    pub(super) fn refused_line(&self, args: &Args, line: &'static [u8]) -> &'static [u8] {
+        let word = Word::named(&String::from_utf8_lossy(args.name()).to_ascii_lowercase());
         let mut state = self.state();
-        let ends = ["exec", "discard"]
-            .iter()
-            .any(|name| args.name().eq_ignore_ascii_case(name.as_bytes()));
-        if ends && state.transaction.is_ghost() {
-            state.transaction = Transaction::None;
-        }
+        let (reaction, after) = state.transaction.on(word);
+        let told = match reaction {
+            Reaction::Say(told) => {
+                state.transaction = after;
+                told
+            }
+            Reaction::Forward if word == Word::Multi => {
+                state.transaction = after.lost();
+                Told::Ok
+            }
+            Reaction::Forward | Reaction::Outside => return line,
+        };
+        told.line(state.login.resp3)
     }
 
     /// Goes on without the session's own connection; what is in flight on it, nothing or the inside of a MULTI, is

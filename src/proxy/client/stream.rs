@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use super::session::{Park, Session, Streaming};
 use crate::command::Lookup;
+use crate::proxy::backend::Traits;
 use crate::resp::{Args, RequestScanner, Span};
 use crate::route::{Footprint, Place};
 
@@ -58,7 +59,8 @@ impl Session {
         if command.is_write() {
             footprint.writes_every_key(0);
         }
-        lane.append_part(Some((self, run, &footprint)), bytes);
+        let traits = Traits::of(&args, self.worker.commands());
+        lane.append_part(Some((self, run, traits, &footprint)), bytes);
         state.streaming = Some(Box::new(Streaming {
             frame,
             lane: Some(lane),

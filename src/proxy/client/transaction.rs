@@ -197,8 +197,8 @@ pub(super) fn bury(commands: &[(Role, Fate)], now: Transaction) -> Vec<Told> {
             (Role::Watch, _) if !inside => Told::Ok,
             (Role::Exec, Fate::SentWrite) if !spoiled => Told::Verdict(Verdict::InDoubt),
             (Role::Exec, _) => Told::Aborted,
-            (Role::Forgotten, _) => Told::Verdict(Verdict::InDoubt),
-            (Role::Plain | Role::Block | Role::Watch, _) if inside => Told::LostInside,
+            (Role::Forgotten, Fate::SentWrite) => Told::Verdict(Verdict::InDoubt),
+            (Role::Plain | Role::Block | Role::Watch | Role::Forgotten, _) if inside => Told::LostInside,
             (_, Fate::SentWrite) => Told::Verdict(Verdict::InDoubt),
             (_, Fate::Refused | Fate::Unsent | Fate::SentRead) => Told::Verdict(Verdict::MasterDown),
         });

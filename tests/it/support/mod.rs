@@ -14,6 +14,7 @@ mod pointsman;
 mod process;
 mod redis;
 mod relay;
+mod up;
 mod zookeeper;
 
 use std::net::TcpListener;
@@ -28,6 +29,7 @@ pub use pointsman::Pointsman;
 pub use process::{Output, Process, run};
 pub use redis::Redis;
 pub use relay::Relay;
+pub use up::{Up, assert_gone, runs};
 pub use zookeeper::ZooKeeper;
 
 /// How long a server may take to come up on a busy machine.

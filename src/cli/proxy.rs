@@ -1,0 +1,123 @@
+//! `pointsman proxy`: flags laid over the file.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::agent::store;
+use super::{Failure, signals};
+use crate::admin::{self, Pages};
+use crate::config::{self, ConfigError, Document, Ensemble, File, Kind, Name, ProxyFile, Source};
+use crate::proxy::source::Topology;
+use crate::proxy::{self, Settings, View};
+use crate::route::ReadPolicy;
+use crate::topology::Addr;
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A proxy's config; conf/proxy.toml documents it. Flags win over it.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Its name among the proxies of the cluster [default: HOST-PORT of its first address].
+    #[arg(long, value_name = "NAME")]
+    id: Option<Name>,
+    /// Where clients connect (may be given several times) [default: 127.0.0.1:6400].
+    #[arg(long, value_name = "HOST:PORT")]
+    listen: Vec<Addr>,
+    /// The ZooKeeper servers that know the topology.
+    #[arg(long, value_name = "HOST:PORT,..", group = "source")]
+    zookeeper: Option<Ensemble>,
+    /// The cluster's name in ZooKeeper [default: main].
+    #[arg(long, value_name = "NAME")]
+    cluster: Option<Name>,
+    /// A file that lists the shards.
+    #[arg(long, value_name = "FILE", group = "source")]
+    topology: Option<PathBuf>,
+    /// The one master.
+    #[arg(long, value_name = "HOST:PORT", group = "source")]
+    master: Option<Addr>,
+    /// Its replicas (may be given several times).
+    #[arg(long, value_name = "HOST:PORT", requires = "master")]
+    replica: Vec<Addr>,
+    /// Where /healthz, /readyz, /topology and /metrics answer.
+    #[arg(long, value_name = "HOST:PORT")]
+    admin: Option<Addr>,
+    /// Worker threads; half of the cores, at most 4, unless given.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=256))]
+    workers: Option<u64>,
+}
+
+pub fn run(args: Args) -> Result<(), Failure> {
+    let settings = settings(args)?;
+    let shutdown = signals::shutdown()?;
+    let admin = async |listener, view: View| admin::serve(listener, pages(view)).await;
+    proxy::run(settings, &shutdown, admin).map_err(Failure::failed)
+}
+
+/// What a proxy's admin port shows.
+fn pages(view: View) -> Pages {
+    let shown = view.clone();
+    Pages {
+        ready: Some(Arc::new(move || view.ready())),
+        topology: Some(Arc::new(move || {
+            Some(shown.snapshot()).filter(|known| !known.shards.is_empty())
+        })),
+        metrics: None,
+    }
+}
+
+fn settings(args: Args) -> Result<Settings, Failure> {
+    let document = args.config.as_deref().map(Document::read).transpose()?;
+    let file = match document.as_ref().map(|document| (document, &document.file)) {
+        None => ProxyFile::default(),
+        Some((_, File::Proxy(file))) => file.clone(),
+        Some((document, File::Agent(_) | File::Topology(_))) => return Err(document.not_a(Kind::Proxy).into()),
+    };
+    let checked = args.over(file).check().map_err(|problem| match &document {
+        Some(document) => document.locate(problem),
+        None => ConfigError::Flags { problem },
+    })?;
+    Ok(build(checked))
+}
+
+impl Args {
+    /// The file with what the flags say in its place.
+    fn over(self, mut file: ProxyFile) -> ProxyFile {
+        if !self.listen.is_empty() {
+            file.listen = self.listen;
+        }
+        // A source on the command line replaces whichever the file names.
+        if self.zookeeper.is_some() || self.topology.is_some() || self.master.is_some() {
+            file.zookeeper = self.zookeeper;
+            file.topology = self.topology;
+            file.master = self.master;
+            file.replicas = self.replica;
+        }
+        file.id = self.id.or(file.id);
+        file.cluster = self.cluster.unwrap_or(file.cluster);
+        file.admin = self.admin.or(file.admin);
+        file.workers = self.workers.or(file.workers);
+        file
+    }
+}
+
+fn build(checked: config::Proxy) -> Settings {
+    let topology = match checked.source {
+        Source::ZooKeeper(zookeeper) => Topology::ZooKeeper(store(&zookeeper)),
+        Source::File(path) => Topology::File(path),
+        Source::Fixed { master, replicas } => Topology::Fixed { master, replicas },
+    };
+    let mut settings = Settings::new(checked.listen, topology);
+    if let Some(id) = checked.id {
+        settings.id = id.to_string();
+    }
+    settings.admin = checked.admin;
+    settings.workers = checked.workers.unwrap_or(settings.workers);
+    if checked.reads == config::ReadPolicy::Master {
+        settings.reads = ReadPolicy::Master;
+    }
+    settings.max_lag_ms = u64::try_from(checked.max_lag.as_millis()).unwrap_or(u64::MAX);
+    settings.hold_max_ms = u64::try_from(checked.hold_max.as_millis()).unwrap_or(u64::MAX);
+    settings.connect_timeout = checked.connect_timeout;
+    settings.clients_max = checked.clients_max;
+    settings
+}

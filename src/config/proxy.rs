@@ -1,0 +1,189 @@
+//! What `[proxy]` may say.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::error::Problem;
+use super::value::{Ensemble, Name, maybe_within, within};
+use crate::topology::Addr;
+
+/// Where reads go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ReadPolicy {
+    /// To the master.
+    Master,
+    /// To a replica that is known to have all that the session wrote or saw, else to the master.
+    #[default]
+    Causal,
+}
+
+/// `[proxy]` as it stands in the file; `conf/proxy.toml` documents each key.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ProxyFile {
+    /// Its name among the proxies of the cluster.
+    pub id: Option<Name>,
+    /// Where clients connect.
+    pub listen: Vec<Addr>,
+    /// Where the admin pages are.
+    pub admin: Option<Addr>,
+    /// Worker threads.
+    #[serde(deserialize_with = "maybe_within::<1, 256, _>")]
+    pub workers: Option<u64>,
+    /// The ensemble that knows the topology.
+    pub zookeeper: Option<Ensemble>,
+    /// The cluster's name there.
+    pub cluster: Name,
+    /// How long ZooKeeper keeps the session of a silent client.
+    #[serde(deserialize_with = "within::<200, 600_000, _>")]
+    pub session_timeout_ms: u64,
+    /// The file that knows the topology.
+    pub topology: Option<PathBuf>,
+    /// The one master, if there is no other source.
+    pub master: Option<Addr>,
+    /// Its replicas.
+    pub replicas: Vec<Addr>,
+    /// Where reads go.
+    pub reads: ReadPolicy,
+    /// How old the newest sample that a replica has passed may be.
+    #[serde(deserialize_with = "within::<1, 600_000, _>")]
+    pub max_lag_ms: u64,
+    /// How long a command waits for a master before it is refused.
+    #[serde(deserialize_with = "within::<1, 600_000, _>")]
+    pub hold_max_ms: u64,
+    /// How long opening a backend connection may take.
+    #[serde(deserialize_with = "within::<1, 60_000, _>")]
+    pub connect_timeout_ms: u64,
+    /// Clients at once.
+    #[serde(deserialize_with = "within::<1, 1_000_000, _>")]
+    pub clients_max: u64,
+}
+
+impl Default for ProxyFile {
+    fn default() -> Self {
+        Self {
+            id: None,
+            listen: vec![Addr::new("127.0.0.1", 6400)],
+            admin: None,
+            workers: None,
+            zookeeper: None,
+            cluster: super::agent::default_cluster(),
+            session_timeout_ms: 4000,
+            topology: None,
+            master: None,
+            replicas: Vec::new(),
+            reads: ReadPolicy::Causal,
+            max_lag_ms: 1000,
+            hold_max_ms: 5000,
+            connect_timeout_ms: 1000,
+            clients_max: 10_000,
+        }
+    }
+}
+
+/// A cluster in ZooKeeper.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ZooKeeper {
+    /// Its servers.
+    pub connect: Ensemble,
+    /// The cluster's name.
+    pub cluster: Name,
+    /// The session's timeout.
+    pub session_timeout: Duration,
+}
+
+/// Where a proxy learns the topology.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// ZooKeeper.
+    ZooKeeper(ZooKeeper),
+    /// A file that holds `[topology]`.
+    File(PathBuf),
+    /// The config itself: one shard.
+    Fixed {
+        /// The master.
+        master: Addr,
+        /// Its replicas.
+        replicas: Vec<Addr>,
+    },
+}
+
+/// `[proxy]`, checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proxy {
+    /// Its name; `None`: made of its first address.
+    pub id: Option<Name>,
+    /// Where clients connect; at least one.
+    pub listen: Vec<Addr>,
+    /// Where the admin pages are.
+    pub admin: Option<Addr>,
+    /// Worker threads; `None`: by the number of cores.
+    pub workers: Option<usize>,
+    /// Where the topology comes from.
+    pub source: Source,
+    /// Where reads go.
+    pub reads: ReadPolicy,
+    /// How old the newest sample that a replica has passed may be.
+    pub max_lag: Duration,
+    /// How long a command waits for a master.
+    pub hold_max: Duration,
+    /// How long opening a backend connection may take.
+    pub connect_timeout: Duration,
+    /// Clients at once.
+    pub clients_max: usize,
+}
+
+impl ProxyFile {
+    /// Checks what single values cannot show.
+    pub fn check(&self) -> Result<Proxy, Problem> {
+        if self.listen.is_empty() {
+            return Err(Problem::new("listen", "there is no address: name at least one"));
+        }
+        let small = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
+        Ok(Proxy {
+            id: self.id.clone(),
+            listen: self.listen.clone(),
+            admin: self.admin.clone(),
+            workers: self.workers.map(small),
+            source: self.source()?,
+            reads: self.reads,
+            max_lag: Duration::from_millis(self.max_lag_ms),
+            hold_max: Duration::from_millis(self.hold_max_ms),
+            connect_timeout: Duration::from_millis(self.connect_timeout_ms),
+            clients_max: small(self.clients_max),
+        })
+    }
+
+    fn source(&self) -> Result<Source, Problem> {
+        let one = |key| {
+            Err(Problem::new(
+                key,
+                "only one of zookeeper, topology and master may be given",
+            ))
+        };
+        if self.master.is_none() && !self.replicas.is_empty() {
+            return Err(Problem::new("replicas", "they need a master: name it, too"));
+        }
+        match (&self.zookeeper, &self.topology, &self.master) {
+            (Some(connect), None, None) => Ok(Source::ZooKeeper(ZooKeeper {
+                connect: connect.clone(),
+                cluster: self.cluster.clone(),
+                session_timeout: Duration::from_millis(self.session_timeout_ms),
+            })),
+            (None, Some(path), None) => Ok(Source::File(path.clone())),
+            (None, None, Some(master)) => Ok(Source::Fixed {
+                master: master.clone(),
+                replicas: self.replicas.clone(),
+            }),
+            (None, None, None) => {
+                let what = "nothing says where Redis is: give one of zookeeper, topology and master";
+                Err(Problem::new("master", what))
+            }
+            (_, Some(_), _) => one("topology"),
+            (Some(_), None, Some(_)) => one("master"),
+        }
+    }
+}

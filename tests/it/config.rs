@@ -1,0 +1,231 @@
+//! Config files: what is documented is what is checked, and each refusal names file, line, key and remedy.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use pointsman::config::{AgentFile, Document, File, ProxyFile, TopologyFile, read_secret};
+use tempfile::TempDir;
+
+use crate::support::Pointsman;
+
+fn documented(name: &str) -> (PathBuf, String) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("conf").join(name);
+    let text = fs::read_to_string(&path).unwrap();
+    (path, text)
+}
+
+/// Every key has a line of its own, behind a `#` if it has no default.
+fn assert_documents(text: &str, file: &serde_json::Value) {
+    for (key, value) in file.as_object().unwrap() {
+        if value.is_object() {
+            assert_documents(text, value);
+            continue;
+        }
+        let set = text.lines().any(|line| line.starts_with(&format!("{key} = ")));
+        let shown = text.lines().any(|line| line.starts_with(&format!("# {key} = ")));
+        assert!(
+            if value.is_null() { shown && !set } else { set },
+            "{key} is not documented"
+        );
+    }
+}
+
+#[test]
+fn the_documented_configs_hold_every_key_with_its_default() {
+    let (path, text) = documented("proxy.toml");
+    let document = Document::parse(&path, text.clone()).unwrap();
+    assert_eq!(document.file, File::Proxy(ProxyFile::default()));
+    assert_documents(&text, &serde_json::to_value(ProxyFile::default()).unwrap());
+
+    let (path, text) = documented("agent.toml");
+    let document = Document::parse(&path, text.clone()).unwrap();
+    assert_eq!(document.file, File::Agent(AgentFile::default()));
+    assert_documents(&text, &serde_json::to_value(AgentFile::default()).unwrap());
+
+    let (path, text) = documented("topology.toml");
+    let File::Topology(TopologyFile { shards }) = Document::parse(&path, text.clone()).unwrap().file else {
+        panic!("a topology");
+    };
+    assert_documents(&text, &serde_json::to_value(&shards[0]).unwrap());
+}
+
+#[test]
+fn what_stands_behind_a_hash_is_allowed_there() {
+    for (name, needed) in [
+        ("proxy.toml", &["zookeeper", "admin", "workers"][..]),
+        (
+            "agent.toml",
+            &[
+                "node",
+                "shard",
+                "redis",
+                "redis_user",
+                "redis_password_file",
+                "admin",
+                "zookeeper",
+                "secret_file",
+                "zone",
+            ],
+        ),
+    ] {
+        let (path, mut text) = documented(name);
+        for key in needed {
+            text = text.replacen(&format!("# {key} = "), &format!("{key} = "), 1);
+        }
+        Document::parse(&path, text).unwrap().check().unwrap();
+    }
+}
+
+#[test]
+fn a_written_config_reads_back_as_it_was() {
+    let file = File::Agent(AgentFile {
+        node: Some("s1-a".parse().unwrap()),
+        members: vec!["s1-a".parse().unwrap()],
+        ..AgentFile::default()
+    });
+    let text = file.to_toml().unwrap();
+    assert_eq!(Document::parse(Path::new("x"), text).unwrap().file, file);
+}
+
+struct Checked {
+    dir: TempDir,
+}
+
+impl Checked {
+    fn new() -> Self {
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    /// The exit code and the one line that `check-config` says about `text`, the file's folder cut off.
+    fn check(&self, text: &str) -> (Option<i32>, String) {
+        let path = self.dir.path().join("f.toml");
+        fs::write(&path, text).unwrap();
+        let output = Pointsman::run(&["check-config", path.to_str().unwrap()]);
+        let said = format!("{}{}", output.stdout, output.stderr);
+        let said = said.replace(&format!("{}/", self.dir.path().display()), "");
+        assert_eq!(said.matches('\n').count(), 1, "{said}");
+        (output.code, said.trim_end().to_owned())
+    }
+}
+
+#[test]
+fn check_config_tells_the_kind_or_names_line_key_and_remedy() {
+    let checked = Checked::new();
+    for (text, kind) in [
+        ("[proxy]\nmaster = '127.0.0.1:1'\n", "a proxy's config"),
+        (
+            "[agent]\nnode = 'a'\nshard = 's'\nredis = 'h:1'\nzookeeper = 'z:1'\nsecret_file = 's'\n",
+            "an agent's config",
+        ),
+        ("[[topology.shards]]\nid = 's'\nnodes = ['h:1']\n", "a topology"),
+    ] {
+        assert_eq!(checked.check(text), (Some(0), format!("f.toml: {kind}, fine")));
+    }
+    for (text, sentence) in [
+        (
+            "",
+            "f.toml: it holds no [proxy], [agent] or [topology] table: begin with one of them",
+        ),
+        (
+            "[proxy]\nmaster = 'h:1'\n[[topology.shards]]\nid = 's'\nnodes = ['h:1']\n",
+            "f.toml: it holds several of [proxy], [agent] and [topology]: make a file of each",
+        ),
+        (
+            "[proxy]\nmaster = 'h:1'\nworkers = 0\n",
+            "f.toml:3: workers: 0 is not within 1 to 256",
+        ),
+        (
+            "[proxy]\nmaster = 'h:1'\nworkers = 257\n",
+            "f.toml:3: workers: 257 is not within 1 to 256",
+        ),
+        (
+            "[proxy]\nmaster = 'h'\n",
+            "f.toml:2: master: 'h' is not an address: write HOST:PORT, for example 127.0.0.1:6379 or [::1]:6379",
+        ),
+        (
+            "[proxy]\nmaster = 'h:1'\nreads = 'any'\n",
+            "f.toml:3: reads: unknown variant any, expected master or causal",
+        ),
+        (
+            "[proxy]\n# none\n",
+            "f.toml:1: master: nothing says where Redis is: give one of zookeeper, topology and master",
+        ),
+        (
+            "[proxy]\nmaster = 'h:1'\nzookeeper = 'h:1'\n",
+            "f.toml:2: master: only one of zookeeper, topology and master may be given",
+        ),
+        (
+            "[agent]\nnode = 'a'\n",
+            "f.toml:1: redis: it is missing: give where its Redis listens, HOST:PORT",
+        ),
+        (
+            "[agent]\nnode = 'a/b'\n",
+            "f.toml:2: node: \"a/b\" is no name: use 1 to 64 letters, digits, '.', '_' or '-'",
+        ),
+        (
+            "[agent]\nnode = 'a'\nack_replicas = 1\n",
+            "f.toml:3: ack_replicas: acknowledgements by replicas are not built yet: only 0 (Redis' own asynchronous \
+             replication) works",
+        ),
+        (
+            "[agent]\nnode = 'a'\n[agent.timings]\nprobe_ms = 0\n",
+            "f.toml:4: probe_ms: 0 is not within 1 to 60000",
+        ),
+        (
+            "[agent]\nnode = 'a'\nredis = '0.0.0.0:1'\nshard = 's'\n",
+            "f.toml:3: redis: 0.0.0.0:1 is published to the others, who cannot connect to it: give the address they see",
+        ),
+        (
+            "[[topology.shards]]\nid = 's'\nslots = ['0-99', '101-16383']\nnodes = ['h:1']\n",
+            "f.toml:3: shards.slots: slot 100 belongs to no shard: give each of the slots 0-16383 to one shard",
+        ),
+    ] {
+        assert_eq!(
+            checked.check(text),
+            (Some(2), format!("pointsman: {sentence}")),
+            "{text}"
+        );
+    }
+    let (code, said) = checked.check("[proxy]\nmaster = 'h:1'\nworker = 2\n");
+    assert_eq!(code, Some(2));
+    assert!(
+        said.starts_with("pointsman: f.toml:3: worker: no such key; expected one of listen, admin"),
+        "{said}"
+    );
+    let (code, said) = checked.check("[proxy]\nmaster = h:1\n");
+    assert_eq!(code, Some(2));
+    assert!(said.starts_with("pointsman: f.toml:2: master: "), "{said}");
+    let missing = Pointsman::run(&["check-config", "/nowhere/at-all.toml"]);
+    assert_eq!(missing.code, Some(2));
+    assert!(missing.stderr.contains("/nowhere/at-all.toml: "), "{}", missing.stderr);
+}
+
+#[test]
+fn a_secret_is_long_and_nobody_elses() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("secret");
+    let write = |text: &str, mode: u32| {
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        read_secret(&path)
+            .map(|secret| secret.to_vec())
+            .map_err(|error| error.to_string())
+    };
+    assert_eq!(write("0123456789abcdef\n", 0o600).unwrap(), b"0123456789abcdef");
+    assert!(
+        write("0123456789abcde\n", 0o600)
+            .unwrap_err()
+            .contains("has 15 bytes, 16 are needed")
+    );
+    assert!(write("0123456789abcdef", 0o644).unwrap_err().contains("chmod o="));
+    fs::remove_file(&path).unwrap();
+    assert!(
+        read_secret(&path)
+            .unwrap_err()
+            .to_string()
+            .contains("name a file that can be read")
+    );
+}
