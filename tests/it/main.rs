@@ -7,6 +7,7 @@ mod agent_store;
 mod cli;
 mod command_keys;
 mod config;
+mod endtoend;
 mod failover;
 mod fences;
 mod framing;

@@ -182,7 +182,7 @@ impl Progress {
         match judged {
             Err(unfit) => {
                 if self.unfit.replace(unfit) != Some(unfit) {
-                    info!(run_id = %run_id, "a replica serves no reads: {unfit}");
+                    info!("the replica serves no reads: {unfit}");
                 }
                 leave_service(feed, facts);
                 false

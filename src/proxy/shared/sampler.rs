@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{Instrument as _, info_span, warn};
 
 use super::control::ControlLogin;
 use super::follow::{self, Feed, follow_master, follow_replica};
@@ -158,7 +158,8 @@ impl Sampler {
             login: (self.settings.login)(&shard.id, shard.epoch),
             run_id: master.run_id.clone(),
         };
-        let task = tokio::spawn(follow_master(feed.clone(), node, self.rounds.subscribe()));
+        let span = info_span!("master", shard = %shard.id, node = %master.node);
+        let task = tokio::spawn(follow_master(feed.clone(), node, self.rounds.subscribe()).instrument(span));
         Group {
             epoch: shard.epoch,
             master: master.clone(),
@@ -193,7 +194,9 @@ impl Sampler {
                     run_id: None,
                 };
                 let feed = group.feed.clone();
-                let task = tokio::spawn(follow_replica(feed, target, facts.clone(), self.rounds.subscribe()));
+                let span = info_span!("replica", shard = %shard.id, node = %node.id);
+                let following = follow_replica(feed, target, facts.clone(), self.rounds.subscribe());
+                let task = tokio::spawn(following.instrument(span));
                 (facts, Follower(task.abort_handle()))
             });
         }

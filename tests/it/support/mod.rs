@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use ::pointsman::clock;
 
-pub use client::{Client, Value};
+pub use client::{Client, Value, encode};
 pub use pointsman::Pointsman;
 pub use process::{Output, Process, run};
 pub use redis::Redis;

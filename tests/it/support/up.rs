@@ -1,16 +1,24 @@
 //! A running `pointsman up`.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use pointsman::clock;
+use pointsman::store::Store;
 use serde_json::Value as Json;
 use tempfile::TempDir;
 
-use super::{Client, Output, Pointsman, START_DEADLINE, eventually, free_port, holds_within};
+use super::{Client, Output, POLL, Pointsman, START_DEADLINE, free_port, holds_within};
 
 /// How long the processes of an `up` may take to be gone.
 const GONE_DEADLINE: Duration = Duration::from_secs(15);
+
+/// How often one log may say the same.
+const SAME_MAX: usize = 25;
 
 /// An `up` in a folder of its own; killed when dropped, and its children with it.
 pub struct Up {
@@ -96,6 +104,115 @@ impl Up {
         serde_json::from_str(&output.stdout).unwrap()
     }
 
+    /// The master of a shard, as `status` says; empty while there is none.
+    #[track_caller]
+    pub fn master(&self, shard: &str) -> String {
+        let shard = self.shard(shard);
+        match shard["phase"] == "serving" {
+            true => shard["master"].as_str().unwrap_or_default().to_owned(),
+            false => String::new(),
+        }
+    }
+
+    /// What `status` says of a shard.
+    #[track_caller]
+    pub fn shard(&self, id: &str) -> Json {
+        let status = self.status();
+        let shards = status["shards"].as_array().unwrap();
+        shards.iter().find(|shard| shard["id"] == id).unwrap().clone()
+    }
+
+    /// Waits until every member of a shard counts: the next master that dies can be replaced by any of the others
+    /// without a word of doubt. A node may be linked a moment before.
+    #[track_caller]
+    pub fn all_count(&self, shard: &str) {
+        let connect = self.json()["zookeeper"]["connect"].as_str().unwrap().to_owned();
+        let path = format!("/shards/{shard}/state");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let done = runtime.unwrap().block_on(async {
+            let settings = pointsman::store::Settings::new(&connect, self.json()["cluster"].as_str().unwrap());
+            let store = Store::connect(&settings).await.unwrap();
+            let end = clock::now() + START_DEADLINE;
+            let mut done = false;
+            while !done && clock::now() < end {
+                let state = store.get(&path).await.ok().flatten().map_or(Json::Null, |value| {
+                    serde_json::from_slice(&value.bytes).unwrap_or(Json::Null)
+                });
+                let members = state["members"].as_array().map_or(0, Vec::len);
+                let valid = state["valid"].as_object().map_or(0, serde_json::Map::len);
+                done = state["phase"] == "serving" && valid == members && self.lives(&state["valid"]);
+                tokio::time::sleep(POLL).await;
+            }
+            store.close().await;
+            done
+        });
+        assert!(done, "not every member of {shard} counts");
+    }
+
+    /// Whether these are the lives of the Redis that run now.
+    fn lives(&self, valid: &Json) -> bool {
+        let lives = valid.as_object().into_iter().flatten();
+        lives.into_iter().all(|(node, run_id)| {
+            let info =
+                Client::try_connect(self.redis(node)).and_then(|mut redis| redis.try_command(&["INFO", "server"]));
+            info.is_ok_and(|info| info.text().contains(run_id.as_str().unwrap_or("none")))
+        })
+    }
+
+    /// Where a node's Redis listens.
+    #[track_caller]
+    pub fn redis(&self, node: &str) -> String {
+        self.node(node)["redis"]["addr"].as_str().unwrap().to_owned()
+    }
+
+    /// Signals a node's `redis` or `agent`.
+    #[track_caller]
+    pub fn signal(&self, node: &str, part: &str, signal: Signal) {
+        signal_pid(&self.node(node)[part]["pid"], signal);
+    }
+
+    /// Signals its first ZooKeeper.
+    #[track_caller]
+    pub fn signal_zookeeper(&self, signal: Signal) {
+        signal_pid(&self.json()["zookeeper"]["pid"], signal);
+    }
+
+    /// Signals one of its proxies, the first being 0.
+    #[track_caller]
+    pub fn signal_proxy(&self, index: usize, signal: Signal) {
+        signal_pid(&self.json()["proxies"][index]["pid"], signal);
+    }
+
+    /// Fails when an agent or a proxy logged a WARN or ERROR that has none of the `declared` texts in it, or says the
+    /// same again and again.
+    #[track_caller]
+    pub fn assert_calm(&self, declared: &[&str]) {
+        for (log, text) in self.logs(&["agent.log", "proxy.log"]) {
+            let mut said: BTreeMap<String, usize> = BTreeMap::new();
+            for line in text.lines() {
+                let warning = line.contains(" WARN ") || line.contains(" ERROR ");
+                let known = declared.iter().any(|text| line.contains(text));
+                assert!(!warning || known, "undeclared in {}: {line}", log.display());
+                // Times and numbers differ in lines that say the same.
+                let words = line.chars().filter(|letter| !letter.is_ascii_digit()).collect();
+                *said.entry(words).or_default() += 1;
+            }
+            let most = said.iter().max_by_key(|(_, count)| **count);
+            if let Some((line, count)) = most.filter(|(_, count)| **count > SAME_MAX) {
+                panic!("{} says {count} times: {line}", log.display());
+            }
+        }
+    }
+
+    /// The logs of these names in all folders.
+    #[track_caller]
+    pub fn logs(&self, names: &[&str]) -> Vec<(PathBuf, String)> {
+        let folders = fs::read_dir(&self.dir).unwrap().map(|entry| entry.unwrap().path());
+        let logs = folders.flat_map(|folder| names.iter().map(move |name| folder.join(name)));
+        logs.filter_map(|log| fs::read_to_string(&log).ok().map(|text| (log, text)))
+            .collect()
+    }
+
     /// The pids of everything that runs.
     #[track_caller]
     pub fn pids(&self) -> Vec<i64> {
@@ -107,6 +224,24 @@ impl Up {
         }
         pids.into_iter().filter_map(Json::as_i64).collect()
     }
+}
+
+impl Drop for Up {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for (log, text) in self.logs(&["agent.log", "proxy.log", "zookeeper.log"]) {
+                let start = text.len().saturating_sub(6_000);
+                let start = (start..=text.len()).find(|at| text.is_char_boundary(*at));
+                eprintln!("--- {} ---\n{}", log.display(), &text[start.unwrap_or(0)..]);
+            }
+        }
+    }
+}
+
+#[track_caller]
+fn signal_pid(pid: &Json, signal: Signal) {
+    let pid = i32::try_from(pid.as_i64().expect("it runs")).unwrap();
+    kill(Pid::from_raw(pid), signal).unwrap();
 }
 
 #[track_caller]
