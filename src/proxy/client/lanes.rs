@@ -123,7 +123,10 @@ impl Session {
             (Transaction::Queueing, "exec") => footprint = std::mem::take(&mut pinned.queued),
             (Transaction::Queueing, "discard") => pinned.queued.clear(),
             // It is executed by EXEC, if at all.
-            (Transaction::Queueing, _) => self.mark(command, args, 0, &mut pinned.queued),
+            (Transaction::Queueing, _) => {
+                self.mark(command, args, 0, &mut pinned.queued);
+                pinned.queued.bound();
+            }
             (_, _) => self.mark(command, args, 0, &mut footprint),
         }
         let run = state.window.reserve(pinned.lane.number, 1);
