@@ -35,6 +35,13 @@ pub struct Login {
 }
 
 impl Login {
+    /// The user it acts for.
+    pub fn user(&self) -> &[u8] {
+        self.credential
+            .as_ref()
+            .map_or(b"default", |credential| &credential.user)
+    }
+
     /// Whether it acts for another user than the default one, whose rights may differ from node to node (rule A16).
     pub fn is_named_user(&self) -> bool {
         self.credential

@@ -206,6 +206,7 @@ impl Session {
         let Lookup::Known(command) = self.worker.commands().lookup(args) else {
             return Outcome::Done;
         };
+        self.asks(command.id);
         if !state.transaction.concerns_all()
             && state.feed.is_none()
             && state.authenticated
@@ -264,7 +265,7 @@ impl Session {
             Place::Several => return self.refuse(|out| refusal::not_yet(command, out)),
         };
         match command.class_for(args) {
-            Class::Session => self.local(command, args),
+            Class::Session => self.local(command, args, frame),
             Class::Blocking if !matches!(&*command.name, "wait" | "waitaof") => {
                 self.pin_and_append(shard, command, args, frame)
             }

@@ -120,12 +120,19 @@ impl Session {
         }
         let mut footprint = Footprint::default();
         match (state.transaction, &*command.name) {
-            (Transaction::Queueing, "exec") => footprint = std::mem::take(&mut pinned.queued),
-            (Transaction::Queueing, "discard") => pinned.queued.clear(),
+            (Transaction::Queueing, "exec") => {
+                footprint = std::mem::take(&mut pinned.queued);
+                pinned.queued_count = 0;
+            }
+            (Transaction::Queueing, "discard") => {
+                pinned.queued.clear();
+                pinned.queued_count = 0;
+            }
             // It is executed by EXEC, if at all.
             (Transaction::Queueing, _) => {
                 self.mark(command, args, 0, &mut pinned.queued);
                 pinned.queued.bound();
+                pinned.queued_count += 1;
             }
             (_, _) => self.mark(command, args, 0, &mut footprint),
         }
@@ -187,6 +194,7 @@ impl Session {
         state.pinned = Some(Box::new(Pinned {
             lane,
             queued: Footprint::default(),
+            queued_count: 0,
         }));
         None
     }
@@ -198,6 +206,7 @@ impl Session {
             state.pinned = Some(Box::new(Pinned {
                 lane,
                 queued: Footprint::default(),
+                queued_count: 0,
             }));
         }
         state.pinned.as_ref().map(|pinned| pinned.lane.clone())

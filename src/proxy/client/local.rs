@@ -14,7 +14,7 @@ const SYNTAX: &[u8] = b"-ERR syntax error\r\n";
 
 impl Session {
     /// Answers a request of class session, or says that it cannot.
-    pub(super) fn local(self: &Rc<Self>, command: &Command, args: &Args) -> Outcome {
+    pub(super) fn local(self: &Rc<Self>, command: &Command, args: &Args, frame: &[u8]) -> Outcome {
         match &*command.name {
             "quit" => {
                 if self.state().window.unanswered() == 0 {
@@ -29,8 +29,12 @@ impl Session {
             "client|id" => self.refuse(|out| put_integer(out, self.id)),
             "client|getname" => self.get_name(),
             "client|setname" => self.set_name(args.get(2).unwrap_or_default()),
-            "client|setinfo" => self.ok(),
-            "client|no-evict" => self.ok(),
+            "client|setinfo" => self.set_info(args),
+            "client|no-evict" => self.no_evict(args),
+            "client|info" => self.client_info(frame),
+            "client|list" => self.client_list(args, frame),
+            "client|kill" => self.client_kill(command, args),
+            "acl|whoami" => self.who_am_i(),
             _ => self.refuse(|out| refusal::not_yet(command, out)),
         }
     }
@@ -60,12 +64,13 @@ impl Session {
     fn get_name(self: &Rc<Self>) -> Outcome {
         let (name, resp3) = {
             let state = self.state();
-            (state.name.clone(), state.login.resp3)
+            let name = state.about.as_ref().map(|about| about.name.clone());
+            (name, state.login.resp3)
         };
         self.refuse(|out| match name {
-            Some(name) => put_bulk(out, &name),
-            None if resp3 => out.extend_from_slice(b"_\r\n"),
-            None => out.extend_from_slice(b"$-1\r\n"),
+            Some(name) if !name.is_empty() => put_bulk(out, &name),
+            Some(_) | None if resp3 => out.extend_from_slice(b"_\r\n"),
+            Some(_) | None => out.extend_from_slice(b"$-1\r\n"),
         })
     }
 
@@ -73,8 +78,52 @@ impl Session {
         if !name.iter().all(|byte| matches!(byte, b'!'..=b'~')) {
             return self.say(b"-ERR Client names cannot contain spaces, newlines or special characters.\r\n");
         }
-        self.state().name = (!name.is_empty()).then(|| name.into());
+        self.state().about().name = name.into();
         self.ok()
+    }
+
+    fn set_info(self: &Rc<Self>, args: &Args) -> Outcome {
+        let (attribute, value) = (args.get(2).unwrap_or_default(), args.get(3).unwrap_or_default());
+        let attribute = attribute.to_ascii_lowercase();
+        let shown = match attribute.as_slice() {
+            b"lib-name" => "lib-name",
+            b"lib-ver" => "lib-ver",
+            _ => {
+                return self.refuse(|out| {
+                    out.extend_from_slice(b"-ERR Unrecognized option '");
+                    out.extend_from_slice(args.get(2).unwrap_or_default());
+                    out.extend_from_slice(b"'\r\n");
+                });
+            }
+        };
+        if !value.iter().all(|byte| matches!(byte, b'!'..=b'~')) {
+            let line = format!("-ERR {shown} cannot contain spaces, newlines or special characters.\r\n");
+            return self.say(line.as_bytes());
+        }
+        let mut state = self.state();
+        let about = state.about();
+        if shown == "lib-name" {
+            about.library = value.into();
+        } else {
+            about.library_version = value.into();
+        }
+        drop(state);
+        self.ok()
+    }
+
+    fn no_evict(self: &Rc<Self>, args: &Args) -> Outcome {
+        match args.get(2).and_then(on_or_off) {
+            Some(on) => {
+                self.state().about().no_evict = on;
+                self.ok()
+            }
+            None => self.say(SYNTAX),
+        }
+    }
+
+    fn who_am_i(self: &Rc<Self>) -> Outcome {
+        let login = self.state().login.clone();
+        self.refuse(|out| put_bulk(out, login.user()))
     }
 
     fn reset(self: &Rc<Self>) -> Outcome {
@@ -92,7 +141,7 @@ impl Session {
             }
             state.login = Login::default();
             state.authenticated = !self.worker.auth_required();
-            state.name = None;
+            state.about = None;
         }
         self.say(b"+RESET\r\n")
     }
@@ -171,7 +220,7 @@ impl Session {
             let mut state = self.state();
             state.login.resp3 = hello.resp3.unwrap_or(state.login.resp3);
             if let Some(name) = &hello.name {
-                state.name = (!name.is_empty()).then(|| name.clone());
+                state.about().name.clone_from(name);
             }
             state.login.resp3
         };
@@ -245,6 +294,15 @@ impl Session {
     }
 }
 
+/// What an argument of ON or OFF says.
+fn on_or_off(word: &[u8]) -> Option<bool> {
+    match word.to_ascii_lowercase().as_slice() {
+        b"on" => Some(true),
+        b"off" => Some(false),
+        _ => None,
+    }
+}
+
 /// The database that a SELECT asks for, if there is one of that number.
 pub(super) fn database(args: &Args, databases: u32) -> Option<u32> {
     let index = args.get(1).and_then(parse_i64)?;
@@ -257,7 +315,7 @@ struct Hello {
     name: Option<Box<[u8]>>,
 }
 
-fn put_bulk(out: &mut Vec<u8>, bytes: &[u8]) {
+pub(super) fn put_bulk(out: &mut Vec<u8>, bytes: &[u8]) {
     out.push(b'$');
     put_i64(out, i64::try_from(bytes.len()).unwrap_or(i64::MAX));
     out.extend_from_slice(b"\r\n");

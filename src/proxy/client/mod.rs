@@ -12,7 +12,10 @@ mod lanes;
 mod local;
 mod lost;
 mod multi;
+mod portrait;
+mod roster;
 mod run;
+mod selection;
 mod session;
 mod stream;
 mod subscriptions;
@@ -20,5 +23,7 @@ mod transaction;
 mod window;
 
 pub use close::CloseReason;
+pub use roster::answer;
+pub use selection::Selection;
 pub use session::Session;
 pub use window::RunId;

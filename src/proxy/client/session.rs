@@ -22,6 +22,8 @@ use super::close::CloseReason;
 use super::feed::Feed;
 use super::transaction::Transaction;
 use super::window::{RunId, Window};
+use crate::clock;
+use crate::command::CommandId;
 use crate::proxy::backend::{CLIENT_REPLY_BYTES_MAX, Lane, Login};
 use crate::proxy::shard::Shard;
 use crate::proxy::wake::Wake;
@@ -85,6 +87,21 @@ pub(super) struct Pinned {
     pub lane: Rc<Lane>,
     /// What the commands queued since MULTI will change when EXEC runs them.
     pub queued: Footprint,
+    /// How many they are.
+    pub queued_count: usize,
+}
+
+/// What few clients say of themselves.
+#[derive(Debug, Default)]
+pub(super) struct About {
+    /// CLIENT SETNAME; empty for none.
+    pub name: Box<[u8]>,
+    /// CLIENT SETINFO LIB-NAME.
+    pub library: Box<[u8]>,
+    /// CLIENT SETINFO LIB-VER.
+    pub library_version: Box<[u8]>,
+    /// CLIENT NO-EVICT.
+    pub no_evict: bool,
 }
 
 /// What a session has at one shard.
@@ -111,7 +128,7 @@ pub(super) struct State {
     pub streaming: Option<Box<Streaming>>,
     pub login: Login,
     pub authenticated: bool,
-    pub name: Option<Box<[u8]>>,
+    pub about: Option<Box<About>>,
     pub closing: Option<CloseReason>,
     pub stalled: Option<Rc<Lane>>,
     pub held_since_ms: u64,
@@ -124,6 +141,12 @@ pub struct Session {
     /// Unique within the proxy; what CLIENT ID answers.
     pub id: u64,
     pub(super) worker: Rc<Worker>,
+    /// When the client came.
+    pub(super) since_ms: u64,
+    /// When it was last heard, as coarse as the worker's own idea of the time.
+    heard_ms: Cell<u64>,
+    /// What it asked last.
+    last: Cell<Option<CommandId>>,
     writer: OwnedWriteHalf,
     wake: Wake,
     dirty: Cell<bool>,
@@ -150,7 +173,7 @@ impl Session {
             streaming: None,
             login: Login::default(),
             authenticated,
-            name: None,
+            about: None,
             closing: None,
             stalled: None,
             held_since_ms: 0,
@@ -158,6 +181,9 @@ impl Session {
         };
         let session = Rc::new(Self {
             id,
+            since_ms: clock::monotonic_ms(),
+            heard_ms: Cell::new(clock::monotonic_ms()),
+            last: Cell::new(None),
             worker,
             writer,
             wake: Wake::default(),
@@ -165,7 +191,9 @@ impl Session {
             written: Cell::new(0),
             state: RefCell::new(state),
         });
+        session.worker.enter(&session);
         let reason = std::future::poll_fn(|context| session.poll(context, &mut reader)).await;
+        session.worker.leave(session.id);
         session.end(reason);
         reason
     }
@@ -255,6 +283,27 @@ impl Session {
         }
     }
 
+    /// The client's connection, to ask for its addresses.
+    pub(super) fn socket(&self) -> &TcpStream {
+        self.writer.as_ref()
+    }
+
+    /// When the client was last heard.
+    pub(super) fn heard_ms(&self) -> u64 {
+        self.heard_ms.get()
+    }
+
+    /// The command that the client sent last.
+    pub(super) fn last_command(&self) -> Option<CommandId> {
+        self.last.get()
+    }
+
+    /// Remembers what the client asks.
+    #[inline]
+    pub(super) fn asks(&self, command: CommandId) {
+        self.last.set(Some(command));
+    }
+
     pub(super) fn state(&self) -> RefMut<'_, State> {
         self.state.borrow_mut()
     }
@@ -275,7 +324,10 @@ impl Session {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Err(_)) => return Poll::Ready(CloseReason::Network),
                 Poll::Ready(Ok(())) if buffer.filled().is_empty() => return Poll::Ready(CloseReason::Left),
-                Poll::Ready(Ok(())) => self.received(buffer.filled()),
+                Poll::Ready(Ok(())) => {
+                    self.heard_ms.set(self.worker.about_now_ms());
+                    self.received(buffer.filled());
+                }
             }
         }
     }
@@ -290,8 +342,8 @@ impl Session {
             if state.sent == state.out.len() {
                 return state.closing.map_or(Poll::Pending, Poll::Ready);
             }
-            if state.closing.is_some_and(|reason| reason == CloseReason::SlowReader) {
-                return Poll::Ready(CloseReason::SlowReader);
+            if let Some(reason @ (CloseReason::SlowReader | CloseReason::Killed)) = state.closing {
+                return Poll::Ready(reason);
             }
             match self.writer.as_ref().poll_write_ready(context) {
                 Poll::Pending => return Poll::Pending,
@@ -354,6 +406,11 @@ impl Session {
 }
 
 impl State {
+    /// What the client says of itself, made if need be.
+    pub(super) fn about(&mut self) -> &mut About {
+        self.about.get_or_insert_default()
+    }
+
     /// What the session has at `shard`, made if need be.
     pub(super) fn seat(&mut self, shard: &Rc<Shard>) -> &mut Seat {
         let place = match self.seats.iter().position(|seat| Rc::ptr_eq(&seat.shard, shard)) {

@@ -32,6 +32,7 @@ impl Session {
         let Lookup::Known(command) = self.worker.commands().lookup(&args) else {
             return Begun::Collect;
         };
+        self.asks(command.id);
         // Of several shards only a first key says which one; it is there, or comes soon.
         let keyed = command.sole_key().is_some_and(|at| args.get(at as usize).is_some());
         if self.worker.shard_count() > 1 && !keyed {
