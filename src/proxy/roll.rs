@@ -29,6 +29,24 @@ pub enum Question {
         /// Takes how many they were.
         answer: oneshot::Sender<u64>,
     },
+    /// To let a client go that blocks.
+    Unblock {
+        /// Which one.
+        id: u64,
+        /// What it is told.
+        told: Told,
+        /// Takes whether it did block.
+        answer: oneshot::Sender<bool>,
+    },
+}
+
+/// What a client is told that is unblocked by another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// As if its time were up.
+    Timeout,
+    /// That it was unblocked.
+    Error,
 }
 
 /// The inboxes of all workers.
@@ -61,6 +79,15 @@ impl Roll {
             killed += answer.await.unwrap_or_default();
         }
         killed
+    }
+
+    /// Lets a client go that blocks; says whether it did.
+    pub async fn unblock(&self, id: u64, told: Told) -> bool {
+        let mut unblocked = false;
+        for answer in self.ask(|answer| Question::Unblock { id, told, answer }).await {
+            unblocked |= answer.await.unwrap_or_default();
+        }
+        unblocked
     }
 
     /// Asks every worker; one that has ended leaves its answer out.

@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use super::close::CloseReason;
 use super::dispatch::Outcome;
+use super::mute::Mute;
 use super::session::{Park, Session};
 use super::transaction::Transaction;
 use crate::command::{Command, refusal};
@@ -34,6 +35,13 @@ impl Session {
             "client|info" => self.client_info(frame),
             "client|list" => self.client_list(args, frame),
             "client|kill" => self.client_kill(command, args),
+            "client|reply" => self.client_reply(command, args),
+            "client|no-touch" => self.no_touch(args),
+            "client|getredir" => self.say(b":-1\r\n"),
+            "client|trackinginfo" => self.tracking_info(),
+            "readonly" => self.reads_anywhere(true),
+            "readwrite" => self.reads_anywhere(false),
+            "client|unblock" => self.client_unblock(command, args),
             "acl|whoami" => self.who_am_i(),
             _ => self.refuse(|out| refusal::not_yet(command, out)),
         }
@@ -121,6 +129,38 @@ impl Session {
         }
     }
 
+    /// A lane's login: what this session reads leaves no trace in the servers' idea of what is used.
+    fn no_touch(self: &Rc<Self>, args: &Args) -> Outcome {
+        if !self.worker.redis_is_at_least(7, 2) {
+            return self.refuse(|out| refusal::unknown_subcommand(args, out));
+        }
+        match args.get(2).and_then(on_or_off) {
+            Some(on) => {
+                self.state().login.no_touch = on;
+                self.ok()
+            }
+            None => self.say(SYNTAX),
+        }
+    }
+
+    /// Nobody tracks.
+    fn tracking_info(self: &Rc<Self>) -> Outcome {
+        let (map, set) = if self.state().login.resp3 {
+            ("%3", "~1")
+        } else {
+            ("*6", "*1")
+        };
+        let reply =
+            format!("{map}\r\n$5\r\nflags\r\n{set}\r\n$3\r\noff\r\n$8\r\nredirect\r\n:-1\r\n$8\r\nprefixes\r\n*0\r\n");
+        self.say(reply.as_bytes())
+    }
+
+    /// Whether replicas may answer this session's reads.
+    fn reads_anywhere(self: &Rc<Self>, anywhere: bool) -> Outcome {
+        self.state().masters_only = !anywhere;
+        self.ok()
+    }
+
     fn who_am_i(self: &Rc<Self>) -> Outcome {
         let login = self.state().login.clone();
         self.refuse(|out| put_bulk(out, login.user()))
@@ -142,17 +182,18 @@ impl Session {
             state.login = Login::default();
             state.authenticated = !self.worker.auth_required();
             state.about = None;
+            state.mute = Mute::No;
+            state.masters_only = false;
         }
         self.say(b"+RESET\r\n")
     }
 
     fn auth(self: &Rc<Self>, args: &Args) -> Outcome {
-        let (user, password) = match (args.get(1), args.get(2), args.len()) {
-            (Some(password), None, 2) => (&b"default"[..], password),
-            (Some(user), Some(password), 3) => (user, password),
-            _ => return self.say(SYNTAX),
-        };
-        self.verify(user, password, None)
+        match (args.get(1), args.get(2), args.len()) {
+            (Some(password), None, 2) => self.verify(b"default", password, &[b"AUTH", password], None),
+            (Some(user), Some(password), 3) => self.verify(user, password, &[b"AUTH", user, password], None),
+            _ => self.say(SYNTAX),
+        }
     }
 
     fn hello(self: &Rc<Self>, args: &Args) -> Outcome {
@@ -203,7 +244,10 @@ impl Session {
         }
         match auth {
             Some((user, password)) => {
-                self.verify(user, password, Some(Hello { resp3: version, name: name.map(Into::into) }))
+                {
+                let hello = Hello { resp3: version, name: name.map(Into::into) };
+                self.verify(user, password, &[b"AUTH", user, password], Some(hello))
+            }
             }
             None if !self.state().authenticated => self.say(
                 b"-NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO <proto> AUTH <user> <pass> option can be used to authenticate the client and select the RESP protocol version at the same time\r\n",
@@ -246,8 +290,9 @@ impl Session {
         });
     }
 
-    /// Has a password verified by the master on a connection of its own (rule A16): a name alone proves nothing.
-    fn verify(self: &Rc<Self>, user: &[u8], password: &[u8], hello: Option<Hello>) -> Outcome {
+    /// Has a password verified by the master on a connection of its own (rule A16): a name alone proves nothing. It is
+    /// asked as the client asked, because to a password without a name Redis says something else.
+    fn verify(self: &Rc<Self>, user: &[u8], password: &[u8], asked: &[&[u8]], hello: Option<Hello>) -> Outcome {
         if self.state().window.unanswered() > 0 {
             return Outcome::Park(Park::Drain);
         }
@@ -256,7 +301,7 @@ impl Session {
             password: password.into(),
         });
         let mut request = Vec::new();
-        put_request(&mut request, &[b"AUTH", user, password]);
+        put_request(&mut request, asked);
         let session = self.clone();
         tokio::task::spawn_local(async move {
             let verdict = session.worker.clone().ask_master(&request).await;

@@ -12,6 +12,7 @@ mod lanes;
 mod local;
 mod lost;
 mod multi;
+mod mute;
 mod portrait;
 mod roster;
 mod run;
@@ -20,6 +21,7 @@ mod session;
 mod stream;
 mod subscriptions;
 mod transaction;
+mod wait;
 mod window;
 
 pub use close::CloseReason;

@@ -20,7 +20,9 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
 use super::close::CloseReason;
 use super::feed::Feed;
+use super::mute::Mute;
 use super::transaction::Transaction;
+use super::wait::{Awaits, Unproven};
 use super::window::{RunId, Window};
 use crate::clock;
 use crate::command::CommandId;
@@ -85,10 +87,14 @@ pub(super) struct Streaming {
 /// A backend connection of the session's own.
 pub(super) struct Pinned {
     pub lane: Rc<Lane>,
+    /// What the connection is now; it may have changed its database since it was opened.
+    pub login: Login,
     /// What the commands queued since MULTI will change when EXEC runs them.
     pub queued: Footprint,
     /// How many they are.
     pub queued_count: usize,
+    /// The database of the last SELECT among them.
+    pub selects: Option<u32>,
 }
 
 /// What few clients say of themselves.
@@ -111,6 +117,8 @@ pub(super) struct Seat {
     pub lane: Option<Rc<Lane>>,
     /// Which replica it reads from (rule B11).
     pub sticky: Stickiness,
+    /// What it wrote there that no WAIT has vouched for.
+    pub unproven: Unproven,
 }
 
 pub(super) struct State {
@@ -129,6 +137,12 @@ pub(super) struct State {
     pub login: Login,
     pub authenticated: bool,
     pub about: Option<Box<About>>,
+    /// Which replies the client does not hear.
+    pub mute: Mute,
+    /// Which reply everything that follows has to wait for.
+    pub awaits: Awaits,
+    /// All reads go to the master (READWRITE).
+    pub masters_only: bool,
     pub closing: Option<CloseReason>,
     pub stalled: Option<Rc<Lane>>,
     pub held_since_ms: u64,
@@ -174,6 +188,9 @@ impl Session {
             login: Login::default(),
             authenticated,
             about: None,
+            mute: Mute::No,
+            awaits: Awaits::Nothing,
+            masters_only: false,
             closing: None,
             stalled: None,
             held_since_ms: 0,
@@ -248,8 +265,7 @@ impl Session {
         if state.closing.is_some() {
             return 0;
         }
-        let State { out, window, .. } = &mut *state;
-        window.fill(run, bytes, replies, out);
+        state.fill(run, bytes, replies);
         self.settle(&mut state, worker)
     }
 
@@ -411,6 +427,12 @@ impl State {
         self.about.get_or_insert_default()
     }
 
+    /// Something is about to be written to `shard`.
+    pub(super) fn wrote(&mut self, shard: &Rc<Shard>) {
+        let unproven = &mut self.seat(shard).unproven;
+        *unproven = unproven.wrote(shard.reign());
+    }
+
     /// What the session has at `shard`, made if need be.
     pub(super) fn seat(&mut self, shard: &Rc<Shard>) -> &mut Seat {
         let place = match self.seats.iter().position(|seat| Rc::ptr_eq(&seat.shard, shard)) {
@@ -420,6 +442,7 @@ impl State {
                     shard: shard.clone(),
                     lane: None,
                     sticky: Stickiness::default(),
+                    unproven: Unproven::default(),
                 });
                 self.seats.len() - 1
             }

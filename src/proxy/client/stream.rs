@@ -4,6 +4,7 @@
 use std::rc::Rc;
 
 use super::session::{Park, Session, Streaming};
+use super::wait::Awaits;
 use crate::command::{Class, Lookup};
 use crate::proxy::backend::Traits;
 use crate::resp::{Args, RequestScanner, Span};
@@ -47,6 +48,9 @@ impl Session {
             return Begun::Collect;
         }
         if state.window.unanswered() > 0 {
+            return Begun::Park(Park::Drain);
+        }
+        if !state.mute_before(0) || state.awaits != Awaits::Nothing {
             return Begun::Park(Park::Drain);
         }
         if let Some(park) = self.pin(&mut state, shard) {
