@@ -16,6 +16,7 @@ mod settings;
 mod shard;
 pub mod shared;
 pub mod source;
+mod spares;
 mod view;
 mod wake;
 mod worker;

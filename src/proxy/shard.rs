@@ -23,6 +23,7 @@ use tracing::{debug, info, warn};
 use super::backend::{ConnectError, Lane, LaneEnd, Login, Pace, Purpose, Tap, Target, greet};
 use super::client::{CloseReason, Session};
 use super::shared::ReplicaFacts;
+use super::spares::Spares;
 use super::worker::Worker;
 use crate::clock;
 use crate::route::{Ask, Choice, FenceLog, ShardFences, Standing, Stickiness, choose};
@@ -76,6 +77,7 @@ pub struct Shard {
     /// The replicas that may be read from, as of the last epoch that served.
     readers: RefCell<Vec<Reader>>,
     fences: Arc<ShardFences>,
+    spares: Spares,
     /// Every lane that has not ended, private ones too, by number.
     open: RefCell<HashMap<u32, Rc<Lane>>>,
     /// Connections of subscribers to the master.
@@ -99,6 +101,7 @@ impl Shard {
             lanes: RefCell::default(),
             readers: RefCell::default(),
             fences,
+            spares: Spares::default(),
             open: RefCell::default(),
             taps: RefCell::default(),
             holding: RefCell::default(),
@@ -118,9 +121,18 @@ impl Shard {
 
     /// A connection to the master for one session alone; `None` while there is no master.
     pub fn open_private(self: &Rc<Self>, worker: &Rc<Worker>, login: &Login) -> Option<Rc<Lane>> {
-        let lane = self.open_to_master(worker, login, self.serving()?);
+        let target = self.serving()?;
+        if let Some(spare) = self.spares.take(login, &target) {
+            return Some(spare);
+        }
+        let lane = self.open_to_master(worker, login, target);
         lane.make_private();
         Some(lane)
+    }
+
+    /// Takes a connection back on which nothing was left.
+    pub fn put_spare(&self, lane: Rc<Lane>) {
+        self.spares.put(lane);
     }
 
     /// The lane to the replica that a run of reads goes to; `None`: to the master. Lanes are opened as they are asked
@@ -261,6 +273,7 @@ impl Shard {
             stays
         };
         self.lanes.borrow_mut().retain(|_, lane| keep(lane));
+        self.spares.retain(&mut keep);
         for reader in self.readers.borrow_mut().iter_mut() {
             reader.lanes.retain(|_, lane| keep(lane));
         }
@@ -321,6 +334,7 @@ impl Shard {
     fn abandon_lanes(&self, still: Option<&Target>) {
         let leads_astray = |lane: &Lane| !lane.is_reader() && still.is_none_or(|still| *lane.target != *still);
         self.lanes.borrow_mut().retain(|_, lane| !leads_astray(lane));
+        self.spares.retain(|lane| !leads_astray(lane));
         for lane in self.open.borrow().values().filter(|lane| leads_astray(lane)) {
             lane.abandon();
         }
@@ -331,6 +345,7 @@ impl Shard {
 
     fn lane_ended(self: &Rc<Self>, worker: &Rc<Worker>, lane: &Rc<Lane>, end: &LaneEnd) {
         self.lanes.borrow_mut().retain(|_, known| !Rc::ptr_eq(known, lane));
+        self.spares.retain(|known| !Rc::ptr_eq(known, lane));
         for reader in self.readers.borrow_mut().iter_mut() {
             reader.lanes.retain(|_, known| !Rc::ptr_eq(known, lane));
         }

@@ -402,3 +402,43 @@ fn a_pause_keeps_clients_of_all_workers_waiting_and_is_unknown_to_redis() {
     assert_eq!(boss.command(&["EXEC"]), Value::Array(vec![Value::ok()]));
     assert!(begun.elapsed() >= Duration::from_millis(290), "{:?}", begun.elapsed());
 }
+
+#[test]
+fn a_subscriber_that_hears_no_replies_hears_messages() {
+    let circuit = Circuit::start();
+    let talk = |addr: &str| {
+        let mut client = Client::connect(addr);
+        client.command(&["HELLO", "3"]);
+        client.send(b"CLIENT REPLY OFF\r\nSUBSCRIBE c d\r\nPING\r\nCLIENT ID\r\nPUBLISH c x\r\nGET none\r\nCLIENT REPLY ON\r\nPING\r\n");
+        (0..5).map(|_| client.read_reply()).collect::<Vec<_>>()
+    };
+    assert_eq!(talk(&circuit.listen), talk(&circuit.redis.addr()));
+}
+
+#[test]
+fn a_client_that_blocks_again_and_again_needs_one_connection() {
+    let circuit = Circuit::start();
+    let mut client = circuit.client();
+    let connections = || {
+        let stats = circuit.redis.command(&["INFO", "stats"]).text();
+        let line = stats
+            .lines()
+            .find_map(|line| line.strip_prefix("total_connections_received:"));
+        line.and_then(|count| count.parse::<u64>().ok()).unwrap_or_default()
+    };
+    client.command(&["BLPOP", "none", "0.01"]);
+    let before = connections();
+    for _ in 0..20 {
+        client.command(&["SET", "a", "1"]);
+        assert_eq!(client.command(&["BLPOP", "none", "0.01"]), Value::Null);
+        client.command(&["CONFIG", "GET", "maxmemory"]);
+    }
+    // One of them is our own question.
+    assert!(connections() - before <= 2, "{}", connections() - before);
+    // What a transaction was on, the next session does not get.
+    client.send(
+        b"MULTI\r\nSELECT 7\r\nEXEC\r\nBLPOP none 0.01\r\nSET k seven\r\nSELECT 0\r\nBLPOP none 0.01\r\nGET k\r\n",
+    );
+    let replies: Vec<Value> = (0..8).map(|_| client.read_reply()).collect();
+    assert_eq!(replies[7], Value::Null);
+}

@@ -8,7 +8,6 @@ use std::rc::Rc;
 use super::dispatch::Outcome;
 use super::feed::{FEED_LANE, Feed, Link};
 use super::feedline::{Asked, Plain};
-use super::mute::Mute;
 use super::session::{Park, Session, State};
 use super::stream::COLLECTED_BYTES_MAX;
 use super::subscriptions::{Family, NAMES_MAX, Verb};
@@ -43,10 +42,6 @@ impl Session {
             let mut state = self.state();
             if state.window.unanswered() > 0 {
                 return Outcome::Park(Park::Drain);
-            }
-            if state.mute != Mute::No {
-                drop(state);
-                return self.refuse(|out| refusal::not_yet(command, out));
             }
             if state.pinned.is_some() {
                 if state.transaction.needs_connection() {

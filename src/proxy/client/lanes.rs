@@ -131,6 +131,9 @@ impl Session {
             pinned.lane.wait_for_room(self);
             return Outcome::Park(Park::Lane);
         }
+        pinned.clean &= command.class == Class::Blocking
+            || command.rides_lane(args)
+            || (command.class == Class::Node && &*command.name != "debug");
         let mut footprint = Footprint::default();
         match (state.transaction, &*command.name) {
             (Transaction::Queueing, "exec") => {
@@ -226,7 +229,9 @@ impl Session {
     fn private_lane(&self, state: &mut State, shard: &Rc<Shard>) -> Option<Rc<Lane>> {
         if state.pinned.is_none() {
             let lane = shard.open_private(&self.worker, &state.login)?;
-            state.pinned = Some(Box::new(Pinned::of(lane)));
+            let mut pinned = Pinned::of(lane);
+            pinned.clean = false;
+            state.pinned = Some(Box::new(pinned));
         }
         state.pinned.as_ref().map(|pinned| pinned.lane.clone())
     }
@@ -250,7 +255,12 @@ impl Session {
     /// Gives the session's own connection back once nothing needs it.
     pub(super) fn give_back(&self, state: &mut State) {
         let idle = state.window.unanswered() == 0 && !state.transaction.needs_connection();
-        if let Some(pinned) = state.pinned.take_if(|_| idle) {
+        let Some(pinned) = state.pinned.take_if(|_| idle) else {
+            return;
+        };
+        if pinned.clean && state.streaming.is_none() {
+            pinned.lane.shard.put_spare(pinned.lane.clone());
+        } else {
             pinned.lane.release();
         }
     }
@@ -369,6 +379,7 @@ impl Pinned {
             queued: Footprint::default(),
             queued_count: 0,
             queued_writes: false,
+            clean: true,
             selects: None,
         }
     }

@@ -35,7 +35,7 @@ impl Session {
             "client|info" => self.client_info(frame),
             "client|list" => self.client_list(args, frame),
             "client|kill" => self.client_kill(command, args),
-            "client|reply" => self.client_reply(command, args),
+            "client|reply" => self.client_reply(args),
             "client|no-touch" => self.no_touch(args),
             "client|getredir" => self.say(b":-1\r\n"),
             "client|trackinginfo" => self.tracking_info(),

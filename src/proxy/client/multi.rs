@@ -11,7 +11,7 @@ use super::mute::Mute;
 use super::session::{Park, Session};
 use super::transaction::{Reaction, Told, Transaction, Word};
 use super::wait::Awaits;
-use crate::command::{Class, Command, refusal};
+use crate::command::{Class, Command, Flags, refusal};
 use crate::resp::Args;
 use crate::route::Place;
 use crate::topology::ShardIndex;
@@ -107,7 +107,9 @@ impl Session {
             Reaction::Forward if now == Transaction::Watching => None,
             Reaction::Forward => {
                 self.abort_transaction();
-                Some(if command.class == Class::Refused {
+                Some(if command.flags.has(Flags::NO_MULTI) {
+                    self.refuse(|out| out.extend_from_slice(b"-ERR Command not allowed inside a transaction\r\n"))
+                } else if command.class == Class::Refused {
                     self.not_passed_on(command)
                 } else {
                     self.refuse(|out| refusal::not_yet(command, out))

@@ -1,14 +1,13 @@
 //! CLIENT REPLY: whether the client hears the replies to what it asks.
 //!
-//! Every change waits until nothing is in flight, so that what arrives belongs to one side of it. Redis' own messages
-//! to subscribers are no replies; a client that is one, or mute and about to become one, is refused.
+//! Every change waits until nothing is in flight, so that what arrives belongs to one side of it. What Redis says
+//! to subscribers, confirmations included, are messages and no replies: they are heard in any case.
 
 use std::rc::Rc;
 
 use super::dispatch::Outcome;
 use super::session::{Park, Session, State};
 use super::window::RunId;
-use crate::command::{Command, refusal};
 use crate::resp::Args;
 
 /// Which replies a client does not hear.
@@ -26,7 +25,7 @@ pub(super) enum Mute {
 }
 
 impl Session {
-    pub(super) fn client_reply(self: &Rc<Self>, command: &Command, args: &Args) -> Outcome {
+    pub(super) fn client_reply(self: &Rc<Self>, args: &Args) -> Outcome {
         let word = args.get(2).unwrap_or_default().to_ascii_lowercase();
         let after = match word.as_slice() {
             b"on" => Mute::No,
@@ -38,10 +37,6 @@ impl Session {
         let mut state = self.state();
         if state.window.unanswered() > 0 {
             return Outcome::Park(Park::Drain);
-        }
-        if state.feed.is_some() {
-            drop(state);
-            return self.refuse(|out| refusal::not_yet(command, out));
         }
         state.mute = after;
         drop(state);
@@ -80,9 +75,17 @@ impl State {
 
     /// A reply of our own.
     pub(super) fn local(&mut self, reply: &[u8]) {
-        let heard = self.out.len();
-        self.window.local(reply, &mut self.out);
-        self.muffle(heard);
+        if self.mute == Mute::No {
+            self.window.local(reply, &mut self.out);
+        }
+        self.muffle(self.out.len());
+    }
+
+    /// A reply of a feed.
+    pub(super) fn feed_reply(&mut self, run: RunId, bytes: &[u8]) {
+        let heard = self.mute == Mute::No || is_message(bytes);
+        self.window.fill(run, if heard { bytes } else { b"" }, 1, &mut self.out);
+        self.muffle(self.out.len());
     }
 
     #[inline]
@@ -94,4 +97,20 @@ impl State {
             }
         }
     }
+}
+
+/// Whether Redis gives it to subscribers as a message: a push, or in RESP2 the confirmation of a subscription.
+fn is_message(bytes: &[u8]) -> bool {
+    let words: [&[u8]; 6] = [
+        b"$9\r\nsubscribe\r\n",
+        b"$10\r\npsubscribe\r\n",
+        b"$10\r\nssubscribe\r\n",
+        b"$11\r\nunsubscribe\r\n",
+        b"$12\r\npunsubscribe\r\n",
+        b"$12\r\nsunsubscribe\r\n",
+    ];
+    bytes.starts_with(b">")
+        || bytes
+            .strip_prefix(b"*3\r\n")
+            .is_some_and(|rest| words.iter().any(|word| rest.starts_with(word)))
 }

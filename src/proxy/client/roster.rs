@@ -146,9 +146,14 @@ impl Session {
     /// Lets this client go if it blocks at the master, which knows it by our end of the connection only.
     async fn unblock(&self, told: Told) -> bool {
         let lane = {
-            let state = self.state();
-            let pinned = state.pinned.as_ref().filter(|_| state.window.unanswered() > 0);
-            pinned.map(|pinned| pinned.lane.clone())
+            let mut state = self.state();
+            let blocks = state.window.unanswered() > 0;
+            let pinned = state.pinned.as_mut().filter(|_| blocks);
+            pinned.map(|pinned| {
+                // It must not be another session's by the time it is unblocked.
+                pinned.clean = false;
+                pinned.lane.clone()
+            })
         };
         let Some((lane, local)) = lane.and_then(|lane| lane.local_addr().map(|local| (lane, local))) else {
             return false;

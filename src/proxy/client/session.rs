@@ -97,6 +97,8 @@ pub(super) struct Pinned {
     pub queued_count: usize,
     /// Whether one of them may change something.
     pub queued_writes: bool,
+    /// Nothing was left behind on it.
+    pub clean: bool,
     /// The database of the last SELECT among them.
     pub selects: Option<u32>,
 }

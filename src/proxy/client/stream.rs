@@ -60,9 +60,11 @@ impl Session {
         if let Some(park) = self.pin(&mut state, shard) {
             return Begun::Park(park);
         }
-        let Some(lane) = state.pinned.as_ref().map(|pinned| pinned.lane.clone()) else {
+        let Some(pinned) = &mut state.pinned else {
             return Begun::Collect;
         };
+        pinned.clean = false;
+        let lane = pinned.lane.clone();
         let run = state.window.reserve(lane.number, 1);
         let mut footprint = Footprint::default();
         // Its keys may not all be there yet.
