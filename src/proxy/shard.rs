@@ -355,8 +355,8 @@ impl Shard {
             LaneEnd::Released => debug!(lane = lane.number, "lane closed"),
             LaneEnd::Refused => info!(lane = lane.number, refused = wreck.refused(), "lane closed: {end}"),
             LaneEnd::Poisoned => warn!(lane = lane.number, "lane closed: {end}"),
-            // It is there, and the master; whoever asked is told what Redis would have told him (rule B1).
-            LaneEnd::Connect(ConnectError::Refused(_, line)) if is_busy(line) => {
+            // It is there, and the master; whoever asked is told what it said (rule B1).
+            LaneEnd::Connect(ConnectError::Refused(_, line)) if is_no_loss(line) => {
                 debug!(lane = lane.number, "lane not opened: {end}");
             }
             LaneEnd::Connect(_) | LaneEnd::Eof | LaneEnd::Network(_) => {
@@ -369,7 +369,9 @@ impl Shard {
         }
         for (session, lost) in wreck.by_session() {
             match end {
-                LaneEnd::Connect(ConnectError::Refused(_, line)) if is_busy(line) => session.server_busy(&lost, line),
+                LaneEnd::Connect(ConnectError::Refused(_, line)) if is_no_loss(line) => {
+                    session.login_refused(&lost, line)
+                }
                 _ => session.lane_lost(lane, lost),
             }
         }
@@ -488,7 +490,10 @@ impl Shard {
     }
 }
 
-/// Whether a server refuses because it runs a script that takes long.
-fn is_busy(line: &str) -> bool {
-    line.starts_with("-BUSY ")
+/// Whether a server refuses a login for reasons that say nothing against it: it runs a script that takes long, or the
+/// user may not.
+fn is_no_loss(line: &str) -> bool {
+    ["-BUSY ", "-NOPERM ", "-NOAUTH ", "-WRONGPASS "]
+        .iter()
+        .any(|word| line.starts_with(word))
 }

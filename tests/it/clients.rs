@@ -442,3 +442,25 @@ fn a_client_that_blocks_again_and_again_needs_one_connection() {
     let replies: Vec<Value> = (0..8).map(|_| client.read_reply()).collect();
     assert_eq!(replies[7], Value::Null);
 }
+
+#[test]
+fn a_user_who_may_not_select_uses_the_database_that_was_selected_before_its_login() {
+    let circuit = Circuit::start();
+    circuit
+        .redis
+        .command(&["ACL", "SETUSER", "bob", "on", ">pw", "~*", "+get", "+set"]);
+    let mut client = circuit.client();
+    client.command(&["HELLO", "3"]);
+    client.command(&["SELECT", "5"]);
+    assert_eq!(client.command(&["AUTH", "bob", "pw"]), Value::ok());
+    assert_eq!(client.command(&["SET", "a", "five"]), Value::ok());
+    assert_eq!(client.command(&["GET", "a"]), Value::bulk("five"));
+    let mut direct = circuit.redis.client();
+    assert_eq!(direct.command(&["GET", "a"]), Value::Null);
+    // One whose login is refused hears why, and the master is nobody's loss.
+    circuit.redis.command(&["ACL", "DELUSER", "bob"]);
+    circuit.redis.command(&["CLIENT", "KILL", "USER", "bob"]);
+    eventually(SOON, || client.command(&["GET", "a"]).is_error("WRONGPASS"));
+    assert_eq!(circuit.client().command(&["SET", "b", "1"]), Value::ok());
+    assert!(!circuit.proxy.log().contains("no master"), "{}", circuit.proxy.log());
+}

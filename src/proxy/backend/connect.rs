@@ -87,7 +87,8 @@ pub async fn connect(addr: &Addr, login: &Login, limit: Duration) -> Result<TcpS
             .set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE))
             .map_err(network)?;
         socket.set_tcp_user_timeout(Some(SILENCE)).map_err(network)?;
-        let (request, commands) = login_request(login);
+        let early = settle_before_login(&mut stream, login, addr).await?;
+        let (request, commands) = login_request(login, early);
         if commands > 0 {
             ask(&mut stream, &request, commands, addr).await?;
         }
@@ -152,13 +153,49 @@ pub async fn identify_replica(stream: &mut TcpStream, addr: &Addr, limit: Durati
     identify(&String::from_utf8_lossy(&reply)).map_err(|unfit| ConnectError::Unfit(addr.clone(), unfit))
 }
 
-fn login_request(login: &Login) -> (Vec<u8>, u32) {
+/// What a connection is already before it logs in.
+#[derive(Clone, Copy, Debug, Default)]
+struct Early {
+    resp3: bool,
+    database: bool,
+}
+
+/// A named user may lack the right to SELECT or to say HELLO, and yet use a connection on which that was done before its
+/// AUTH, as a client's own would be. So it is tried as whoever the connection is at first; refusals are no matter.
+async fn settle_before_login(stream: &mut TcpStream, login: &Login, addr: &Addr) -> Result<Early, ConnectError> {
+    let mut early = Early::default();
+    if !login.is_named_user() {
+        return Ok(early);
+    }
+    let database = login.database.to_string();
+    for (wanted, done, words) in [
+        (login.resp3, &mut early.resp3, [&b"HELLO"[..], b"3"]),
+        (
+            login.database != 0,
+            &mut early.database,
+            [b"SELECT", database.as_bytes()],
+        ),
+    ] {
+        if wanted {
+            let mut request = Vec::new();
+            put_request(&mut request, &words);
+            *done = match ask(stream, &request, 1, addr).await {
+                Ok(_) => true,
+                Err(ConnectError::Refused(..)) => false,
+                Err(error) => return Err(error),
+            };
+        }
+    }
+    Ok(early)
+}
+
+fn login_request(login: &Login, early: Early) -> (Vec<u8>, u32) {
     let (mut request, mut commands) = (Vec::new(), 0);
     if let Some(credential) = &login.credential {
         put_request(&mut request, &[b"AUTH", &credential.user, &credential.password]);
         commands += 1;
     }
-    if login.resp3 {
+    if login.resp3 && !early.resp3 {
         put_request(&mut request, &[b"HELLO", b"3"]);
         commands += 1;
     }
@@ -166,7 +203,7 @@ fn login_request(login: &Login) -> (Vec<u8>, u32) {
         put_request(&mut request, &[b"CLIENT", b"NO-TOUCH", b"ON"]);
         commands += 1;
     }
-    if login.database != 0 {
+    if login.database != 0 && !early.database {
         put_request(&mut request, &[b"SELECT", login.database.to_string().as_bytes()]);
         commands += 1;
     }

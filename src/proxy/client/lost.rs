@@ -52,22 +52,22 @@ impl Session {
         self.wake();
     }
 
-    /// A connection was not opened because the server runs a script: nothing of what was meant for it was sent, and each
-    /// request hears what Redis would have said on a connection that it had before.
-    pub fn server_busy(self: &Rc<Self>, lost: &[Lost], line: &str) {
+    /// A connection was not opened because the server runs a script, or the user may not: nothing of what was meant for
+    /// it was sent, and each request hears what Redis said.
+    pub fn login_refused(self: &Rc<Self>, lost: &[Lost], line: &str) {
         let worker = self.worker.clone();
-        let busy = [line.as_bytes(), b"\r\n"].concat();
+        let refusal = [line.as_bytes(), b"\r\n"].concat();
         let resp3 = self.state().login.resp3;
         for lost in lost {
             match lost.role {
-                Role::Plain | Role::Forgotten => drop(self.fill(lost.run, &busy, lost.replies, &worker)),
+                Role::Plain | Role::Forgotten => drop(self.fill(lost.run, &refusal, lost.replies, &worker)),
                 Role::Multi | Role::Discard | Role::Watch => {
                     self.fill(lost.run, Told::Ok.line(resp3), 1, &worker);
                 }
                 Role::Exec => drop(self.fill(lost.run, Told::Aborted.line(resp3), 1, &worker)),
                 Role::Block => {
                     let inside = lost.replies.saturating_sub(2) as usize;
-                    let replies = [Told::Ok.line(resp3), &busy.repeat(inside), Told::Aborted.line(resp3)].concat();
+                    let replies = [Told::Ok.line(resp3), &refusal.repeat(inside), Told::Aborted.line(resp3)].concat();
                     self.fill(lost.run, &replies, lost.replies, &worker);
                 }
             }
