@@ -3,41 +3,17 @@
 use std::thread;
 use std::time::Duration;
 
-use crate::support::{Client, Pointsman, Redis, START_DEADLINE, Value, eventually, free_port};
+use crate::support::{Circuit, Pointsman, Value, eventually};
 
 const SOON: Duration = Duration::from_secs(20);
 
-/// A Redis and a proxy before it.
-struct Circuit {
-    redis: Redis,
-    proxy: Pointsman,
-    listen: String,
-}
-
 impl Circuit {
-    fn start(redis_args: &[&str]) -> Self {
-        let redis = Redis::start(redis_args);
-        let listen = format!("127.0.0.1:{}", free_port());
-        let proxy = start_proxy(&listen, &redis.addr());
-        Self { redis, proxy, listen }
-    }
-
     /// The most memory the proxy ever used, in KiB.
     fn peak_kib(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.proxy.pid())).unwrap();
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
         peak.trim().trim_end_matches(" kB").parse().unwrap()
     }
-
-    fn client(&self) -> Client {
-        Client::connect(self.listen.as_str())
-    }
-}
-
-fn start_proxy(listen: &str, master: &str) -> Pointsman {
-    let mut proxy = Pointsman::start(&["proxy", "--listen", listen, "--master", master, "--workers", "1"]);
-    proxy.wait_for_line(START_DEADLINE, |line| line.contains("the master serves"));
-    proxy
 }
 
 #[test]
