@@ -38,6 +38,7 @@ pub struct Answer {
 
 /// A client in a thread of its own, and what it was told since it was last asked.
 pub struct Load {
+    name: &'static str,
     tape: Arc<Mutex<Vec<Answer>>>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -45,7 +46,11 @@ pub struct Load {
 
 impl Load {
     /// Calls `step` with a client and increasing numbers until dropped; a closed connection is replaced.
-    fn start(listen: &str, step: impl Fn(&mut Client, u64) -> std::io::Result<Told> + Send + 'static) -> Self {
+    fn start(
+        name: &'static str,
+        listen: &str,
+        step: impl Fn(&mut Client, u64) -> std::io::Result<Told> + Send + 'static,
+    ) -> Self {
         let (tape, stop) = (Arc::<Mutex<Vec<Answer>>>::default(), Arc::<AtomicBool>::default());
         let (listen, told, stopped) = (listen.to_owned(), tape.clone(), stop.clone());
         let thread = thread::spawn(move || {
@@ -68,6 +73,7 @@ impl Load {
             }
         });
         Self {
+            name,
             tape,
             stop,
             thread: Some(thread),
@@ -75,14 +81,14 @@ impl Load {
     }
 
     pub fn writer(listen: &str) -> Self {
-        Self::start(listen, |client, number| {
+        Self::start("writer", listen, |client, number| {
             let reply = client.try_command(&["SET", &key(number), &number.to_string()])?;
             Ok(judge(reply, &Value::ok()))
         })
     }
 
     pub fn reader(listen: &str) -> Self {
-        Self::start(listen, |client, _| {
+        Self::start("reader", listen, |client, _| {
             let reply = client.try_command(&["GET", STEADY_KEY])?;
             Ok(judge(reply, &Value::bulk("v")))
         })
@@ -93,18 +99,27 @@ impl Load {
         std::mem::take(&mut *self.tape.lock().unwrap())
     }
 
-    /// Waits until the client has been told what it wanted often enough since `since`.
-    pub fn goes_on(&self, since: Instant) {
+    /// Waits until the client has been told what it wanted often enough since `since`; else says what it was told.
+    pub fn goes_on(&self, since: Instant) -> Result<(), String> {
         let fine = || {
             let tape = self.tape.lock().unwrap();
-            let later = tape.iter().rev().take_while(|answer| answer.at > since);
-            later.filter(|answer| answer.told == Told::Fine).count()
+            let first = tape.partition_point(|answer| answer.at <= since);
+            fine_count(&tape[first..])
         };
-        assert!(
-            holds_within(RECOVERY_DEADLINE, || fine() >= GOOD_ANSWERS),
-            "a client has no {GOOD_ANSWERS} good answers after {RECOVERY_DEADLINE:?}"
-        );
+        if holds_within(RECOVERY_DEADLINE, || fine() >= GOOD_ANSWERS) {
+            return Ok(());
+        }
+        let tape = self.tape.lock().unwrap();
+        let (count, last) = (fine_count(&tape), tape.last());
+        let name = self.name;
+        Err(format!(
+            "the {name} has {count} good answers after {RECOVERY_DEADLINE:?}; its last: {last:?}"
+        ))
     }
+}
+
+fn fine_count(tape: &[Answer]) -> usize {
+    tape.iter().filter(|answer| answer.told == Told::Fine).count()
 }
 
 impl Drop for Load {
