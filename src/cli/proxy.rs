@@ -1,6 +1,6 @@
 //! `pointsman proxy`: flags laid over the file.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::agent::store;
@@ -76,7 +76,19 @@ fn settings(args: Args) -> Result<Settings, Failure> {
         Some(document) => document.locate(problem),
         None => ConfigError::Flags { problem },
     })?;
+    if let Source::File(path) = &checked.source {
+        check_topology(path)?;
+    }
     Ok(build(checked))
+}
+
+/// Refuses a topology file before anything is bound; the proxy itself reads it again and again.
+fn check_topology(path: &Path) -> Result<(), ConfigError> {
+    let document = Document::read(path)?;
+    match document.file {
+        File::Topology(_) => Ok(()),
+        File::Proxy(_) | File::Agent(_) => Err(document.not_a(Kind::Topology)),
+    }
 }
 
 impl Args {

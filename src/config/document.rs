@@ -3,12 +3,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
 use super::agent::AgentFile;
 use super::error::{ConfigError, Problem};
 use super::proxy::ProxyFile;
-use super::topology::TopologyFile;
+use crate::topology::codec::TopologyFile;
 
 /// The longest config file that is read, in bytes.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
@@ -73,8 +74,9 @@ struct Tables {
     proxy: Option<ProxyFile>,
     #[serde(skip_serializing_if = "Option::is_none")]
     agent: Option<AgentFile>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    topology: Option<TopologyFile>,
+    /// Read by its own reader, which the proxy uses as well.
+    #[serde(skip_serializing)]
+    topology: Option<IgnoredAny>,
 }
 
 impl File {
@@ -92,20 +94,26 @@ impl File {
         match self {
             Self::Proxy(file) => file.check().map(drop),
             Self::Agent(file) => file.check().map(drop),
-            Self::Topology(file) => file.check().map(drop),
+            // What was read was checked.
+            Self::Topology(_) => Ok(()),
         }
     }
+}
 
-    /// The file's text, every key written out.
-    pub fn to_toml(&self) -> Result<String, toml::ser::Error> {
-        let mut tables = Tables::default();
-        match self.clone() {
-            Self::Proxy(file) => tables.proxy = Some(file),
-            Self::Agent(file) => tables.agent = Some(file),
-            Self::Topology(file) => tables.topology = Some(file),
-        }
-        toml::to_string(&tables)
-    }
+/// The text of an agent's config, every key written out.
+pub fn agent_toml(file: &AgentFile) -> Result<String, toml::ser::Error> {
+    toml::to_string(&Tables {
+        agent: Some(file.clone()),
+        ..Tables::default()
+    })
+}
+
+/// The text of a proxy's config, every key written out.
+pub fn proxy_toml(file: &ProxyFile) -> Result<String, toml::ser::Error> {
+    toml::to_string(&Tables {
+        proxy: Some(file.clone()),
+        ..Tables::default()
+    })
 }
 
 impl Document {
@@ -132,7 +140,7 @@ impl Document {
         let file = match (tables.proxy, tables.agent, tables.topology) {
             (Some(file), None, None) => File::Proxy(file),
             (None, Some(file), None) => File::Agent(file),
-            (None, None, Some(file)) => File::Topology(file),
+            (None, None, Some(_)) => File::Topology(read_topology(&path, &text)?),
             (None, None, None) => {
                 let what = "it holds no [proxy], [agent] or [topology] table: begin with one of them".to_owned();
                 return Err(ConfigError::Kind { path, what });
@@ -176,22 +184,32 @@ impl Document {
     }
 }
 
+fn read_topology(path: &Path, text: &str) -> Result<TopologyFile, ConfigError> {
+    let shown = path.display().to_string();
+    TopologyFile::parse(text, &shown).map_err(|error| wrong(path, text, error.line, &error.what))
+}
+
 /// What toml says of the text, with the line and the key where it says so.
 fn refusal(path: &Path, text: &str, error: &toml::de::Error) -> ConfigError {
     let start = error.span().map_or(0, |span| span.start.min(text.len()));
     let before = text.get(..start).unwrap_or_default();
-    let line = before.matches('\n').count();
+    wrong(path, text, before.matches('\n').count() + 1, error.message())
+}
+
+/// The refusal of `line`, from 1, with the key it sets.
+fn wrong(path: &Path, text: &str, line: usize, message: &str) -> ConfigError {
+    let own = text.lines().nth(line - 1).unwrap_or_default();
     // A value may begin lines below its key, in a list.
-    let key = text.lines().take(line + 1).filter_map(key_of).last();
-    let named = error.message().contains("unknown field");
-    let key = match key {
-        Some(key) if !named || key_of(text.lines().nth(line).unwrap_or_default()).is_some() => key,
-        _ => text.lines().nth(line).unwrap_or_default().trim(),
+    let above = text.lines().take(line).filter_map(key_of).last();
+    let key = match (key_of(own), above) {
+        (Some(key), _) => key,
+        (None, Some(key)) if !own.trim_start().starts_with('[') => key,
+        (None, _) => own.trim(),
     };
     ConfigError::Wrong {
         path: path.to_owned(),
-        line: line + 1,
-        problem: Problem::new(key, remedy(error.message())),
+        line,
+        problem: Problem::new(key, remedy(message)),
     }
 }
 

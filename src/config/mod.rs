@@ -1,7 +1,8 @@
 //! Configuration files: raw, then checked.
 //!
 //! ```text
-//! file --toml--> ProxyFile | AgentFile | TopologyFile --flags laid over it--> check() --> Proxy | Agent | Topology
+//! file --toml--> ProxyFile | AgentFile --flags laid over it--> check() --> Proxy | Agent
+//!           \--> topology::codec::TopologyFile
 //! ```
 //!
 //! Owns: what a file may say, its defaults and limits, the secret's file. Refuses: unknown keys, values out of range,
@@ -13,15 +14,13 @@ mod document;
 mod error;
 mod proxy;
 mod secret;
-mod topology;
 mod value;
 
 pub use agent::{Agent, AgentFile, Password, TimingsFile};
-pub use document::{Document, File, Kind};
+pub use document::{Document, File, Kind, agent_toml, proxy_toml};
 pub use error::{ConfigError, Problem};
 pub use proxy::{Proxy, ProxyFile, ReadPolicy, Source, ZooKeeper};
 pub use secret::{SECRET_BYTES_MIN, read_secret};
-pub use topology::{ShardFile, SlotRange, Topology, TopologyFile, TopologyShard};
 pub use value::{Ensemble, EnsembleError, Name};
 
 /// Why replicas cannot be waited for.

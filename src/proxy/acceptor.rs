@@ -8,6 +8,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use thiserror::Error;
@@ -27,6 +28,10 @@ use crate::route::{Fences, ReadPolicy};
 use crate::topology::{Addr, Snapshot};
 
 const BACKLOG: i32 = 1024;
+/// How long an idle client's connection goes unchecked, as Redis' `tcp-keepalive`.
+const CLIENT_KEEPALIVE: Duration = Duration::from_secs(300);
+/// How long what was sent to a client may go without a sign from its host.
+const CLIENT_SILENCE: Duration = Duration::from_secs(30);
 /// Accepted clients that one worker has not taken yet.
 const DEALT_MAX: usize = 1024;
 
@@ -80,6 +85,7 @@ where
     let view = View {
         snapshots: snapshots.clone(),
         unserved: Arc::default(),
+        monitors: Arc::default(),
     };
     let mut threads = Vec::new();
     let mut workers = Vec::new();
@@ -179,7 +185,7 @@ async fn accept(listener: TcpListener, workers: Arc<Vec<Dealt>>, settings: Arc<S
             Err(error) => {
                 // Out of descriptors, mostly: trying at once again would spin.
                 warn!("cannot accept a client: {error}");
-                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             }
         };
@@ -192,7 +198,8 @@ async fn accept(listener: TcpListener, workers: Arc<Vec<Dealt>>, settings: Arc<S
 fn deal(stream: TcpStream, workers: &[Dealt], settings: &Settings) -> io::Result<()> {
     let socket = SockRef::from(&stream);
     socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(std::time::Duration::from_secs(300)))?;
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(CLIENT_KEEPALIVE))?;
+    socket.set_tcp_user_timeout(Some(CLIENT_SILENCE))?;
     let all: usize = workers
         .iter()
         .map(|worker| worker.clients.load(Ordering::Relaxed))
@@ -234,7 +241,7 @@ fn work(
         }
     };
     runtime.block_on(async {
-        let worker = Worker::new(settings, replicas, view.unserved);
+        let worker = Worker::new(settings, replicas, &view);
         let mut snapshots = view.snapshots;
         let serving = async {
             while let Some(stream) = receiver.recv().await {

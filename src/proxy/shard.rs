@@ -12,7 +12,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -20,7 +20,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tracing::{debug, info, warn};
 
-use super::backend::{Lane, LaneEnd, Login, Pace, Purpose, Target, greet};
+use super::backend::{Lane, LaneEnd, Login, Pace, Purpose, Tap, Target, greet};
 use super::client::{CloseReason, Session};
 use super::shared::ReplicaFacts;
 use super::worker::Worker;
@@ -71,6 +71,8 @@ pub struct Shard {
     fences: Arc<ShardFences>,
     /// Every lane that has not ended, private ones too, by number.
     open: RefCell<HashMap<u32, Rc<Lane>>>,
+    /// Connections of subscribers to the master.
+    taps: RefCell<Vec<Weak<Tap>>>,
     holding: RefCell<Vec<Rc<Session>>>,
 }
 
@@ -89,6 +91,7 @@ impl Shard {
             readers: RefCell::default(),
             fences,
             open: RefCell::default(),
+            taps: RefCell::default(),
             holding: RefCell::default(),
         })
     }
@@ -141,7 +144,7 @@ impl Shard {
     }
 
     /// The fences of the whole shard.
-    pub fn fences(&self) -> &ShardFences {
+    pub fn fences(&self) -> &Arc<ShardFences> {
         &self.fences
     }
 
@@ -307,6 +310,9 @@ impl Shard {
         for lane in self.open.borrow().values().filter(|lane| leads_astray(lane)) {
             lane.abandon();
         }
+        for tap in self.taps.take().iter().filter_map(Weak::upgrade) {
+            tap.lose();
+        }
     }
 
     fn lane_ended(self: &Rc<Self>, worker: &Rc<Worker>, lane: &Rc<Lane>, end: &LaneEnd) {
@@ -347,6 +353,20 @@ impl Shard {
             tokio::time::sleep(LAST_REPLIES).await;
             lane.abandon();
         });
+    }
+
+    /// Somebody could not reach the master, or was refused as by a replica.
+    pub fn suspect(self: &Rc<Self>, worker: &Rc<Worker>) {
+        if let Some(target) = self.serving() {
+            self.lost(worker, &target);
+        }
+    }
+
+    /// Ends `tap` when there is another master.
+    pub fn watch_tap(&self, tap: &Rc<Tap>) {
+        let mut taps = self.taps.borrow_mut();
+        taps.retain(|tap| tap.strong_count() > 0);
+        taps.push(Rc::downgrade(tap));
     }
 
     /// The master may be gone: it has to be greeted again before it gets more.

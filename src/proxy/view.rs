@@ -12,6 +12,7 @@ use crate::topology::Snapshot;
 pub struct View {
     pub(super) snapshots: watch::Receiver<Arc<Snapshot>>,
     pub(super) unserved: Arc<AtomicUsize>,
+    pub(super) monitors: Arc<AtomicUsize>,
 }
 
 impl View {

@@ -4,7 +4,7 @@
 use std::cell::{Cell, RefCell, RefMut};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::backend::{ConnectError, Greeting, Login, ask, connect};
@@ -12,6 +12,7 @@ use super::client::{CloseReason, Session};
 use super::settings::Settings;
 use super::shard::Shard;
 use super::shared::Replicas;
+use super::view::View;
 use crate::command::{Command, KeyPositions, Table};
 use crate::resp::{Args, RequestLimits, RequestScanner, Span};
 use crate::route::{Fences, Footprint, Place, ReadPolicy, place};
@@ -54,11 +55,23 @@ pub struct Worker {
     replicas: Arc<Replicas>,
     /// How many shards of all workers have no master that serves.
     unserved: Arc<AtomicUsize>,
+    /// How many clients of all workers monitor.
+    monitors: Arc<AtomicUsize>,
+}
+
+/// Counts one client that monitors, for as long as it lives.
+pub struct Monitoring(Arc<AtomicUsize>);
+
+impl Drop for Monitoring {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Worker {
     /// A worker that knows no shard yet; call it on the thread that keeps it.
-    pub fn new(settings: Arc<Settings>, replicas: Arc<Replicas>, unserved: Arc<AtomicUsize>) -> Rc<Self> {
+    pub fn new(settings: Arc<Settings>, replicas: Arc<Replicas>, view: &View) -> Rc<Self> {
+        let (unserved, monitors) = (view.unserved.clone(), view.monitors.clone());
         let nameless = ShardId::from("");
         let nobody = Shard::new(nameless.clone(), replicas.fences().shard(&nameless), unserved.clone());
         Rc::new(Self {
@@ -79,6 +92,7 @@ impl Worker {
             footprint: RefCell::default(),
             replicas,
             unserved,
+            monitors,
         })
     }
 
@@ -138,6 +152,18 @@ impl Worker {
     #[inline]
     pub fn splits_reads(&self) -> bool {
         self.settings.reads == ReadPolicy::Causal
+    }
+
+    /// A client begins to monitor.
+    pub fn monitoring(&self) -> Monitoring {
+        self.monitors.fetch_add(1, Ordering::Relaxed);
+        Monitoring(self.monitors.clone())
+    }
+
+    /// Whether a client of this proxy monitors.
+    #[inline]
+    pub fn is_monitored(&self) -> bool {
+        self.monitors.load(Ordering::Relaxed) > 0
     }
 
     /// The fences of this proxy.
@@ -283,6 +309,21 @@ impl Worker {
             session.flush();
         }
         *self.dirty.borrow_mut() = dirty;
+    }
+
+    /// Every node of every shard, the first shard's master first; none while that is not known to serve.
+    pub fn nodes(&self) -> Vec<Addr> {
+        let Some(master) = self.shard(ShardIndex(0)).serving() else {
+            return Vec::new();
+        };
+        let snapshot = self.snapshot.borrow();
+        let all = snapshot
+            .shards
+            .iter()
+            .flat_map(|shard| &shard.nodes)
+            .map(|node| &node.addr);
+        let others = all.filter(|addr| **addr != master.addr).cloned();
+        std::iter::once(master.addr.clone()).chain(others).collect()
     }
 
     /// Closes a client that reads too slowly while others wait behind its reply (rule B2).

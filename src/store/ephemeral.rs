@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio::time::sleep;
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{Connection, Hint, Lifetime, Owner, Store, StoreError, Value, Watch};
 use crate::clock;
@@ -32,7 +32,8 @@ pub enum Standing {
 pub struct Ephemeral {
     wanted: watch::Sender<Option<Vec<u8>>>,
     standing: watch::Receiver<Standing>,
-    _stop: DropGuard,
+    /// Ends with us before it does anything more.
+    _keeping: AbortOnDropHandle<()>,
 }
 
 impl Ephemeral {
@@ -41,7 +42,6 @@ impl Ephemeral {
     pub fn keep(store: &Store, path: String, ours: impl Fn(&[u8]) -> bool + Send + Sync + 'static) -> Self {
         let (wanted, wishes) = watch::channel(None);
         let (tell, standing) = watch::channel(Standing::Unsettled);
-        let stop = CancellationToken::new();
         let worker = Worker {
             watch: store.watch(&path),
             connection: store.connection(),
@@ -51,11 +51,11 @@ impl Ephemeral {
             wishes,
             tell,
         };
-        tokio::spawn(stop.clone().run_until_cancelled_owned(worker.run()));
+        let keeping = tokio::spawn(worker.run());
         Self {
             wanted,
             standing,
-            _stop: stop.drop_guard(),
+            _keeping: AbortOnDropHandle::new(keeping),
         }
     }
 

@@ -11,7 +11,7 @@ use super::plan::{Part, Plan};
 use super::settings::Settings;
 use super::zookeeper;
 use crate::agent::machine::facts::PARKED_AT;
-use crate::config::{AgentFile, File, Name, ProxyFile};
+use crate::config::{AgentFile, Name, ProxyFile, agent_toml, proxy_toml};
 use crate::operate::{NodeAt, ProxyAt, SECRET_FILE};
 
 /// Knows Redis' `enable-debug-command`.
@@ -47,12 +47,12 @@ impl Programs {
             }
             Part::Redis(index) => self.redis(&plan.nodes[index], &folder),
             Part::Agent(index) => {
-                let config = File::Agent(self.agent(plan, &plan.nodes[index])?);
-                self.own("agent", &config, &folder.join("agent.toml"))?
+                let config = agent_toml(&self.agent(plan, &plan.nodes[index])?);
+                self.own("agent", config, &folder.join("agent.toml"))?
             }
             Part::Proxy(index) => {
-                let config = File::Proxy(self.proxy(plan, &plan.proxies[index])?);
-                self.own("proxy", &config, &folder.join("proxy.toml"))?
+                let config = proxy_toml(&self.proxy(plan, &plan.proxies[index])?);
+                self.own("proxy", config, &folder.join("proxy.toml"))?
             }
         };
         command.current_dir(folder);
@@ -125,8 +125,8 @@ impl Programs {
     }
 
     /// One of our own commands, with its config written to `path`.
-    fn own(&self, name: &str, config: &File, path: &Path) -> io::Result<Command> {
-        fs::write(path, config.to_toml().map_err(io::Error::other)?)?;
+    fn own(&self, name: &str, config: Result<String, toml::ser::Error>, path: &Path) -> io::Result<Command> {
+        fs::write(path, config.map_err(io::Error::other)?)?;
         let mut command = Command::new(&self.pointsman);
         command.args(["--log", &self.settings.log, name, "--config"]).arg(path);
         Ok(command)

@@ -81,6 +81,18 @@ fn a_config_of_another_kind_is_refused() {
 }
 
 #[test]
+fn a_topology_file_is_refused_before_anything_is_bound() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("t.toml");
+    fs::write(&path, "[[topology.shards]]\nid = 's1'\nnodes = []\n").unwrap();
+    let output = Pointsman::run(&["proxy", "--topology", path.to_str().unwrap()]);
+    assert!(sentence(&output, 2).ends_with("t.toml:3: nodes: shard s1 has no nodes"));
+    fs::write(&path, "[proxy]\n").unwrap();
+    let output = Pointsman::run(&["proxy", "--topology", path.to_str().unwrap()]);
+    assert!(sentence(&output, 2).ends_with("this is a proxy's config; name one that holds [topology]"));
+}
+
+#[test]
 fn without_an_up_there_is_nothing_to_ask() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path().to_str().unwrap();

@@ -14,6 +14,7 @@ mod houses;
 mod limits;
 mod peer;
 mod proxy;
+mod pubsub;
 mod reads;
 mod refusals;
 mod source;

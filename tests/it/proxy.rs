@@ -58,8 +58,8 @@ fn a_client_sees_what_redis_says() {
     assert!(client.command(&["REPLICAOF", "NO", "ONE"]).is_error("NOPERM"));
     assert!(
         client
-            .command(&["SUBSCRIBE", "c"])
-            .is_error("ERR pointsman does not support 'subscribe' yet")
+            .command(&["CLIENT", "LIST"])
+            .is_error("ERR pointsman does not support 'client|list' yet")
     );
     assert_eq!(client.command(&["GET", "k"]), Value::bulk("v"));
 }
@@ -369,4 +369,56 @@ fn an_idle_lane_is_closed_before_redis_would() {
     });
     assert_eq!(client.command(&["GET", "k"]), Value::bulk("v"));
     assert!(!circuit.proxy.log().contains("lane lost"), "{}", circuit.proxy.log());
+}
+
+#[test]
+fn scripts_and_settings_are_every_nodes() {
+    let circuit = Circuit::start(&[]);
+    let mut client = circuit.client();
+    client.send(b"SET k v\r\nSCRIPT LOAD \"return redis.call('get',KEYS[1])\"\r\nGET k\r\n");
+    assert_eq!(client.read_reply(), Value::ok());
+    let sha = client.read_reply().text();
+    assert_eq!(sha.len(), 40);
+    assert_eq!(client.read_reply(), Value::bulk("v"));
+    assert_eq!(client.command(&["EVALSHA", &sha, "1", "k"]), Value::bulk("v"));
+    let large = format!("return '{}'", "x".repeat(400_000));
+    let sha = client.command(&["SCRIPT", "LOAD", &large]).text();
+    assert_eq!(client.command(&["EVALSHA", &sha, "0"]).text().len(), 400_000);
+    assert_eq!(client.command(&["SCRIPT", "FLUSH"]), Value::ok());
+    assert!(client.command(&["EVALSHA", &sha, "0"]).is_error("NOSCRIPT"));
+    assert_eq!(
+        client.command(&["CONFIG", "SET", "maxmemory", "104857600"]),
+        Value::ok()
+    );
+    let wrong = ["CONFIG", "SET", "nosuch", "1"];
+    assert_eq!(client.command(&wrong), circuit.redis.command(&wrong));
+    assert!(
+        client
+            .command(&["CONFIG", "SET", "maxmemory", "1", "replicaof", "a 1"])
+            .is_error("NOPERM")
+    );
+    assert_eq!(
+        circuit.redis.command(&["CONFIG", "GET", "maxmemory"]),
+        Value::Array(vec![Value::bulk("maxmemory"), Value::bulk("104857600")])
+    );
+    assert_eq!(
+        client.command(&["ACL", "SETUSER", "alice", "on", ">pw", "~a*", "+get", "+script"]),
+        Value::ok()
+    );
+    let mut alice = circuit.client();
+    assert_eq!(alice.command(&["AUTH", "alice", "pw"]), Value::ok());
+    assert!(alice.command(&["CONFIG", "SET", "maxmemory", "1"]).is_error("NOPERM"));
+    assert_eq!(alice.command(&["SCRIPT", "LOAD", "return 1"]).text().len(), 40);
+}
+
+#[test]
+fn a_command_for_every_node_waits_for_a_master() {
+    let mut circuit = Circuit::start(&[]);
+    let mut client = circuit.client();
+    assert_eq!(client.command(&["SET", "k", "v"]), Value::ok());
+    circuit.redis.kill9();
+    client.send(b"SCRIPT LOAD \"return 1\"\r\nEXISTS k\r\n");
+    circuit.redis.restart();
+    assert_eq!(client.read_reply().text().len(), 40);
+    assert_eq!(client.read_reply(), Value::Int(0));
 }

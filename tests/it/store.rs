@@ -204,7 +204,7 @@ async fn no_server_is_one_clear_sentence() {
 #[tokio::test]
 async fn a_session_outlives_an_outage_that_the_client_library_gives_up_on() {
     let mut zookeeper = ZooKeeper::start();
-    let store = Store::connect(&settings(&zookeeper.connect(), 1000)).await.unwrap();
+    let store = Store::connect(&settings(&zookeeper.connect(), 2000)).await.unwrap();
     let kept = Ephemeral::keep(&store, "/e".to_owned(), |_| false);
     kept.set(Some(b"e".to_vec()));
     until_read(&store, "/e", |read| read.is_some()).await;
@@ -215,7 +215,7 @@ async fn a_session_outlives_an_outage_that_the_client_library_gives_up_on() {
     until(&store, "away", |now| *now == Connection::Away).await;
     assert_eq!(store.get("/e").await, Err(StoreError::Away));
     // The outage itself: longer than 7/5 of the session timeout, when the library declares the session expired.
-    tokio::time::sleep(Duration::from_millis(1800)).await;
+    tokio::time::sleep(Duration::from_millis(3200)).await;
     zookeeper.restart();
     let after = until(&store, "up again", is_up).await;
     assert_eq!(session(after), session(before), "only a server ends a session");
@@ -318,4 +318,19 @@ async fn a_write_under_way_when_the_server_dies_has_no_known_outcome() {
         Err(StoreError::Away),
         "not sent"
     );
+}
+
+#[tokio::test]
+async fn a_frozen_server_is_away_and_what_it_ended_meanwhile_returns() {
+    let zookeeper = ZooKeeper::start();
+    let store = Store::connect(&settings(&zookeeper.connect(), 1000)).await.unwrap();
+    let kept = Ephemeral::keep(&store, "/e".to_owned(), |_| false);
+    kept.set(Some(b"e".to_vec()));
+    until_read(&store, "/e", |read| read.is_some()).await;
+    zookeeper.stop();
+    until(&store, "away", |now| *now == Connection::Away).await;
+    assert_eq!(store.get("/e").await, Err(StoreError::Away), "nobody waits for it");
+    zookeeper.cont();
+    until(&store, "up", is_up).await;
+    until_read(&store, "/e", |read| read == Some((b"e", Owner::Us))).await;
 }

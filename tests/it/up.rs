@@ -6,7 +6,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::support::{Client, Up, Value, ZooKeeper, assert_gone, eventually, runs};
+use crate::support::{Client, Pointsman, Up, Value, ZooKeeper, assert_gone, eventually, free_port, runs};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -202,14 +202,37 @@ fn an_ensemble_that_runs_already_is_used_and_left_alone() {
         &place[..],
     ]
     .concat();
-    let status = crate::support::Pointsman::run(&status);
+    let status = Pointsman::run(&status);
     let status: serde_json::Value = serde_json::from_str(&status.stdout).unwrap();
     assert_eq!(status["shards"][0]["nodes"][0]["state"], "serving", "{status:#}");
 
     up.up.term();
     assert_eq!(up.up.exit_code(SOON), Some(0));
-    let history = crate::support::Pointsman::run(&[&["history"], &place[..]].concat());
+    let history = Pointsman::run(&[&["history"], &place[..]].concat());
     assert_eq!(history.code, Some(0), "{}", history.stderr);
+}
+
+#[test]
+fn an_up_that_is_asked_to_end_while_it_starts_leaves_nothing() {
+    let home = tempfile::tempdir().unwrap();
+    let dir = home.path().join("up");
+    let listen = format!("127.0.0.1:{}", free_port());
+    let mut up = Pointsman::start(&["up", "--dir", dir.to_str().unwrap(), "--listen", &listen]);
+    let log = dir.join("s1-c").join("redis.log");
+    eventually(SOON, || log.exists());
+    let pids = children(up.pid());
+    assert!(!pids.is_empty());
+    up.term();
+    assert_eq!(up.exit_code(SOON), Some(0));
+    assert_gone(&pids);
+    assert!(!dir.exists());
+    assert!(!up.log().contains("ready"));
+}
+
+/// The processes that a process started.
+fn children(pid: i32) -> Vec<i64> {
+    let list = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    list.split_whitespace().map(|child| child.parse().unwrap()).collect()
 }
 
 #[test]

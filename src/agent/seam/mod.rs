@@ -114,6 +114,8 @@ impl Sorter {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+    use std::sync::{Arc, Mutex};
     use std::time::Duration;
 
     use tokio::time::timeout;
@@ -225,6 +227,19 @@ mod tests {
         }
     }
 
+    /// Collects what is logged.
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
     fn written(event: &StoreEvent) -> Option<Written> {
         match event {
             StoreEvent::Written(written) => Some(*written),
@@ -260,7 +275,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nonsense_is_not_told_and_never_looks_like_an_absent_state() {
+    async fn nonsense_is_said_once_and_never_looks_like_an_absent_state() {
+        let said = Arc::new(Mutex::new(Vec::new()));
+        let log = tracing_subscriber::fmt().with_writer({
+            let said = Arc::clone(&said);
+            move || Lines(Arc::clone(&said))
+        });
+        let _log = tracing::subscriber::set_default(log.finish());
         let mut bench = Bench::start().await;
         let path = "/shards/s1/state";
         assert_eq!(bench.event(synced).await, None);
@@ -280,12 +301,11 @@ mod tests {
         bench.state_is_silent("two").await;
         let bytes = encode(&znode::from_state(&state(2)));
         bench.other.set(path, bytes, 1).await.unwrap();
-        let told = bench.event(|event| match event {
-            StoreEvent::State(read) => Some((read.version, read.state.epoch)),
-            StoreEvent::Synced(Some(read)) => Some((read.version, read.state.epoch)),
-            _ => None,
-        });
-        assert_eq!(told.await, (2, Epoch(2)));
+        // Synchronised: the host took the store for lost until now.
+        assert_eq!(bench.event(synced).await, Some((2, state(2))));
+        let said = said.lock().unwrap();
+        let said = String::from_utf8_lossy(&said);
+        assert_eq!(said.matches("/shards/s1/state holds nonsense").count(), 1, "{said}");
     }
 
     #[tokio::test]

@@ -33,6 +33,8 @@ pub(super) struct Reader {
     connection: watch::Receiver<Connection>,
     /// The version of the last state told.
     told: Option<i32>,
+    /// A synchronised read met nonsense: the host still waits for one that it can be told.
+    owed: bool,
     nodes: Vec<(NodeId, Addr, Addr)>,
     suspects: Vec<Suspicion>,
     said: HashSet<String>,
@@ -66,6 +68,7 @@ impl Reader {
             events,
             news,
             told: None,
+            owed: false,
             nodes: Vec::new(),
             suspects: Vec::new(),
             said: HashSet::new(),
@@ -150,6 +153,7 @@ impl Reader {
 
     async fn read_state(&mut self, synced: bool) -> Result<Result<(), StoreError>, Ended> {
         let path = Place::State(self.shard.clone()).to_string();
+        let synced = synced || self.owed;
         if synced && let Err(error) = self.store.sync().await {
             return Ok(Err(error));
         }
@@ -163,10 +167,14 @@ impl Reader {
             None => return Ok(Ok(())),
             Some(value) => match self.decode::<ShardState>(value, &path) {
                 // Not told at all: nonsense must not look like a shard yet to be founded.
-                None => return Ok(Ok(())),
+                None => {
+                    self.owed = synced;
+                    return Ok(Ok(()));
+                }
                 Some(state) => Some((value.version, state)),
             },
         };
+        self.owed = false;
         self.tell_state(state, synced).await?;
         Ok(Ok(()))
     }

@@ -60,10 +60,14 @@ pub enum ConnectError {
     Unfit(Addr, #[source] Unfit),
 }
 
+/// How long an idle connection to Redis goes unchecked.
+const KEEPALIVE: Duration = Duration::from_secs(15);
+/// How long what was sent to Redis may go without a sign from its host: then the connection is lost.
+const SILENCE: Duration = Duration::from_secs(5);
 /// Bytes of a handshake's replies that are read at most.
 const HANDSHAKE_REPLY_BYTES_MAX: usize = 64 * 1024;
 
-/// Connects within `limit` and logs in. Sets `TCP_NODELAY` and keepalive.
+/// Connects within `limit` and logs in. Sets `TCP_NODELAY`, keepalive and `TCP_USER_TIMEOUT`.
 pub async fn connect(addr: &Addr, login: &Login, limit: Duration) -> Result<TcpStream, ConnectError> {
     let opening = async {
         let network = |error| ConnectError::Network(addr.clone(), error);
@@ -71,8 +75,9 @@ pub async fn connect(addr: &Addr, login: &Login, limit: Duration) -> Result<TcpS
         let socket = SockRef::from(&stream);
         socket.set_tcp_nodelay(true).map_err(network)?;
         socket
-            .set_tcp_keepalive(&TcpKeepalive::new().with_time(Duration::from_secs(60)))
+            .set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE))
             .map_err(network)?;
+        socket.set_tcp_user_timeout(Some(SILENCE)).map_err(network)?;
         let (request, commands) = login_request(login);
         if commands > 0 {
             ask(&mut stream, &request, commands, addr).await?;

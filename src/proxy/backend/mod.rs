@@ -5,11 +5,13 @@ mod greet;
 mod lane;
 mod ledger;
 mod replies;
+mod tap;
 mod target;
 mod wreck;
 
 pub use connect::{ConnectError, Credential, Login, ask, connect, put_request};
 pub use greet::{Greeting, greet};
 pub use lane::{CLIENT_REPLY_BYTES_MAX, Lane, LaneEnd, Pace, Purpose};
+pub use tap::Tap;
 pub use target::Target;
 pub use wreck::{Lost, Role, Traits};

@@ -19,6 +19,10 @@ pub enum CloseReason {
     SlowReader,
     /// Half of a reply was passed on when its backend was lost; nothing true can follow it.
     ReplyCutOff,
+    /// Redis no longer lets the client be subscribed as it was.
+    FeedRefused,
+    /// A transaction on a subscriber's connection was lost with it.
+    TransactionLost,
 }
 
 impl fmt::Display for CloseReason {
@@ -31,6 +35,8 @@ impl fmt::Display for CloseReason {
             Self::CrossProtocol => "possible cross protocol scripting attack",
             Self::SlowReader => "the client does not read its replies",
             Self::ReplyCutOff => "the backend was lost in the middle of a reply",
+            Self::FeedRefused => "the master refuses the client's login or subscriptions",
+            Self::TransactionLost => "the backend was lost in the middle of a subscriber's transaction",
         })
     }
 }

@@ -27,6 +27,7 @@ pub(super) enum Outcome {
 impl Session {
     /// Goes on with what was left waiting, if its time has come.
     pub(super) fn go_on(self: &Rc<Self>) {
+        self.tend_feed();
         if !self.send_held() {
             return;
         }
@@ -206,6 +207,7 @@ impl Session {
             return Outcome::Done;
         };
         if !state.transaction.concerns_all()
+            && state.feed.is_none()
             && state.authenticated
             && command.rides_lane(args)
             && command.arity_ok(args.len())
@@ -245,7 +247,15 @@ impl Session {
         if !self.state().authenticated && !matches!(&*command.name, "auth" | "hello" | "quit" | "reset") {
             return self.refuse(|out| out.extend_from_slice(b"-NOAUTH Authentication required.\r\n"));
         }
+        // On a feed even transactions are the feed's; without one SUBSCRIBE may stand inside a transaction.
+        let on_feed = self.state().feed.is_some();
+        if on_feed && let Some(outcome) = self.feed_request(command, args, frame) {
+            return outcome;
+        }
         if let Some(outcome) = self.transaction(command, args, frame) {
+            return outcome;
+        }
+        if let Some(outcome) = self.feed_request(command, args, frame) {
             return outcome;
         }
         let shard = match self.worker.place(command, args) {
@@ -259,14 +269,11 @@ impl Session {
                 self.pin_and_append(shard, command, args, frame)
             }
             Class::Node | Class::Everywhere => self.pin_and_append(shard, command, args, frame),
+            Class::EveryNode => self.every_node(command, args, frame),
             Class::Refused => self.not_passed_on(command),
-            Class::Read
-            | Class::Write
-            | Class::ManyKey
-            | Class::Blocking
-            | Class::EveryNode
-            | Class::Subscribe
-            | Class::Transaction => self.refuse(|out| refusal::not_yet(command, out)),
+            Class::Read | Class::Write | Class::ManyKey | Class::Blocking | Class::Subscribe | Class::Transaction => {
+                self.refuse(|out| refusal::not_yet(command, out))
+            }
         }
     }
 

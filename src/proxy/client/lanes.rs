@@ -82,7 +82,7 @@ impl Session {
 
     /// The replica lane that may take a run of reads, if there is one.
     fn reader_for(self: &Rc<Self>, state: &mut State, shard: &Rc<Shard>, run: &Run) -> Option<Rc<Lane>> {
-        if run.writes || !self.worker.splits_reads() || state.login.is_named_user() {
+        if run.writes || !self.worker.splits_reads() || self.worker.is_monitored() || state.login.is_named_user() {
             return None;
         }
         let ask = Ask {
@@ -123,7 +123,10 @@ impl Session {
             (Transaction::Queueing, "exec") => footprint = std::mem::take(&mut pinned.queued),
             (Transaction::Queueing, "discard") => pinned.queued.clear(),
             // It is executed by EXEC, if at all.
-            (Transaction::Queueing, _) => self.mark(command, args, 0, &mut pinned.queued),
+            (Transaction::Queueing, _) => {
+                self.mark(command, args, 0, &mut pinned.queued);
+                pinned.queued.bound();
+            }
             (_, _) => self.mark(command, args, 0, &mut footprint),
         }
         let run = state.window.reserve(pinned.lane.number, 1);
@@ -198,6 +201,16 @@ impl Session {
             }));
         }
         state.pinned.as_ref().map(|pinned| pinned.lane.clone())
+    }
+
+    /// What a request has to wait for that needs the first shard's master, if that does not serve.
+    pub(super) fn hold_without_master(self: &Rc<Self>) -> Option<Park> {
+        let shard = self.worker.shard(ShardIndex(0));
+        if shard.serving().is_some() {
+            return None;
+        }
+        self.hold_in(&mut self.state(), &shard);
+        Some(Park::Hold)
     }
 
     fn hold_in(self: &Rc<Self>, state: &mut State, shard: &Rc<Shard>) {
@@ -278,7 +291,7 @@ impl Session {
         }
         self.state().park = Park::Open;
         self.wake();
-        true
+        !self.awaits_feed()
     }
 
     /// Refuses the requests at the front that would wait for `shard`; returns how many bytes they are.

@@ -51,6 +51,7 @@ impl Session {
             }
             Some(index) => {
                 self.state().login.database = u32::try_from(index).unwrap_or(0);
+                self.feed_follows();
                 self.ok()
             }
         }
@@ -86,6 +87,9 @@ impl Session {
                 pinned.lane.abandon();
             }
             state.transaction = Transaction::None;
+            if let Some(feed) = state.feed.take() {
+                feed.close();
+            }
             state.login = Login::default();
             state.authenticated = !self.worker.auth_required();
             state.name = None;
@@ -171,7 +175,7 @@ impl Session {
             }
             state.login.resp3
         };
-        self.refuse(|out| {
+        self.greet_with(|out| {
             out.extend_from_slice(if resp3 { b"%7\r\n" } else { b"*14\r\n" });
             for (key, value) in [
                 (&b"server"[..], &b"redis"[..]),
@@ -227,6 +231,7 @@ impl Session {
                     state.login.credential = Some(credential);
                     state.authenticated = true;
                 }
+                self.feed_follows();
                 match hello {
                     Some(hello) => self.greet(&hello),
                     None => {

@@ -3,6 +3,10 @@
 mod block;
 mod close;
 mod dispatch;
+mod everynode;
+mod feed;
+mod feed_request;
+mod feedline;
 mod fencing;
 mod lanes;
 mod local;
@@ -11,6 +15,7 @@ mod multi;
 mod run;
 mod session;
 mod stream;
+mod subscriptions;
 mod transaction;
 mod window;
 

@@ -19,6 +19,7 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
 use super::close::CloseReason;
+use super::feed::Feed;
 use super::transaction::Transaction;
 use super::window::{RunId, Window};
 use crate::proxy::backend::{CLIENT_REPLY_BYTES_MAX, Lane, Login};
@@ -48,7 +49,7 @@ pub(super) enum Park {
     Lane,
     /// Until the shard has a master. Bounded by `hold_max_ms`.
     Hold,
-    /// Until a scratch connection has verified a password.
+    /// Until a connection aside has answered: a password is verified, or every node is told.
     Verify,
 }
 
@@ -106,6 +107,7 @@ pub(super) struct State {
     pub held: Vec<Held>,
     pub pinned: Option<Box<Pinned>>,
     pub transaction: Transaction,
+    pub feed: Option<Box<Feed>>,
     pub streaming: Option<Box<Streaming>>,
     pub login: Login,
     pub authenticated: bool,
@@ -144,6 +146,7 @@ impl Session {
             held: Vec::new(),
             pinned: None,
             transaction: Transaction::None,
+            feed: None,
             streaming: None,
             login: Login::default(),
             authenticated,
@@ -219,11 +222,16 @@ impl Session {
         }
         let State { out, window, .. } = &mut *state;
         window.fill(run, bytes, replies, out);
-        let unanswered = window.unanswered();
+        self.settle(&mut state, worker)
+    }
+
+    /// After new replies: goes on if they were waited for, and sees to it that they are written.
+    pub(super) fn settle(self: &Rc<Self>, state: &mut State, worker: &Worker) -> usize {
+        let unanswered = state.window.unanswered();
         let resume = match state.park {
             Park::Drain => unanswered == 0,
             Park::Full => unanswered < IN_FLIGHT_MAX / 2,
-            Park::Open => unanswered == 0 && state.pinned.is_some(),
+            Park::Open => unanswered == 0 && (state.pinned.is_some() || state.feed.is_some()),
             Park::Lane | Park::Hold | Park::Verify => false,
         };
         if resume {
@@ -335,6 +343,9 @@ impl Session {
         state.held.clear();
         if let Some(pinned) = state.pinned.take() {
             pinned.lane.abandon();
+        }
+        if let Some(feed) = state.feed.take() {
+            feed.close();
         }
         if let Some(lane) = state.stalled.take() {
             lane.nudge();

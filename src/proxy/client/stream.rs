@@ -4,7 +4,7 @@
 use std::rc::Rc;
 
 use super::session::{Park, Session, Streaming};
-use crate::command::Lookup;
+use crate::command::{Class, Lookup};
 use crate::proxy::backend::Traits;
 use crate::resp::{Args, RequestScanner, Span};
 use crate::route::{Footprint, Place};
@@ -41,7 +41,8 @@ impl Session {
             return Begun::Collect;
         };
         let mut state = self.state();
-        if !command.lane || !state.authenticated || state.transaction.is_ghost() {
+        let private = command.lane && command.class != Class::EveryNode && state.feed.is_none();
+        if !private || !state.authenticated || state.transaction.is_ghost() {
             return Begun::Collect;
         }
         if state.window.unanswered() > 0 {

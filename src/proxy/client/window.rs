@@ -80,6 +80,12 @@ impl Window {
         }
     }
 
+    /// Bytes that answer nothing: Redis speaks unasked, or a reply is not whole. Only for the connection whose replies
+    /// are at the head, and between two calls that complete a frame.
+    pub fn push(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
+        out.extend_from_slice(bytes);
+    }
+
     fn release(&mut self, out: &mut Vec<u8>) {
         while self.runs.front().is_some_and(|run| run.need == 0) {
             self.runs.pop_front();

@@ -1,0 +1,144 @@
+//! A tap: a connection to Redis that one session owns and that speaks without being asked (pub/sub, MONITOR).
+//!
+//! ```text
+//! session --send--> out --flush--> redis --bytes--> session.feed_received
+//! ```
+//! Only bytes here: what they mean, and which of them the client sees, is the session's. The queue is bounded by the
+//! session, which asks for nothing more while too much of it is unanswered.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, ReadBuf};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+
+use super::connect::{Login, connect};
+use super::lane::LaneEnd;
+use crate::proxy::client::Session;
+use crate::proxy::wake::Wake;
+use crate::proxy::worker::Worker;
+use crate::topology::Addr;
+
+/// Capacity that an empty out buffer keeps.
+const IDLE_CAPACITY_MAX: usize = 4 * 1024;
+
+/// One connection to Redis.
+#[derive(Default)]
+pub struct Tap {
+    wake: Wake,
+    closed: Cell<bool>,
+    /// It leads to a server that is master no more.
+    astray: Cell<bool>,
+    out: RefCell<Vec<u8>>,
+    /// How many bytes of `out` are written.
+    sent: Cell<usize>,
+    /// Bytes written that are no longer in `out`.
+    gone: Cell<u64>,
+}
+
+impl Tap {
+    /// Sends bytes; returns how many were sent on this connection with them, written or not.
+    pub fn send(&self, bytes: &[u8]) -> u64 {
+        let mut out = self.out.borrow_mut();
+        out.extend_from_slice(bytes);
+        self.wake.wake();
+        self.gone.get() + out.len() as u64
+    }
+
+    /// How many bytes were written.
+    pub fn written(&self) -> u64 {
+        self.gone.get() + self.sent.get() as u64
+    }
+
+    /// Ends the connection at once.
+    pub fn close(&self) {
+        self.closed.set(true);
+        self.wake.wake();
+    }
+
+    /// Ends the connection as if Redis had: there is another master.
+    pub fn lose(&self) {
+        self.astray.set(true);
+        self.wake.wake();
+    }
+
+    /// Waits for `delay`, connects, and lives until the connection ends; then says why.
+    pub async fn run(
+        self: &Rc<Self>,
+        session: &Rc<Session>,
+        worker: &Rc<Worker>,
+        addr: &Addr,
+        login: &Login,
+        delay: Duration,
+    ) -> LaneEnd {
+        if !delay.is_zero() {
+            tokio::time::sleep(delay).await;
+        }
+        let stream = match connect(addr, login, worker.connect_timeout()).await {
+            Ok(stream) => stream,
+            Err(error) => return error.into(),
+        };
+        let (mut reader, writer) = stream.into_split();
+        std::future::poll_fn(
+            |context| match self.poll(context, &mut reader, &writer, session, worker) {
+                Ok(()) => Poll::Pending,
+                Err(end) => Poll::Ready(end),
+            },
+        )
+        .await
+    }
+
+    fn poll(
+        self: &Rc<Self>,
+        context: &mut Context<'_>,
+        reader: &mut OwnedReadHalf,
+        writer: &OwnedWriteHalf,
+        session: &Rc<Session>,
+        worker: &Rc<Worker>,
+    ) -> Result<(), LaneEnd> {
+        self.wake.listen(context);
+        if self.astray.get() {
+            return Err(LaneEnd::Eof);
+        }
+        while !self.closed.get() {
+            let mut scratch = worker.scratch();
+            let mut buffer = ReadBuf::new(&mut scratch);
+            match Pin::new(&mut *reader).poll_read(context, &mut buffer) {
+                Poll::Pending => break,
+                Poll::Ready(Err(error)) => return Err(error.into()),
+                Poll::Ready(Ok(())) if buffer.filled().is_empty() => return Err(LaneEnd::Eof),
+                Poll::Ready(Ok(())) => session.feed_received(self, buffer.filled())?,
+            }
+            drop(scratch);
+            worker.flush_dirty();
+        }
+        if self.closed.get() {
+            return Err(LaneEnd::Released);
+        }
+        self.flush(context, writer)
+    }
+
+    fn flush(&self, context: &mut Context<'_>, writer: &OwnedWriteHalf) -> Result<(), LaneEnd> {
+        let mut out = self.out.borrow_mut();
+        while self.sent.get() < out.len() {
+            match writer.try_write(&out[self.sent.get()..]) {
+                Ok(count) => self.sent.set(self.sent.get() + count),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if writer.as_ref().poll_write_ready(context)?.is_pending() {
+                        return Ok(());
+                    }
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.gone.set(self.written());
+        self.sent.set(0);
+        out.clear();
+        out.shrink_to(IDLE_CAPACITY_MAX);
+        Ok(())
+    }
+}

@@ -1,0 +1,247 @@
+//! What a request means for a session that is subscribed, or is about to be: where it goes, or what it is told.
+//!
+//! In RESP2 a subscriber may do nothing else, in RESP3 it may run any command; both are answered in Redis' words and in
+//! Redis' order. What cannot be taken back (other classes than those of [`may_ride`]) never reaches the feed.
+
+use std::rc::Rc;
+
+use super::dispatch::Outcome;
+use super::feed::{FEED_LANE, Feed, Link};
+use super::feedline::{Asked, Plain};
+use super::session::{Park, Session, State};
+use super::stream::COLLECTED_BYTES_MAX;
+use super::subscriptions::{Family, NAMES_MAX, Verb};
+use crate::command::{Class, Command, Flags, refusal};
+use crate::proxy::backend::put_request;
+use crate::resp::Args;
+use crate::route::Place;
+use crate::topology::ShardIndex;
+
+/// Bytes of unanswered requests above which a client is not read from.
+const UNANSWERED_BYTES_MAX: usize = 1024 * 1024;
+const TOO_MANY: &[u8] = b"-OOM pointsman keeps at most 100000 subscriptions and 8388608 bytes of their names for one client, 65536 bytes for one name\r\n";
+const NOT_IN_MULTI: &[u8] = b"-ERR pointsman does not support this command inside MULTI\r\n";
+const ONLY: &[u8] = b"only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET are allowed in this context\r\n";
+
+impl Session {
+    /// Judges a request that begins a feed, or of a session that has one; `None`: it goes the way of all others.
+    pub(super) fn feed_request(self: &Rc<Self>, command: &Command, args: &Args, frame: &[u8]) -> Option<Outcome> {
+        let family = Family::of(command.name.as_bytes());
+        let begins = &*command.name == "monitor" || family.is_some_and(|family| family.verb == Verb::Subscribe);
+        if self.state().feed.is_some() {
+            return self.request_with_feed(family, command, args, frame);
+        }
+        if begins {
+            return Some(self.begin_feed(family, command, args, frame));
+        }
+        family.map(|family| self.unsubscribe_nothing(family, args))
+    }
+
+    fn begin_feed(self: &Rc<Self>, family: Option<Family>, command: &Command, args: &Args, frame: &[u8]) -> Outcome {
+        {
+            let mut state = self.state();
+            if state.window.unanswered() > 0 {
+                return Outcome::Park(Park::Drain);
+            }
+            if state.pinned.is_some() {
+                if state.transaction.needs_connection() {
+                    drop(state);
+                    return self.refuse(|out| refusal::not_yet(command, out));
+                }
+                // It is given back when the session is looked at next.
+                self.wake();
+                return Outcome::Park(Park::Drain);
+            }
+            state.feed = Some(Box::new(Feed::of(state.login.clone())));
+        }
+        if !self.open_feed() {
+            self.state().feed = None;
+            let park = self.hold_without_master();
+            return park.map_or(Outcome::Done, Outcome::Park);
+        }
+        match family {
+            Some(family) => self.ask_family(family, args, frame),
+            None => self.ask(Asked::Monitor, frame),
+        }
+    }
+
+    fn request_with_feed(
+        self: &Rc<Self>,
+        family: Option<Family>,
+        command: &Command,
+        args: &Args,
+        frame: &[u8],
+    ) -> Option<Outcome> {
+        let name = &*command.name;
+        if matches!(name, "quit" | "reset") {
+            return None;
+        }
+        if let Some(outcome) = self.feed_is_busy() {
+            return Some(outcome);
+        }
+        if self.with_feed(|feed| feed.line.multi)? {
+            return Some(self.request_in_multi(command, args, frame));
+        }
+        if let Some(family) = family {
+            return Some(self.ask_family(family, args, frame));
+        }
+        if name == "monitor" {
+            return Some(self.ask_monitor(frame));
+        }
+        if name == "ping" {
+            return Some(self.ask_plain(command, frame));
+        }
+        if !self.state().login.resp3 {
+            if self.state().window.unanswered() > 0 {
+                return Some(Outcome::Park(Park::Drain));
+            }
+            if self.leave_feed() {
+                return None;
+            }
+            if self.with_feed(|feed| !feed.line.subscriptions.is_empty())? {
+                return Some(self.refuse_while_subscribed(command));
+            }
+        }
+        if may_ride(command, args) && self.worker.place(command, args) != Place::Shard(ShardIndex(0)) {
+            return Some(self.refuse(|out| refusal::not_yet(command, out)));
+        }
+        may_ride(command, args).then(|| self.ask_plain(command, frame))
+    }
+
+    /// A transaction on the feed: what may stand in one goes there, anything else ends it.
+    fn request_in_multi(self: &Rc<Self>, command: &Command, args: &Args, frame: &[u8]) -> Outcome {
+        if may_ride(command, args) && self.worker.place(command, args) == Place::Shard(ShardIndex(0)) {
+            return self.ask_plain(command, frame);
+        }
+        // Redis refuses it for its arity and remembers that, so that EXEC runs nothing.
+        let mut poison = Vec::new();
+        put_request(&mut poison, &[b"SUBSCRIBE"]);
+        self.ask(Asked::Poison(NOT_IN_MULTI), &poison)
+    }
+
+    /// What a request for the feed has to wait for.
+    fn feed_is_busy(self: &Rc<Self>) -> Option<Outcome> {
+        let mut state = self.state();
+        let feed = state.feed.as_ref()?;
+        if let Link::Down { since_ms, .. } = feed.link {
+            // It is in the worker's list already.
+            state.held_since_ms = since_ms;
+            return Some(Outcome::Park(Park::Hold));
+        }
+        let full = feed.line.unanswered_bytes() > UNANSWERED_BYTES_MAX;
+        full.then_some(Outcome::Park(Park::Drain))
+    }
+
+    fn ask_family(self: &Rc<Self>, family: Family, args: &Args, frame: &[u8]) -> Outcome {
+        if args.len() == 1 {
+            return self.ask(Asked::All(family.kind), frame);
+        }
+        let names = || args.iter().skip(1);
+        let allowed = match family.verb {
+            Verb::Subscribe => self.with_feed(|feed| feed.line.subscriptions.ask(names()).is_ok()),
+            Verb::Unsubscribe => Some(args.len() <= NAMES_MAX),
+        };
+        if allowed != Some(true) {
+            return self.refuse(|out| out.extend_from_slice(TOO_MANY));
+        }
+        self.ask(Asked::Names(family, names().map(Into::into).collect()), frame)
+    }
+
+    /// Redis does not answer a second MONITOR.
+    fn ask_monitor(self: &Rc<Self>, frame: &[u8]) -> Outcome {
+        match self.with_feed(|feed| (feed.line.awaits_monitor(), feed.line.is_monitoring())) {
+            Some((true, _)) => Outcome::Park(Park::Drain),
+            Some((false, true)) => Outcome::Done,
+            Some((false, false)) | None => self.ask(Asked::Monitor, frame),
+        }
+    }
+
+    fn ask_plain(self: &Rc<Self>, command: &Command, frame: &[u8]) -> Outcome {
+        let transaction = command.class == Class::Transaction;
+        let is_write = command.is_write() || &*command.name == "exec";
+        // A script may have written before it was refused (rule A4).
+        let is_script = command.flags.has(Flags::NO_MANDATORY_KEYS) || command.fences_all;
+        let kept = frame.len() <= COLLECTED_BYTES_MAX;
+        let asked = Asked::Plain(Plain {
+            bytes: if kept { frame.to_vec() } else { Vec::new() },
+            is_write,
+            transaction,
+            again: is_write && kept && !transaction && !is_script,
+        });
+        let outcome = self.ask(asked, frame);
+        self.with_feed(|feed| match &*command.name {
+            "multi" => feed.line.multi = true,
+            "watch" => feed.line.watch = true,
+            "unwatch" if !feed.line.multi => feed.line.watch = false,
+            "exec" | "discard" if feed.line.multi => (feed.line.multi, feed.line.watch) = (false, false),
+            _ => {}
+        });
+        outcome
+    }
+
+    fn ask(self: &Rc<Self>, asked: Asked, frame: &[u8]) -> Outcome {
+        let mut state = self.state();
+        let State { feed, window, .. } = &mut *state;
+        if let Some(feed) = feed
+            && let Link::Up(tap) = &feed.link
+        {
+            let tap = tap.clone();
+            if matches!(asked, Asked::Monitor) {
+                feed.monitors = Some(self.worker.monitoring());
+            }
+            let run = window.reserve(FEED_LANE, 1);
+            feed.fence(1, asked.may_write());
+            feed.line.ask(asked, Some(run), tap.send(frame), frame.len());
+        }
+        Outcome::Done
+    }
+
+    /// As Redis answers who has no subscription.
+    fn unsubscribe_nothing(self: &Rc<Self>, family: Family, args: &Args) -> Outcome {
+        let resp3 = self.state().login.resp3;
+        let names: Vec<&[u8]> = args.iter().skip(1).collect();
+        self.refuse(|out| {
+            let (push, null) = if resp3 { (">3", "_") } else { ("*3", "$-1") };
+            let mut put = |name: Option<&[u8]>| {
+                let word = family.name();
+                out.extend_from_slice(format!("{push}\r\n${}\r\n", word.len()).as_bytes());
+                out.extend_from_slice(word);
+                match name {
+                    None => out.extend_from_slice(format!("\r\n{null}").as_bytes()),
+                    Some(name) => {
+                        out.extend_from_slice(format!("\r\n${}\r\n", name.len()).as_bytes());
+                        out.extend_from_slice(name);
+                    }
+                }
+                out.extend_from_slice(b"\r\n:0\r\n");
+            };
+            if names.is_empty() {
+                put(None);
+            }
+            names.into_iter().for_each(|name| put(Some(name)));
+        })
+    }
+
+    fn refuse_while_subscribed(self: &Rc<Self>, command: &Command) -> Outcome {
+        self.refuse(|out| {
+            out.extend_from_slice(match &*command.name {
+                "exec" => b"-EXECABORT Transaction discarded because of: Can't execute '",
+                _ => &b"-ERR Can't execute '"[..],
+            });
+            out.extend_from_slice(command.name.as_bytes());
+            out.extend_from_slice(b"': ");
+            out.extend_from_slice(ONLY);
+        })
+    }
+}
+
+/// Whether the feed takes a command that has nothing to do with it: one reply, and nothing left behind but what a
+/// transaction leaves.
+fn may_ride(command: &Command, args: &Args) -> bool {
+    match command.class {
+        Class::Node | Class::Everywhere | Class::Transaction => true,
+        Class::Blocking => !matches!(&*command.name, "wait" | "waitaof"),
+        Class::Read | Class::Write | Class::ManyKey => command.rides_lane(args),
+        Class::Subscribe | Class::Session | Class::EveryNode | Class::Refused => false,
+    }
+}

@@ -1,0 +1,512 @@
+//! What is in flight on a connection that speaks without being asked, and what each frame on it means.
+//!
+//! ```text
+//! request --ask--> asked (in order)          redis --take--> frames --> Shown::Reply | Shown::Push --> client
+//! ```
+//! Pure. Frames are judged one by one: a message answers nothing, a confirmation answers a part of the oldest request,
+//! everything else answers it whole (rule A1: one reply per command does not hold here). Invariant: a frame that fits
+//! `FRAME_BYTES_MAX` is shown whole or not at all, so that a lost connection costs the client none of its own.
+
+use std::collections::VecDeque;
+
+use super::subscriptions::{Family, Kind, Name, Subscriptions, Verb, put_family};
+use super::window::RunId;
+use crate::proxy::backend::put_request;
+use crate::resp::{Heed, ReplyScanner, Stop};
+use crate::route::{Fate, Verdict, plan};
+
+/// A longer frame is passed on in parts. Every confirmation is shorter, because names are.
+const FRAME_BYTES_MAX: usize = 128 * 1024;
+
+/// What a demoted master says of a write that it does not execute.
+const READONLY: &[u8] = b"-READONLY You can't write against a read only replica.\r\n";
+
+/// One request in flight.
+#[derive(Debug)]
+pub(super) enum Asked {
+    /// Each name has a confirmation.
+    Names(Family, VecDeque<Name>),
+    /// An unsubscribe without names: as many confirmations as there are subscriptions, at least one.
+    All(Kind),
+    /// `+OK`, and from then on a line for each command of anybody.
+    Monitor,
+    /// One reply, passed on.
+    Plain(Plain),
+    /// One reply that must be no error; the client sees these bytes in its place, and the protocol changes.
+    Hello { greeting: Vec<u8>, resp3: bool },
+    /// One reply that must be an error; the client sees this line in its place.
+    Poison(&'static [u8]),
+    /// Ours: one reply that must be no error, not shown.
+    Silent,
+    /// Ours: subscribes to what the client believes it is subscribed to; not shown.
+    Again(Kind, u32),
+    /// Ours: the same for MONITOR.
+    MonitorAgain,
+}
+
+impl Asked {
+    /// Whether it may change data.
+    pub(super) fn may_write(&self) -> bool {
+        matches!(self, Self::Plain(plain) if plain.is_write)
+    }
+}
+
+/// A command like any other.
+#[derive(Debug)]
+pub(super) struct Plain {
+    /// Kept for another connection; empty if it is too large for that.
+    pub bytes: Vec<u8>,
+    pub is_write: bool,
+    /// Whether [`READONLY`] proves that it was not executed (rule A4).
+    pub again: bool,
+    /// It means something only on the connection that it was sent on.
+    pub transaction: bool,
+}
+
+#[derive(Debug)]
+struct Entry {
+    asked: Asked,
+    /// The client's place for it; ours have none.
+    run: Option<RunId>,
+    /// How many bytes were sent on the connection with it.
+    end: u64,
+    bytes: usize,
+}
+
+/// What a client gets to see.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Shown<'b> {
+    /// Bytes that complete a reply.
+    Reply(RunId, &'b [u8]),
+    /// Bytes that complete none.
+    Push(&'b [u8]),
+    /// A message too long to be shown at once begins: nothing of our own may be said until it ends.
+    Begins,
+    /// It ended.
+    Ends,
+}
+
+/// Why a connection cannot go on.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Trouble {
+    /// Bytes that nothing explains: never re-synchronised.
+    Poisoned,
+    /// It is no master any more, and has not executed what it was asked.
+    Demoted,
+    /// Redis refuses what brings the connection to where the session is.
+    Refused(String),
+}
+
+/// What a lost connection leaves.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Left {
+    /// These are answered so; everything else waits for the next connection.
+    Answers(Vec<(RunId, Vec<u8>)>),
+    /// Half of a frame was shown: nothing true can follow.
+    CutOff,
+    /// A transaction was open.
+    Transaction,
+}
+
+/// The conversation on one session's connection, which outlives a lost one.
+#[derive(Debug, Default)]
+pub(super) struct FeedLine {
+    pub subscriptions: Subscriptions,
+    /// MULTI was asked for, and neither EXEC nor DISCARD.
+    pub multi: bool,
+    /// WATCH was asked for, and nothing that ends it.
+    pub watch: bool,
+    monitoring: bool,
+    resp3: bool,
+    asked: VecDeque<Entry>,
+    unanswered_bytes: usize,
+    scanner: ReplyScanner,
+    /// A frame that is not whole.
+    partial: Vec<u8>,
+    flow: Flow,
+}
+
+/// Whether a frame is being passed on in parts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Flow {
+    #[default]
+    None,
+    Reply,
+    Push,
+}
+
+enum Meaning {
+    Confirms(Family),
+    Message,
+    Reply,
+}
+
+impl FeedLine {
+    /// Whether the client needs no connection of its own any more.
+    pub(super) fn is_idle(&self) -> bool {
+        self.asked.is_empty()
+            && self.subscriptions.is_empty()
+            && !(self.monitoring || self.multi || self.watch)
+            && self.flow == Flow::None
+    }
+
+    /// Whether everything is subscribed again after a loss.
+    pub(super) fn is_caught_up(&self) -> bool {
+        !self
+            .asked
+            .iter()
+            .any(|entry| matches!(entry.asked, Asked::Again(..) | Asked::MonitorAgain | Asked::Silent))
+    }
+
+    /// Whether MONITOR was confirmed.
+    pub(super) fn is_monitoring(&self) -> bool {
+        self.monitoring
+    }
+
+    /// Whether a MONITOR waits for its confirmation.
+    pub(super) fn awaits_monitor(&self) -> bool {
+        self.asked.iter().any(|entry| matches!(entry.asked, Asked::Monitor))
+    }
+
+    /// Bytes of requests that are not answered.
+    pub(super) fn unanswered_bytes(&self) -> usize {
+        self.unanswered_bytes
+    }
+
+    /// Notes a request of `bytes` bytes that was sent; `end` as [`Tap::send`](crate::proxy::backend::Tap::send) said.
+    pub(super) fn ask(&mut self, asked: Asked, run: Option<RunId>, end: u64, bytes: usize) {
+        self.unanswered_bytes += bytes;
+        self.asked.push_back(Entry { asked, run, end, bytes });
+    }
+
+    /// How many requests of the client are unanswered.
+    pub(super) fn awaited(&self) -> u32 {
+        let awaited = self.asked.iter().filter(|entry| entry.run.is_some()).count();
+        u32::try_from(awaited).unwrap_or(u32::MAX)
+    }
+
+    /// Takes what Redis sent.
+    pub(super) fn take(&mut self, bytes: &[u8], show: &mut impl FnMut(Shown)) -> Result<(), Trouble> {
+        let mut at = 0;
+        while at < bytes.len() {
+            let rest = &bytes[at..];
+            let (used, whole) = self.scan(rest)?;
+            at += used;
+            let part = &rest[..used];
+            if self.flow != Flow::None {
+                self.flow_on(part, whole, show);
+            } else if whole && self.partial.is_empty() {
+                self.frame(part, show)?;
+            } else {
+                let mut frame = std::mem::take(&mut self.partial);
+                frame.extend_from_slice(part);
+                if whole {
+                    self.frame(&frame, show)?;
+                } else if frame.len() > FRAME_BYTES_MAX {
+                    self.begin_flow(&frame, show)?;
+                } else {
+                    self.partial = frame;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// How many bytes belong to the frame at the front, and whether they end it.
+    fn scan(&mut self, bytes: &[u8]) -> Result<(usize, bool), Trouble> {
+        let begins = !self.scanner.is_inside();
+        let skipped = usize::from(begins && bytes.first() == Some(&b'>'));
+        if skipped == 1 {
+            // A frame like any other here: it is counted as the array that it is.
+            self.scanner.scan(b"*", 1, Heed::Nothing);
+        }
+        let scanned = self.scanner.scan(&bytes[skipped..], 1, Heed::Nothing);
+        match scanned.stop {
+            Stop::Counted => Ok((skipped + scanned.used, true)),
+            Stop::Starved => Ok((skipped + scanned.used, scanned.replies == 1)),
+            Stop::Noted | Stop::Push | Stop::Malformed => Err(Trouble::Poisoned),
+        }
+    }
+
+    fn begin_flow(&mut self, part: &[u8], show: &mut impl FnMut(Shown)) -> Result<(), Trouble> {
+        match (self.meaning(part), self.asked.front().map(|entry| &entry.asked)) {
+            (Meaning::Message, _) => {
+                self.flow = Flow::Push;
+                show(Shown::Begins);
+            }
+            (Meaning::Reply, Some(Asked::Plain(_))) => self.flow = Flow::Reply,
+            (Meaning::Reply | Meaning::Confirms(_), _) => return Err(Trouble::Poisoned),
+        }
+        show(Shown::Push(part));
+        Ok(())
+    }
+
+    fn flow_on(&mut self, part: &[u8], whole: bool, show: &mut impl FnMut(Shown)) {
+        match (self.flow, whole) {
+            (Flow::Reply, true) => {
+                self.answered(part, show);
+                self.flow = Flow::None;
+            }
+            (Flow::Push, true) => {
+                show(Shown::Push(part));
+                show(Shown::Ends);
+                self.flow = Flow::None;
+            }
+            (Flow::None | Flow::Reply | Flow::Push, _) => show(Shown::Push(part)),
+        }
+    }
+
+    fn frame(&mut self, frame: &[u8], show: &mut impl FnMut(Shown)) -> Result<(), Trouble> {
+        match self.meaning(frame) {
+            Meaning::Message => show(Shown::Push(frame)),
+            Meaning::Confirms(family) => self.confirmed(family, frame, show),
+            Meaning::Reply => return self.reply(frame, show),
+        }
+        Ok(())
+    }
+
+    fn meaning(&self, frame: &[u8]) -> Meaning {
+        match frame.first() {
+            Some(b'>') => words(frame)
+                .next()
+                .and_then(Family::of)
+                .map_or(Meaning::Message, Meaning::Confirms),
+            Some(b'*') if !self.resp3 => match words(frame).next() {
+                Some(b"message" | b"pmessage" | b"smessage") => Meaning::Message,
+                Some(word) => Family::of(word).map_or(Meaning::Reply, Meaning::Confirms),
+                None => Meaning::Reply,
+            },
+            Some(b'+') if self.monitoring && is_monitor_line(&frame[1..]) => Meaning::Message,
+            _ => Meaning::Reply,
+        }
+    }
+
+    fn confirmed(&mut self, family: Family, frame: &[u8], show: &mut impl FnMut(Shown)) {
+        let Self {
+            asked, subscriptions, ..
+        } = self;
+        let done = match asked.front_mut().map(|entry| &mut entry.asked) {
+            Some(Asked::Names(wanted, names)) if *wanted == family => {
+                let name = names.pop_front().unwrap_or_default();
+                match family.verb {
+                    Verb::Subscribe => subscriptions.add(family.kind, name),
+                    Verb::Unsubscribe => subscriptions.remove(family.kind, &name),
+                }
+                names.is_empty()
+            }
+            Some(Asked::All(kind)) if family.verb == Verb::Unsubscribe && *kind == family.kind => {
+                if let Some(name) = words(frame).nth(1) {
+                    subscriptions.remove(family.kind, name);
+                }
+                subscriptions.has_none(family.kind)
+            }
+            Some(Asked::Again(kind, frames)) if family.verb == Verb::Subscribe && *kind == family.kind => {
+                *frames -= 1;
+                if *frames == 0 {
+                    self.pop();
+                }
+                return;
+            }
+            _ => {
+                // Redis takes subscriptions away unasked, too.
+                if let (Verb::Unsubscribe, Some(name)) = (family.verb, words(frame).nth(1)) {
+                    subscriptions.remove(family.kind, name);
+                }
+                false
+            }
+        };
+        if done {
+            self.answered(frame, show);
+        } else {
+            show(Shown::Push(frame));
+        }
+    }
+
+    fn reply(&mut self, frame: &[u8], show: &mut impl FnMut(Shown)) -> Result<(), Trouble> {
+        let is_error = matches!(frame.first(), Some(b'-' | b'!'));
+        let refused = || Trouble::Refused(String::from_utf8_lossy(frame).trim_end().to_owned());
+        match self.asked.front_mut().map(|entry| &mut entry.asked) {
+            None => return Err(Trouble::Poisoned),
+            Some(Asked::Plain(plain)) if plain.again && frame == READONLY => {
+                if let Some(entry) = self.asked.front_mut() {
+                    entry.end = u64::MAX;
+                }
+                return Err(Trouble::Demoted);
+            }
+            Some(Asked::Again(..) | Asked::MonitorAgain | Asked::Silent | Asked::Hello { .. }) if is_error => {
+                return Err(refused());
+            }
+            Some(Asked::Again(..)) => return Err(Trouble::Poisoned),
+            Some(Asked::MonitorAgain | Asked::Silent) => {
+                self.pop();
+                return Ok(());
+            }
+            Some(Asked::Hello { greeting, resp3 }) => {
+                self.resp3 = *resp3;
+                let greeting = std::mem::take(greeting);
+                self.answered(&greeting, show);
+                return Ok(());
+            }
+            Some(Asked::Poison(line)) => {
+                let line = *line;
+                self.answered(line, show);
+                return Ok(());
+            }
+            Some(Asked::Names(family, names)) => {
+                if family.verb == Verb::Subscribe {
+                    names.iter().for_each(|name| self.subscriptions.forget(name));
+                }
+            }
+            Some(Asked::Monitor) => self.monitoring |= !is_error,
+            Some(Asked::All(_) | Asked::Plain(_)) => {}
+        }
+        self.answered(frame, show);
+        Ok(())
+    }
+
+    /// The oldest request is done.
+    fn answered(&mut self, bytes: &[u8], show: &mut impl FnMut(Shown)) {
+        match self.pop() {
+            Some(run) => show(Shown::Reply(run, bytes)),
+            None => show(Shown::Push(bytes)),
+        }
+    }
+
+    fn pop(&mut self) -> Option<RunId> {
+        let entry = self.asked.pop_front()?;
+        self.unanswered_bytes -= entry.bytes;
+        entry.run
+    }
+
+    /// The connection is gone; `written` of its bytes had left.
+    pub(super) fn lose(&mut self, written: u64) -> Left {
+        if self.flow != Flow::None {
+            return Left::CutOff;
+        }
+        (self.scanner, self.partial) = (ReplyScanner::default(), Vec::new());
+        let is_transaction = |entry: &Entry| matches!(&entry.asked, Asked::Plain(plain) if plain.transaction);
+        if self.multi || self.watch || self.asked.iter().any(is_transaction) {
+            return Left::Transaction;
+        }
+        self.asked.retain(|entry| entry.run.is_some());
+        let mut answers = Vec::new();
+        // The next connection begins in the new protocol; a HELLO always stands alone, before everything else.
+        while let Some(Entry {
+            asked: Asked::Hello { greeting, .. },
+            run: Some(run),
+            ..
+        }) = self.asked.front_mut()
+        {
+            answers.push((*run, std::mem::take(greeting)));
+            self.asked.pop_front();
+        }
+        let fates: Vec<Fate> = self.asked.iter().map(|entry| entry.fate(written)).collect();
+        for line in plan(&fates).into_iter().map_while(Verdict::line) {
+            answers.extend(self.give_up(line));
+        }
+        self.unanswered_bytes = self.asked.iter().map(|entry| entry.bytes).sum();
+        Left::Answers(answers)
+    }
+
+    /// Answers everything that waits for a connection.
+    pub(super) fn expire(&mut self, line: &[u8]) -> Vec<(RunId, Vec<u8>)> {
+        let mut answers = Vec::new();
+        while !self.asked.is_empty() {
+            answers.extend(self.give_up(line));
+        }
+        self.unanswered_bytes = 0;
+        answers
+    }
+
+    fn give_up(&mut self, line: &[u8]) -> Option<(RunId, Vec<u8>)> {
+        let entry = self.asked.pop_front()?;
+        if let Asked::Names(family, names) = &entry.asked
+            && family.verb == Verb::Subscribe
+        {
+            names.iter().for_each(|name| self.subscriptions.forget(name));
+        }
+        entry.run.map(|run| (run, line.to_vec()))
+    }
+
+    /// Begins anew on a fresh connection, which speaks the protocol `resp3` says: subscribes again, then sends what is
+    /// unanswered. `send` takes bytes and says how many were sent with them.
+    pub(super) fn begin(&mut self, resp3: bool, mut send: impl FnMut(&[u8]) -> u64) {
+        self.resp3 = resp3;
+        let waiting = std::mem::take(&mut self.asked);
+        let mut bytes = Vec::new();
+        let requests = self.subscriptions.put_again(&mut bytes);
+        let end = send(&bytes);
+        for (kind, frames) in requests {
+            self.ask(Asked::Again(kind, frames), None, end, 0);
+        }
+        if self.monitoring {
+            bytes.clear();
+            put_request(&mut bytes, &[b"MONITOR"]);
+            let end = send(&bytes);
+            self.ask(Asked::MonitorAgain, None, end, 0);
+        }
+        for mut entry in waiting {
+            bytes.clear();
+            entry.put(&mut bytes);
+            entry.end = send(&bytes);
+            self.asked.push_back(entry);
+        }
+    }
+}
+
+impl Entry {
+    fn fate(&self, written: u64) -> Fate {
+        let is_write = self.asked.may_write();
+        let kept = !matches!(&self.asked, Asked::Plain(plain) if plain.bytes.is_empty());
+        match (self.end <= written, is_write) {
+            _ if !kept => Fate::SentWrite,
+            (false, _) => Fate::Unsent,
+            (true, false) => Fate::SentRead,
+            (true, true) => Fate::SentWrite,
+        }
+    }
+
+    /// Appends the request as it is to be sent again: without the names that were confirmed.
+    fn put(&self, out: &mut Vec<u8>) {
+        match &self.asked {
+            Asked::Names(family, names) => {
+                put_family(*family, &names.iter().map(|name| &**name).collect::<Vec<_>>(), out);
+            }
+            Asked::All(kind) => {
+                let verb = Verb::Unsubscribe;
+                put_family(Family { verb, kind: *kind }, &[], out);
+            }
+            Asked::Monitor => put_request(out, &[b"MONITOR"]),
+            Asked::Plain(plain) => out.extend_from_slice(&plain.bytes),
+            // None of these waits for another connection.
+            Asked::Hello { .. } | Asked::Poison(_) | Asked::Silent | Asked::Again(..) | Asked::MonitorAgain => {}
+        }
+    }
+}
+
+/// `1700000000.123456 [0 127.0.0.1:50000] "PING"`, or the beginning of one.
+fn is_monitor_line(line: &[u8]) -> bool {
+    let time = line.iter().take_while(|byte| byte.is_ascii_digit() || **byte == b'.');
+    line.get(time.count()..).is_some_and(|rest| rest.starts_with(b" ["))
+}
+
+/// The bulk strings at the front of an array or a push.
+fn words(frame: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = line(frame).map_or(&[][..], |(_, rest)| rest);
+    std::iter::from_fn(move || {
+        let (header, after) = line(rest)?;
+        let length: usize = std::str::from_utf8(header.strip_prefix(b"$")?).ok()?.parse().ok()?;
+        let word = after.get(..length)?;
+        rest = after.get(length + 2..)?;
+        Some(word)
+    })
+}
+
+fn line(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let end = memchr::memchr(b'\n', bytes)?;
+    let line = bytes[..end].strip_suffix(b"\r").unwrap_or(&bytes[..end]);
+    Some((line, &bytes[end + 1..]))
+}
+
+#[cfg(test)]
+mod tests;

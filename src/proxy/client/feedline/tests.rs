@@ -1,0 +1,274 @@
+//! The conversation as bytes: what Redis was seen to send, and what of it a client may see.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::proxy::client::window::Window;
+use crate::route::Verdict;
+
+/// A line with the client's window, as a session has them.
+struct Client {
+    line: FeedLine,
+    window: Window,
+    out: Vec<u8>,
+    flow: Option<RunId>,
+    sent: u64,
+}
+
+impl Client {
+    fn new(resp3: bool) -> Self {
+        let mut client = Self {
+            line: FeedLine::default(),
+            window: Window::default(),
+            out: Vec::new(),
+            flow: None,
+            sent: 0,
+        };
+        client.reconnect(resp3);
+        client
+    }
+
+    fn ask(&mut self, asked: Asked) {
+        self.sent += 10;
+        let run = self.window.reserve(1, 1);
+        self.line.ask(asked, Some(run), self.sent, 10);
+    }
+
+    fn names(&mut self, verb: Verb, names: &[&str]) {
+        let kind = Kind::Channel;
+        if verb == Verb::Subscribe {
+            let bytes = names.iter().map(|name| name.as_bytes());
+            self.line.subscriptions.ask(bytes).unwrap();
+        }
+        let names = names.iter().map(|name| name.as_bytes().into()).collect();
+        self.ask(Asked::Names(Family { verb, kind }, names));
+    }
+
+    fn plain(&mut self, text: &str, is_write: bool) {
+        self.ask(Asked::Plain(Plain {
+            bytes: text.as_bytes().to_vec(),
+            is_write,
+            again: is_write,
+            transaction: false,
+        }));
+    }
+
+    fn hear(&mut self, bytes: &[u8]) -> Result<(), Trouble> {
+        let Self {
+            line,
+            window,
+            out,
+            flow,
+            ..
+        } = self;
+        line.take(bytes, &mut |shown| match shown {
+            Shown::Reply(run, bytes) => window.fill(run, bytes, 1, out),
+            Shown::Push(bytes) => window.push(bytes, out),
+            Shown::Begins => *flow = Some(window.reserve(1, 1)),
+            Shown::Ends => window.fill(flow.take().unwrap(), b"", 1, out),
+        })
+    }
+
+    fn reconnect(&mut self, resp3: bool) -> String {
+        let (mut bytes, sent) = (Vec::new(), &mut self.sent);
+        *sent = 0;
+        self.line.begin(resp3, |part| {
+            bytes.extend_from_slice(part);
+            *sent += part.len() as u64;
+            *sent
+        });
+        String::from_utf8(bytes).unwrap()
+    }
+
+    fn seen(&mut self) -> String {
+        String::from_utf8(std::mem::take(&mut self.out)).unwrap()
+    }
+}
+
+fn confirms(word: &str, name: &str, count: u32) -> String {
+    format!(
+        "*3\r\n${}\r\n{word}\r\n${}\r\n{name}\r\n:{count}\r\n",
+        word.len(),
+        name.len()
+    )
+}
+
+fn message(text: &str) -> String {
+    format!("*3\r\n$7\r\nmessage\r\n$1\r\na\r\n${}\r\n{text}\r\n", text.len())
+}
+
+/// A subscriber of a and b, with a message between the confirmations.
+fn subscriber() -> Client {
+    let mut client = Client::new(false);
+    client.names(Verb::Subscribe, &["a", "b"]);
+    let heard = [
+        confirms("subscribe", "a", 1),
+        message("x"),
+        confirms("subscribe", "b", 2),
+    ]
+    .concat();
+    client.hear(heard.as_bytes()).unwrap();
+    assert_eq!(client.seen(), heard);
+    assert_eq!(client.window.unanswered(), 0);
+    client
+}
+
+#[test]
+fn second_confirmations_are_swallowed_and_messages_among_them_are_not() {
+    let mut client = subscriber();
+    client.names(Verb::Subscribe, &["c", "d"]);
+    client.hear(confirms("subscribe", "c", 3).as_bytes()).unwrap();
+    // Half a message is lost with its connection, and nobody sees it.
+    client.hear(&message("lost").as_bytes()[..20]).unwrap();
+    client.seen();
+    assert_eq!(client.line.lose(u64::MAX), Left::Answers(Vec::new()));
+    let sent = client.reconnect(false);
+    assert!(sent.starts_with("*4\r\n$9\r\nsubscribe\r\n"), "{sent}");
+    assert!(sent.ends_with("*2\r\n$9\r\nsubscribe\r\n$1\r\nd\r\n"), "{sent}");
+    let again = [
+        confirms("subscribe", "a", 1),
+        message("y"),
+        confirms("subscribe", "b", 2),
+        confirms("subscribe", "c", 3),
+    ];
+    client.hear(again.concat().as_bytes()).unwrap();
+    assert_eq!(client.seen(), message("y"));
+    assert!(client.line.is_caught_up());
+    client.hear(confirms("subscribe", "d", 4).as_bytes()).unwrap();
+    assert_eq!(client.seen(), confirms("subscribe", "d", 4));
+    assert_eq!(client.window.unanswered(), 0);
+}
+
+#[test]
+fn an_unsubscribe_without_names_is_answered_once_for_each() {
+    let mut client = subscriber();
+    client.ask(Asked::All(Kind::Channel));
+    client.hear(confirms("unsubscribe", "b", 1).as_bytes()).unwrap();
+    assert_eq!(client.window.unanswered(), 1);
+    client.hear(confirms("unsubscribe", "a", 0).as_bytes()).unwrap();
+    assert_eq!(client.window.unanswered(), 0);
+    assert!(client.line.is_idle());
+    client.ask(Asked::All(Kind::Channel));
+    client.hear(b"*3\r\n$11\r\nunsubscribe\r\n$-1\r\n:0\r\n").unwrap();
+    assert!(client.line.is_idle());
+}
+
+#[test]
+fn a_refused_subscription_is_not_asked_for_again() {
+    let mut client = subscriber();
+    client.names(Verb::Subscribe, &["secret"]);
+    client.hear(b"-NOPERM this user has no permissions\r\n").unwrap();
+    assert_eq!(client.window.unanswered(), 0);
+    assert_eq!(client.line.lose(0), Left::Answers(Vec::new()));
+    assert!(!client.reconnect(false).contains("secret"));
+    assert_eq!(
+        client.hear(b"-NOPERM not any more\r\n"),
+        Err(Trouble::Refused("-NOPERM not any more".to_owned()))
+    );
+}
+
+#[test]
+fn a_lost_write_is_in_doubt_and_what_follows_it_is_asked_again() {
+    let mut client = subscriber();
+    client.plain("GET 1 ", false);
+    client.plain("SET 2 ", true);
+    client.plain("GET 3 ", false);
+    client.plain("SET 4 ", true);
+    // All but the last one had left.
+    let Left::Answers(answers) = client.line.lose(client.sent - 1) else {
+        panic!("nothing was cut off");
+    };
+    let lines: Vec<Vec<u8>> = answers.into_iter().map(|(_, line)| line).collect();
+    assert_eq!(
+        lines,
+        [Verdict::MasterDown.line().unwrap(), Verdict::InDoubt.line().unwrap()]
+    );
+    assert!(client.reconnect(false).ends_with("GET 3 SET 4 "));
+}
+
+#[test]
+fn a_write_that_a_demoted_master_refused_is_asked_again() {
+    let mut client = subscriber();
+    client.plain("SET 1 ", true);
+    assert_eq!(client.hear(READONLY), Err(Trouble::Demoted));
+    assert_eq!(client.line.lose(client.sent), Left::Answers(Vec::new()));
+    assert!(client.reconnect(false).ends_with("SET 1 "));
+    assert_eq!(client.seen(), "");
+}
+
+#[test]
+fn transactions_and_cut_off_frames_end_with_their_connection() {
+    let mut client = subscriber();
+    client.line.multi = true;
+    assert_eq!(client.line.lose(0), Left::Transaction);
+    let mut client = subscriber();
+    let long = message(&"m".repeat(2 * FRAME_BYTES_MAX));
+    let part = &long.as_bytes()[..FRAME_BYTES_MAX + 1];
+    client.hear(part).unwrap();
+    assert_eq!(
+        client.window.unanswered(),
+        1,
+        "our own replies would get into the message"
+    );
+    assert_eq!(client.line.lose(0), Left::CutOff);
+}
+
+#[test]
+fn bytes_that_nothing_explains_poison_the_line() {
+    for bytes in ["+OK\r\n", ":1\r\n", "*2\r\n$4\r\npong\r\n$0\r\n\r\n", "x"] {
+        assert_eq!(subscriber().hear(bytes.as_bytes()), Err(Trouble::Poisoned), "{bytes}");
+    }
+}
+
+#[test]
+fn a_reply_is_no_line_of_monitor_though_it_begins_with_digits() {
+    let mut client = Client::new(false);
+    client.ask(Asked::Monitor);
+    client.plain("DEBUG DIGEST", false);
+    client
+        .hear(b"+OK\r\n+1700000000.5 [0 127.0.0.1:1] \"PING\"\r\n")
+        .unwrap();
+    assert_eq!(client.window.unanswered(), 1);
+    client.hear(b"+0123456789abcdef0123456789abcdef01234567\r\n").unwrap();
+    assert_eq!(client.window.unanswered(), 0);
+}
+
+proptest! {
+    #[test]
+    fn any_split_shows_the_same(resp3 in any::<bool>(), cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..6)) {
+        let push = |text: String| if resp3 { text.replacen('*', ">", 1) } else { text };
+        let heard = [
+            push(confirms("subscribe", "a", 1)),
+            "*2\r\n$4\r\npong\r\n$1\r\nx\r\n".to_owned(),
+            push(message("one")),
+            push(message(&"m".repeat(FRAME_BYTES_MAX + 5))),
+            push(confirms("subscribe", "b", 2)),
+            "+1700000000.1 [0 lua] \"PING\"\r\n".to_owned(),
+            push(confirms("unsubscribe", "a", 1)),
+            push(confirms("unsubscribe", "b", 0)),
+        ].concat();
+        let mut client = Client::new(resp3);
+        client.line.monitoring = true;
+        client.names(Verb::Subscribe, &["a"]);
+        client.plain("PING x", false);
+        client.names(Verb::Subscribe, &["b"]);
+        client.ask(Asked::All(Kind::Channel));
+        let cuts = cuts.iter().map(|cut| cut.index(heard.len() + 1));
+        let mut cuts: Vec<usize> = cuts.chain([0, heard.len()]).collect();
+        cuts.sort_unstable();
+        for pair in cuts.windows(2) {
+            client.hear(&heard.as_bytes()[pair[0]..pair[1]]).unwrap();
+        }
+        prop_assert!(client.seen() == heard, "something else was shown");
+        prop_assert_eq!(client.window.unanswered(), 0);
+        prop_assert_eq!(client.line.unanswered_bytes(), 0);
+        prop_assert!(client.line.subscriptions.is_empty());
+    }
+
+    #[test]
+    fn any_bytes_are_survived(bytes in prop::collection::vec(prop_oneof![Just(b'*'), Just(b'$'), Just(b'>'), Just(b'+'), Just(b'\r'), Just(b'\n'), b'0'..=b'9', any::<u8>()], 0..200)) {
+        let mut client = subscriber();
+        client.plain("x", false);
+        let _any = client.hear(&bytes);
+    }
+}
