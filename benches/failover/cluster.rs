@@ -1,5 +1,6 @@
 //! The master of a running `pointsman up`, and what it has.
 
+use super::STEADY_KEY;
 use super::load::key;
 use super::support::{Client, Up, Value};
 
@@ -50,4 +51,9 @@ pub fn missing(master: &Node, acknowledged: &[u64]) -> usize {
         lost += values.iter().filter(|value| **value == Value::Null).count();
     }
     lost
+}
+
+/// Whether a master has what the reader reads.
+pub fn has_steady_key(master: &Node) -> bool {
+    Client::connect(master.addr.as_str()).command(&["EXISTS", STEADY_KEY]) == Value::Int(1)
 }

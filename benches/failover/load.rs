@@ -22,6 +22,8 @@ pub enum Told {
     Fine,
     /// An error, by its first word.
     Error(String),
+    /// That nothing was written where something was.
+    Nothing,
     /// Something else than what was written.
     Wrong(String),
     /// The connection was closed.
@@ -99,27 +101,34 @@ impl Load {
         std::mem::take(&mut *self.tape.lock().unwrap())
     }
 
-    /// Waits until the client has been told what it wanted often enough since `since`; else says what it was told.
+    /// Waits until the client has been served often enough since `since`; else says what it was told.
     pub fn goes_on(&self, since: Instant) -> Result<(), String> {
-        let fine = || {
+        let served = || {
             let tape = self.tape.lock().unwrap();
             let first = tape.partition_point(|answer| answer.at <= since);
-            fine_count(&tape[first..])
+            served_count(&tape[first..])
         };
-        if holds_within(RECOVERY_DEADLINE, || fine() >= GOOD_ANSWERS) {
+        if holds_within(RECOVERY_DEADLINE, || served() >= GOOD_ANSWERS) {
             return Ok(());
         }
         let tape = self.tape.lock().unwrap();
-        let (count, last) = (fine_count(&tape), tape.last());
+        let (count, last) = (served_count(&tape), tape.last());
         let name = self.name;
         Err(format!(
-            "the {name} has {count} good answers after {RECOVERY_DEADLINE:?}; its last: {last:?}"
+            "the {name} has {count} answers after {RECOVERY_DEADLINE:?}; its last: {last:?}"
         ))
     }
 }
 
-fn fine_count(tape: &[Answer]) -> usize {
-    tape.iter().filter(|answer| answer.told == Told::Fine).count()
+fn served_count(tape: &[Answer]) -> usize {
+    tape.iter().filter(|answer| answer.told.is_served()).count()
+}
+
+impl Told {
+    /// Whether the client was served; with a lost write it is served, too.
+    pub fn is_served(&self) -> bool {
+        matches!(self, Self::Fine | Self::Nothing)
+    }
 }
 
 impl Drop for Load {
@@ -140,6 +149,7 @@ fn judge(reply: Value, wanted: &Value) -> Told {
     match reply {
         reply if reply == *wanted => Told::Fine,
         Value::Error(line) => Told::Error(line.split(' ').next().unwrap_or_default().to_owned()),
+        Value::Null => Told::Nothing,
         other => Told::Wrong(format!("{other:?}")),
     }
 }

@@ -3,7 +3,8 @@
 //! A whole `pointsman up` with two replicas, a client that writes and one that reads, about a thousand times a second
 //! each. Again and again the master's redis-server gets a kill -9, and the node is brought back with `up-node`. Refuses
 //! medians above the targets, any error but INDOUBT, any closed connection and any wrong read. Acknowledged writes that
-//! are missing afterwards are reported: without acknowledgements by replicas (W = 0) some may be.
+//! are missing afterwards are reported: without acknowledgements by replicas (W = 0) some may be; a reader that is then
+//! told of nothing is told the truth.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a bench that cannot go on fails")]
 
@@ -22,7 +23,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use pointsman::clock;
 
-use cluster::{bring_back, master, missing};
+use cluster::{bring_back, has_steady_key, master, missing};
 use load::{Answer, Load, Told};
 use support::{Up, Value};
 
@@ -32,7 +33,7 @@ const WRITER_OUTAGE_MS_MAX: f64 = 150.0;
 const READER_GAP_MS_MAX: f64 = 100.0;
 const RECOVERY_DEADLINE: Duration = Duration::from_secs(60);
 const END_DEADLINE: Duration = Duration::from_secs(30);
-/// What the reader reads; written once.
+/// What the reader reads; written before each kill.
 const STEADY_KEY: &str = "steady";
 
 /// What one kill did.
@@ -55,7 +56,7 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     };
     let mut up = Up::start(&["--replicas", "2"]);
-    assert_eq!(up.client().command(&["SET", STEADY_KEY, "v"]), Value::ok());
+    set_steady_key(&up);
     let (writer, reader) = (Load::writer(&up.listen), Load::reader(&up.listen));
     println!(
         "{:>4}  {:<8} {:>9} {:>9} {:>15}  errors",
@@ -93,7 +94,12 @@ fn keep_logs(dir: &Path) {
     }
 }
 
+fn set_steady_key(up: &Up) {
+    assert_eq!(up.client().command(&["SET", STEADY_KEY, "v"]), Value::ok());
+}
+
 fn round(number: usize, up: &Up, writer: &Load, reader: &Load) -> Result<Round, String> {
+    set_steady_key(up);
     writer.take();
     reader.take();
     let calm = clock::now();
@@ -113,6 +119,8 @@ fn round(number: usize, up: &Up, writer: &Load, reader: &Load) -> Result<Round, 
         .filter(|write| write.told == Told::Fine)
         .map(|write| write.number)
         .collect();
+    let next = cluster::master(up);
+    let steady_lost = !has_steady_key(&next);
     let mut round = Round {
         killed: master.id,
         writer_ms: longest_wait_ms(written.last(), &writes),
@@ -122,11 +130,14 @@ fn round(number: usize, up: &Up, writer: &Load, reader: &Load) -> Result<Round, 
         closed: 0,
         wrong: Vec::new(),
         acknowledged: acknowledged.len(),
-        lost: missing(&cluster::master(up), &acknowledged),
+        lost: missing(&next, &acknowledged) + usize::from(steady_lost),
     };
     for answer in [written, writes, read, reads].into_iter().flatten() {
         match answer.told {
             Told::Fine => {}
+            // The key was lost with its master: the reader is told the truth.
+            Told::Nothing if steady_lost => {}
+            Told::Nothing => round.wrong.push("nothing, though the master has it".to_owned()),
             Told::Error(word) => *round.errors.entry(word).or_default() += 1,
             Told::Wrong(reply) => round.wrong.push(reply),
             Told::Closed => round.closed += 1,
@@ -155,12 +166,12 @@ impl Round {
     }
 }
 
-/// The longest time without a good answer.
+/// The longest time without being served.
 fn longest_wait_ms(before: Option<&Answer>, answers: &[Answer]) -> f64 {
     let fine: Vec<Instant> = before
         .into_iter()
         .chain(answers)
-        .filter(|answer| answer.told == Told::Fine)
+        .filter(|answer| answer.told.is_served())
         .map(|answer| answer.at)
         .collect();
     let waits = fine.windows(2).map(|pair| pair[1] - pair[0]);
