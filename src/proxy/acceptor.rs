@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::client::Session;
+use super::roll::{Question, Roll};
 use super::settings::Settings;
 use super::shared::{ControlLogin, Replicas, SamplerSettings, sample};
 use super::source::{self, SourceError};
@@ -58,6 +59,12 @@ struct Dealt {
     sender: mpsc::Sender<std::net::TcpStream>,
 }
 
+/// What one worker is given by others.
+struct Inboxes {
+    dealt: mpsc::Receiver<std::net::TcpStream>,
+    questions: mpsc::Receiver<Question>,
+}
+
 /// Runs a proxy until `shutdown`; blocks its thread. `admin` serves the admin port, on the control thread.
 pub fn run<A>(settings: Settings, shutdown: &CancellationToken, admin: A) -> Result<(), ProxyError>
 where
@@ -82,15 +89,18 @@ where
     let ids = Arc::new(AtomicU64::new(1));
     let (topology, snapshots) = watch::channel(Arc::new(Snapshot::empty()));
     let replicas = Arc::new(Replicas::new(Arc::new(Fences::new())));
+    let (roll, questions) = Roll::of(settings.workers);
     let view = View {
         snapshots: snapshots.clone(),
         unserved: Arc::default(),
         monitors: Arc::default(),
+        roll,
     };
     let mut threads = Vec::new();
     let mut workers = Vec::new();
-    for number in 0..settings.workers {
-        let (sender, receiver) = mpsc::channel(DEALT_MAX);
+    for (number, questions) in questions.into_iter().enumerate() {
+        let (sender, dealt) = mpsc::channel(DEALT_MAX);
+        let inboxes = Inboxes { dealt, questions };
         let clients = Arc::new(AtomicUsize::new(0));
         workers.push(Dealt {
             clients: clients.clone(),
@@ -98,7 +108,7 @@ where
         });
         let (settings, ids, shutdown) = (settings.clone(), ids.clone(), shutdown.clone());
         let (view, replicas) = (view.clone(), replicas.clone());
-        let work = move || work(settings, receiver, view, replicas, &clients, &ids, &shutdown);
+        let work = move || work(settings, inboxes, view, replicas, &clients, &ids, &shutdown);
         threads.push(thread::Builder::new().name(format!("worker-{number}")).spawn(work)?);
     }
     let served = runtime.block_on(async {
@@ -223,7 +233,7 @@ fn deal(stream: TcpStream, workers: &[Dealt], settings: &Settings) -> io::Result
 
 fn work(
     settings: Arc<Settings>,
-    mut receiver: mpsc::Receiver<std::net::TcpStream>,
+    mut inboxes: Inboxes,
     view: View,
     replicas: Arc<Replicas>,
     clients: &Arc<AtomicUsize>,
@@ -244,7 +254,7 @@ fn work(
         let worker = Worker::new(settings, replicas, &view);
         let mut snapshots = view.snapshots;
         let serving = async {
-            while let Some(stream) = receiver.recv().await {
+            while let Some(stream) = inboxes.dealt.recv().await {
                 let Ok(stream) = TcpStream::from_std(stream) else {
                     continue;
                 };
@@ -269,6 +279,7 @@ fn work(
             () = serving => {}
             () = following => {}
             () = worker.clone().close_idle_lanes() => {}
+            () = worker.clone().answer_questions(inboxes.questions) => {}
             () = shutdown.cancelled() => {}
         }
     });

@@ -20,7 +20,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tracing::{debug, info, warn};
 
-use super::backend::{Lane, LaneEnd, Login, Pace, Purpose, Tap, Target, greet};
+use super::backend::{ConnectError, Lane, LaneEnd, Login, Pace, Purpose, Tap, Target, greet};
 use super::client::{CloseReason, Session};
 use super::shared::ReplicaFacts;
 use super::worker::Worker;
@@ -34,6 +34,10 @@ const RETRY_FIRST: Duration = Duration::from_millis(5);
 const RETRY_LAST: Duration = Duration::from_millis(50);
 /// Lanes at once that have stalled and were replaced; past that a stalled one keeps its newcomers.
 const STALLED_MAX: usize = 4;
+
+/// Numbers the times between two losses of a master. What was written in one is perhaps unknown to the next.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reign(pub u32);
 
 /// Who takes the shard's commands.
 enum Mastership {
@@ -57,6 +61,9 @@ pub struct Shard {
     /// Its name.
     pub id: ShardId,
     mastership: RefCell<Mastership>,
+    reign: Cell<Reign>,
+    /// Which life the reign is of, where the server told.
+    life: RefCell<Option<String>>,
     /// How many shards of all workers have no master that serves.
     unserved: Arc<AtomicUsize>,
     /// Whether [`Shard::seek`] is running.
@@ -83,6 +90,8 @@ impl Shard {
         Rc::new(Self {
             id,
             mastership: RefCell::new(Mastership::Nobody),
+            reign: Cell::default(),
+            life: RefCell::default(),
             unserved,
             seeking: Cell::new(false),
             removed: Cell::new(false),
@@ -154,6 +163,11 @@ impl Shard {
             Mastership::Serving(target) => Some(target.clone()),
             Mastership::Nobody | Mastership::Sought(_) => None,
         }
+    }
+
+    /// The reign of the master that serves, or served last.
+    pub fn reign(&self) -> Reign {
+        self.reign.get()
     }
 
     /// Wakes `session` when there is a master again, or its time is up.
@@ -326,6 +340,10 @@ impl Shard {
             LaneEnd::Released => debug!(lane = lane.number, "lane closed"),
             LaneEnd::Refused => info!(lane = lane.number, refused = wreck.refused(), "lane closed: {end}"),
             LaneEnd::Poisoned => warn!(lane = lane.number, "lane closed: {end}"),
+            // It is there, and the master; whoever asked is told what Redis would have told him (rule B1).
+            LaneEnd::Connect(ConnectError::Refused(_, line)) if is_busy(line) => {
+                debug!(lane = lane.number, "lane not opened: {end}");
+            }
             LaneEnd::Connect(_) | LaneEnd::Eof | LaneEnd::Network(_) => {
                 info!(lane = lane.number, "lane lost: {end}");
                 self.lost(worker, &lane.target);
@@ -335,7 +353,10 @@ impl Shard {
             session.close(CloseReason::ReplyCutOff);
         }
         for (session, lost) in wreck.by_session() {
-            session.lane_lost(lane, lost);
+            match end {
+                LaneEnd::Connect(ConnectError::Refused(_, line)) if is_busy(line) => session.server_busy(&lost, line),
+                _ => session.lane_lost(lane, lost),
+            }
         }
         worker.flush_dirty();
     }
@@ -423,8 +444,18 @@ impl Shard {
         worker.learn(&greeting);
         // From here on it may acknowledge what replicas of older epochs never get.
         self.fences.enter(target.epoch);
+        self.begin_reign(&target, greeting.run_id);
         self.set(Mastership::Serving(target));
         Ok(())
+    }
+
+    /// The same life in the same epoch reigns on: only connections were lost.
+    fn begin_reign(&self, target: &Target, run_id: Option<String>) {
+        let life = run_id.map(|run_id| format!("{} {run_id}", target.epoch));
+        if life.is_none() || *self.life.borrow() != life {
+            self.reign.set(Reign(self.reign.get().0.wrapping_add(1)));
+        }
+        self.life.replace(life);
     }
 
     fn expire_holds(self: &Rc<Self>, worker: &Worker) {
@@ -440,4 +471,9 @@ impl Shard {
             session.wake();
         }
     }
+}
+
+/// Whether a server refuses because it runs a script that takes long.
+fn is_busy(line: &str) -> bool {
+    line.starts_with("-BUSY ")
 }

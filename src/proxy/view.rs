@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::watch;
 
+use super::roll::Roll;
 use crate::topology::Snapshot;
 
 /// A view of a running proxy; cheap to clone.
@@ -13,6 +14,7 @@ pub struct View {
     pub(super) snapshots: watch::Receiver<Arc<Snapshot>>,
     pub(super) unserved: Arc<AtomicUsize>,
     pub(super) monitors: Arc<AtomicUsize>,
+    pub(super) roll: Roll,
 }
 
 impl View {

@@ -5,6 +5,7 @@
 mod agent;
 mod agent_store;
 mod cli;
+mod clients;
 mod command_keys;
 mod config;
 mod failover;

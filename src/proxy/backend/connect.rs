@@ -32,9 +32,18 @@ pub struct Login {
     pub database: u32,
     /// Whether it speaks RESP3.
     pub resp3: bool,
+    /// Whether its reads leave the servers' idea of what is used alone (CLIENT NO-TOUCH, Redis 7.2 and later).
+    pub no_touch: bool,
 }
 
 impl Login {
+    /// The user it acts for.
+    pub fn user(&self) -> &[u8] {
+        self.credential
+            .as_ref()
+            .map_or(b"default", |credential| &credential.user)
+    }
+
     /// Whether it acts for another user than the default one, whose rights may differ from node to node (rule A16).
     pub fn is_named_user(&self) -> bool {
         self.credential
@@ -91,13 +100,24 @@ pub async fn connect(addr: &Addr, login: &Login, limit: Duration) -> Result<TcpS
 
 /// Sends `request` of `commands` commands and returns the bytes of all replies; an error reply fails it.
 pub async fn ask(stream: &mut TcpStream, request: &[u8], commands: u32, addr: &Addr) -> Result<Vec<u8>, ConnectError> {
+    ask_for(stream, request, commands, addr, HANDSHAKE_REPLY_BYTES_MAX).await
+}
+
+/// The same, for replies that may be up to `bytes_max` long.
+pub async fn ask_for(
+    stream: &mut TcpStream,
+    request: &[u8],
+    commands: u32,
+    addr: &Addr,
+    bytes_max: usize,
+) -> Result<Vec<u8>, ConnectError> {
     let network = |error| ConnectError::Network(addr.clone(), error);
     stream.write_all(request).await.map_err(network)?;
     let (mut scanner, mut replies, mut left) = (ReplyScanner::default(), Vec::new(), commands);
     let mut scanned_to = 0;
     loop {
         let from = replies.len();
-        if stream.read_buf(&mut replies).await.map_err(network)? == 0 || from > HANDSHAKE_REPLY_BYTES_MAX {
+        if stream.read_buf(&mut replies).await.map_err(network)? == 0 || from > bytes_max {
             return Err(network(io::ErrorKind::UnexpectedEof.into()));
         }
         let scanned = scanner.scan(&replies[scanned_to..], left, Heed::Errors);
@@ -140,6 +160,10 @@ fn login_request(login: &Login) -> (Vec<u8>, u32) {
     }
     if login.resp3 {
         put_request(&mut request, &[b"HELLO", b"3"]);
+        commands += 1;
+    }
+    if login.no_touch {
+        put_request(&mut request, &[b"CLIENT", b"NO-TOUCH", b"ON"]);
         commands += 1;
     }
     if login.database != 0 {

@@ -8,6 +8,7 @@ use std::rc::Rc;
 use super::dispatch::Outcome;
 use super::feed::{FEED_LANE, Feed, Link};
 use super::feedline::{Asked, Plain};
+use super::mute::Mute;
 use super::session::{Park, Session, State};
 use super::stream::COLLECTED_BYTES_MAX;
 use super::subscriptions::{Family, NAMES_MAX, Verb};
@@ -42,6 +43,10 @@ impl Session {
             let mut state = self.state();
             if state.window.unanswered() > 0 {
                 return Outcome::Park(Park::Drain);
+            }
+            if state.mute != Mute::No {
+                drop(state);
+                return self.refuse(|out| refusal::not_yet(command, out));
             }
             if state.pinned.is_some() {
                 if state.transaction.needs_connection() {
@@ -161,6 +166,10 @@ impl Session {
         let is_write = command.is_write() || &*command.name == "exec";
         // A script may have written before it was refused (rule A4).
         let is_script = command.flags.has(Flags::NO_MANDATORY_KEYS) || command.fences_all;
+        if is_write {
+            let shard = self.worker.shard(ShardIndex(0));
+            self.state().wrote(&shard);
+        }
         let kept = frame.len() <= COLLECTED_BYTES_MAX;
         let asked = Asked::Plain(Plain {
             bytes: if kept { frame.to_vec() } else { Vec::new() },

@@ -20,8 +20,12 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
 use super::close::CloseReason;
 use super::feed::Feed;
+use super::mute::Mute;
 use super::transaction::Transaction;
+use super::wait::{Awaits, Unproven};
 use super::window::{RunId, Window};
+use crate::clock;
+use crate::command::CommandId;
 use crate::proxy::backend::{CLIENT_REPLY_BYTES_MAX, Lane, Login};
 use crate::proxy::shard::Shard;
 use crate::proxy::wake::Wake;
@@ -83,8 +87,27 @@ pub(super) struct Streaming {
 /// A backend connection of the session's own.
 pub(super) struct Pinned {
     pub lane: Rc<Lane>,
+    /// What the connection is now; it may have changed its database since it was opened.
+    pub login: Login,
     /// What the commands queued since MULTI will change when EXEC runs them.
     pub queued: Footprint,
+    /// How many they are.
+    pub queued_count: usize,
+    /// The database of the last SELECT among them.
+    pub selects: Option<u32>,
+}
+
+/// What few clients say of themselves.
+#[derive(Debug, Default)]
+pub(super) struct About {
+    /// CLIENT SETNAME; empty for none.
+    pub name: Box<[u8]>,
+    /// CLIENT SETINFO LIB-NAME.
+    pub library: Box<[u8]>,
+    /// CLIENT SETINFO LIB-VER.
+    pub library_version: Box<[u8]>,
+    /// CLIENT NO-EVICT.
+    pub no_evict: bool,
 }
 
 /// What a session has at one shard.
@@ -94,6 +117,8 @@ pub(super) struct Seat {
     pub lane: Option<Rc<Lane>>,
     /// Which replica it reads from (rule B11).
     pub sticky: Stickiness,
+    /// What it wrote there that no WAIT has vouched for.
+    pub unproven: Unproven,
 }
 
 pub(super) struct State {
@@ -111,7 +136,13 @@ pub(super) struct State {
     pub streaming: Option<Box<Streaming>>,
     pub login: Login,
     pub authenticated: bool,
-    pub name: Option<Box<[u8]>>,
+    pub about: Option<Box<About>>,
+    /// Which replies the client does not hear.
+    pub mute: Mute,
+    /// Which reply everything that follows has to wait for.
+    pub awaits: Awaits,
+    /// All reads go to the master (READWRITE).
+    pub masters_only: bool,
     pub closing: Option<CloseReason>,
     pub stalled: Option<Rc<Lane>>,
     pub held_since_ms: u64,
@@ -124,6 +155,12 @@ pub struct Session {
     /// Unique within the proxy; what CLIENT ID answers.
     pub id: u64,
     pub(super) worker: Rc<Worker>,
+    /// When the client came.
+    pub(super) since_ms: u64,
+    /// When it was last heard, as coarse as the worker's own idea of the time.
+    heard_ms: Cell<u64>,
+    /// What it asked last.
+    last: Cell<Option<CommandId>>,
     writer: OwnedWriteHalf,
     wake: Wake,
     dirty: Cell<bool>,
@@ -150,7 +187,10 @@ impl Session {
             streaming: None,
             login: Login::default(),
             authenticated,
-            name: None,
+            about: None,
+            mute: Mute::No,
+            awaits: Awaits::Nothing,
+            masters_only: false,
             closing: None,
             stalled: None,
             held_since_ms: 0,
@@ -158,6 +198,9 @@ impl Session {
         };
         let session = Rc::new(Self {
             id,
+            since_ms: clock::monotonic_ms(),
+            heard_ms: Cell::new(clock::monotonic_ms()),
+            last: Cell::new(None),
             worker,
             writer,
             wake: Wake::default(),
@@ -165,7 +208,9 @@ impl Session {
             written: Cell::new(0),
             state: RefCell::new(state),
         });
+        session.worker.enter(&session);
         let reason = std::future::poll_fn(|context| session.poll(context, &mut reader)).await;
+        session.worker.leave(session.id);
         session.end(reason);
         reason
     }
@@ -220,8 +265,7 @@ impl Session {
         if state.closing.is_some() {
             return 0;
         }
-        let State { out, window, .. } = &mut *state;
-        window.fill(run, bytes, replies, out);
+        state.fill(run, bytes, replies);
         self.settle(&mut state, worker)
     }
 
@@ -255,6 +299,27 @@ impl Session {
         }
     }
 
+    /// The client's connection, to ask for its addresses.
+    pub(super) fn socket(&self) -> &TcpStream {
+        self.writer.as_ref()
+    }
+
+    /// When the client was last heard.
+    pub(super) fn heard_ms(&self) -> u64 {
+        self.heard_ms.get()
+    }
+
+    /// The command that the client sent last.
+    pub(super) fn last_command(&self) -> Option<CommandId> {
+        self.last.get()
+    }
+
+    /// Remembers what the client asks.
+    #[inline]
+    pub(super) fn asks(&self, command: CommandId) {
+        self.last.set(Some(command));
+    }
+
     pub(super) fn state(&self) -> RefMut<'_, State> {
         self.state.borrow_mut()
     }
@@ -275,7 +340,10 @@ impl Session {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Err(_)) => return Poll::Ready(CloseReason::Network),
                 Poll::Ready(Ok(())) if buffer.filled().is_empty() => return Poll::Ready(CloseReason::Left),
-                Poll::Ready(Ok(())) => self.received(buffer.filled()),
+                Poll::Ready(Ok(())) => {
+                    self.heard_ms.set(self.worker.about_now_ms());
+                    self.received(buffer.filled());
+                }
             }
         }
     }
@@ -290,8 +358,8 @@ impl Session {
             if state.sent == state.out.len() {
                 return state.closing.map_or(Poll::Pending, Poll::Ready);
             }
-            if state.closing.is_some_and(|reason| reason == CloseReason::SlowReader) {
-                return Poll::Ready(CloseReason::SlowReader);
+            if let Some(reason @ (CloseReason::SlowReader | CloseReason::Killed)) = state.closing {
+                return Poll::Ready(reason);
             }
             match self.writer.as_ref().poll_write_ready(context) {
                 Poll::Pending => return Poll::Pending,
@@ -354,6 +422,17 @@ impl Session {
 }
 
 impl State {
+    /// What the client says of itself, made if need be.
+    pub(super) fn about(&mut self) -> &mut About {
+        self.about.get_or_insert_default()
+    }
+
+    /// Something is about to be written to `shard`.
+    pub(super) fn wrote(&mut self, shard: &Rc<Shard>) {
+        let unproven = &mut self.seat(shard).unproven;
+        *unproven = unproven.wrote(shard.reign());
+    }
+
     /// What the session has at `shard`, made if need be.
     pub(super) fn seat(&mut self, shard: &Rc<Shard>) -> &mut Seat {
         let place = match self.seats.iter().position(|seat| Rc::ptr_eq(&seat.shard, shard)) {
@@ -363,6 +442,7 @@ impl State {
                     shard: shard.clone(),
                     lane: None,
                     sticky: Stickiness::default(),
+                    unproven: Unproven::default(),
                 });
                 self.seats.len() - 1
             }
