@@ -95,6 +95,7 @@ where
         unserved: Arc::default(),
         monitors: Arc::default(),
         roll,
+        pause: Arc::default(),
     };
     let mut threads = Vec::new();
     let mut workers = Vec::new();

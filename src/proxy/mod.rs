@@ -10,6 +10,7 @@
 mod acceptor;
 mod backend;
 mod client;
+mod pause;
 mod roll;
 mod settings;
 mod shard;

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::watch;
 
+use super::pause::Pause;
 use super::roll::Roll;
 use crate::topology::Snapshot;
 
@@ -15,6 +16,7 @@ pub struct View {
     pub(super) unserved: Arc<AtomicUsize>,
     pub(super) monitors: Arc<AtomicUsize>,
     pub(super) roll: Roll,
+    pub(super) pause: Arc<Pause>,
 }
 
 impl View {

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::backend::{ConnectError, Greeting, Login, ask, connect};
 use super::client::{CloseReason, Session, answer};
+use super::pause::Pause;
 use super::roll::{Question, Roll};
 use super::settings::Settings;
 use super::shard::Shard;
@@ -64,6 +65,7 @@ pub struct Worker {
     /// The clients, in the order in which they came.
     clients: RefCell<BTreeMap<u64, Weak<Session>>>,
     roll: Roll,
+    pause: Arc<Pause>,
     /// The time at the last look at idle lanes.
     about_now_ms: Cell<u64>,
 }
@@ -104,6 +106,7 @@ impl Worker {
             monitors,
             clients: RefCell::default(),
             roll: view.roll.clone(),
+            pause: view.pause.clone(),
             about_now_ms: Cell::new(clock::monotonic_ms()),
         })
     }
@@ -193,6 +196,12 @@ impl Worker {
         let clients = self.clients.borrow();
         let here = clients.values().filter_map(Weak::upgrade);
         here.filter(|client| !client.is_closed()).collect()
+    }
+
+    /// The pause that a client of this proxy asked for.
+    #[inline]
+    pub fn pause(&self) -> &Pause {
+        &self.pause
     }
 
     /// The way to ask all workers about their clients.

@@ -179,6 +179,13 @@ fn refusals_about_clients_have_the_words_of_redis() {
         "CLIENT KILL ADDR 1.2.3.4:5 LADDR 1.2.3.4:5",
         "CLIENT NO-EVICT maybe",
         "CLIENT NO-TOUCH ON",
+        "CLIENT PAUSE x",
+        "CLIENT PAUSE -1",
+        "CLIENT PAUSE 1 maybe",
+        "CLIENT PAUSE",
+        "CLIENT UNPAUSE x",
+        "CLIENT PAUSE 1 WRITE",
+        "CLIENT UNPAUSE",
         "CLIENT GETREDIR",
         "CLIENT TRACKINGINFO",
         "CLIENT REPLY maybe",
@@ -360,4 +367,38 @@ fn a_connection_of_its_own_follows_its_session_to_another_database() {
             String::from_utf8_lossy(talk)
         );
     }
+}
+
+#[test]
+fn a_pause_keeps_clients_of_all_workers_waiting_and_is_unknown_to_redis() {
+    let circuit = Circuit::start();
+    let mut boss = circuit.client();
+    let mut clients: Vec<Client> = (0..3).map(|_| circuit.client()).collect();
+    assert_eq!(boss.command(&["CLIENT", "PAUSE", "60000", "WRITE"]), Value::ok());
+    clients[0].send(b"GET a\r\nSET a 1\r\nGET a\r\n");
+    clients[1].send(b"MULTI\r\nSET b 1\r\nEXEC\r\n");
+    clients[2].send(b"PUBLISH c x\r\n");
+    assert_eq!(clients[0].read_reply(), Value::Null);
+    // Neither a read of others nor Redis itself waits.
+    assert_eq!(boss.command(&["GET", "a"]), Value::Null);
+    assert_eq!(circuit.redis.command(&["SET", "direct", "1"]), Value::ok());
+    assert_eq!(
+        boss.command(&["MGET", "a", "b"]),
+        Value::Array(vec![Value::Null, Value::Null])
+    );
+    assert_eq!(boss.command(&["CLIENT", "UNPAUSE"]), Value::ok());
+    assert_eq!(clients[0].read_reply(), Value::ok());
+    assert_eq!(clients[0].read_reply(), Value::bulk("1"));
+    assert_eq!(clients[1].read_reply(), Value::ok());
+    assert_eq!(clients[1].read_reply().text(), "QUEUED");
+    assert_eq!(clients[1].read_reply(), Value::Array(vec![Value::ok()]));
+    assert_eq!(clients[2].read_reply(), Value::Int(0));
+    // One that was queued before waits at EXEC; one for everything ends by itself.
+    boss.command(&["MULTI"]);
+    boss.command(&["SET", "a", "2"]);
+    let begun = pointsman::clock::now();
+    assert_eq!(clients[0].command(&["CLIENT", "PAUSE", "300"]), Value::ok());
+    assert_eq!(clients[1].command(&["GET", "a"]), Value::bulk("1"));
+    assert_eq!(boss.command(&["EXEC"]), Value::Array(vec![Value::ok()]));
+    assert!(begun.elapsed() >= Duration::from_millis(290), "{:?}", begun.elapsed());
 }

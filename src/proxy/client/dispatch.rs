@@ -165,6 +165,9 @@ impl Session {
             match outcome {
                 Outcome::Park(park) => {
                     self.state().park = park;
+                    if park == Park::Pause {
+                        self.wait_for_pause();
+                    }
                     *scanner = RequestScanner::default();
                     return at;
                 }
@@ -211,6 +214,10 @@ impl Session {
             return Outcome::Done;
         };
         self.asks(command.id);
+        let queued_writes = || state.pinned.as_ref().is_some_and(|pinned| pinned.queued_writes);
+        if self.worker.pause().is_set() && self.is_paused(command, queued_writes()) {
+            return Outcome::Park(Park::Pause);
+        }
         if !state.transaction.concerns_all()
             && state.feed.is_none()
             && state.authenticated

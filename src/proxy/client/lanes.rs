@@ -136,11 +136,13 @@ impl Session {
             (Transaction::Queueing, "exec") => {
                 footprint = std::mem::take(&mut pinned.queued);
                 pinned.queued_count = 0;
+                pinned.queued_writes = false;
                 pinned.selects = None;
             }
             (Transaction::Queueing, "discard") => {
                 pinned.queued.clear();
                 pinned.queued_count = 0;
+                pinned.queued_writes = false;
                 pinned.selects = None;
             }
             // It is executed by EXEC, if at all.
@@ -148,6 +150,7 @@ impl Session {
                 self.mark(command, args, 0, &mut pinned.queued);
                 pinned.queued.bound();
                 pinned.queued_count += 1;
+                pinned.queued_writes |= command.is_write();
             }
             (_, _) => self.mark(command, args, 0, &mut footprint),
         }
@@ -365,6 +368,7 @@ impl Pinned {
             lane,
             queued: Footprint::default(),
             queued_count: 0,
+            queued_writes: false,
             selects: None,
         }
     }

@@ -41,6 +41,8 @@ impl Session {
             "client|trackinginfo" => self.tracking_info(),
             "readonly" => self.reads_anywhere(true),
             "readwrite" => self.reads_anywhere(false),
+            "client|pause" => self.client_pause(args),
+            "client|unpause" => self.client_unpause(),
             "client|unblock" => self.client_unblock(command, args),
             "acl|whoami" => self.who_am_i(),
             _ => self.refuse(|out| refusal::not_yet(command, out)),

@@ -13,6 +13,7 @@ mod local;
 mod lost;
 mod multi;
 mod mute;
+mod pausing;
 mod portrait;
 mod roster;
 mod run;

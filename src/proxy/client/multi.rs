@@ -35,6 +35,9 @@ impl Session {
         let mut shard = None;
         let mut block = whole_block(bytes, self.worker.commands(), |command, args, place| {
             self.mark(command, args, place, &mut footprint);
+            if self.is_paused(command, false) {
+                return false;
+            }
             match self.worker.place(command, args) {
                 Place::Shard(index) => *shard.get_or_insert(index) == index,
                 Place::Several | Place::CrossSlot => false,

@@ -53,6 +53,8 @@ pub(super) enum Park {
     Lane,
     /// Until the shard has a master. Bounded by `hold_max_ms`.
     Hold,
+    /// Until a CLIENT PAUSE ends.
+    Pause,
     /// Until a connection aside has answered: a password is verified, or every node is told.
     Verify,
 }
@@ -93,6 +95,8 @@ pub(super) struct Pinned {
     pub queued: Footprint,
     /// How many they are.
     pub queued_count: usize,
+    /// Whether one of them may change something.
+    pub queued_writes: bool,
     /// The database of the last SELECT among them.
     pub selects: Option<u32>,
 }
@@ -276,7 +280,7 @@ impl Session {
             Park::Drain => unanswered == 0,
             Park::Full => unanswered < IN_FLIGHT_MAX / 2,
             Park::Open => unanswered == 0 && (state.pinned.is_some() || state.feed.is_some()),
-            Park::Lane | Park::Hold | Park::Verify => false,
+            Park::Lane | Park::Hold | Park::Pause | Park::Verify => false,
         };
         if resume {
             self.wake.wake();

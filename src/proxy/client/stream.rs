@@ -47,6 +47,10 @@ impl Session {
         if !private || !state.authenticated || state.transaction.is_ghost() {
             return Begun::Collect;
         }
+        if self.is_paused(command, false) {
+            self.wait_for_pause();
+            return Begun::Park(Park::Pause);
+        }
         if state.window.unanswered() > 0 {
             return Begun::Park(Park::Drain);
         }
