@@ -398,3 +398,24 @@ fn a_command_for_every_node_waits_for_a_master() {
     assert_eq!(client.read_reply().text().len(), 40);
     assert_eq!(client.read_reply(), Value::Int(0));
 }
+
+#[test]
+fn a_client_that_sends_no_more_gets_its_last_replies() {
+    let circuit = Circuit::start(&[]);
+    let mut client = circuit.client();
+    client.send(b"MULTI\r\nSET k v\r\nEXEC\r\nGET k\r\nPING\r\n");
+    client.stream().shutdown(std::net::Shutdown::Write).unwrap();
+    let replies: Vec<Value> = (0..5).map(|_| client.read_reply()).collect();
+    assert_eq!(replies[3], Value::bulk("v"));
+    assert!(client.is_closed());
+    // One that blocks is gone: nothing is popped for it.
+    let mut gone = circuit.client();
+    gone.send(b"BLPOP q 0\r\n");
+    let blocked = || circuit.redis.command(&["INFO", "clients"]).text();
+    eventually(SOON, || blocked().contains("blocked_clients:1"));
+    gone.stream().shutdown(std::net::Shutdown::Write).unwrap();
+    eventually(SOON, || blocked().contains("blocked_clients:0"));
+    let mut pusher = circuit.client();
+    assert_eq!(pusher.command(&["RPUSH", "q", "x"]), Value::Int(1));
+    assert_eq!(pusher.command(&["LLEN", "q"]), Value::Int(1));
+}

@@ -131,6 +131,7 @@ impl Session {
             pinned.lane.wait_for_room(self);
             return Outcome::Park(Park::Lane);
         }
+        pinned.blocks |= command.class_for(args) == Class::Blocking && state.transaction != Transaction::Queueing;
         let mut footprint = Footprint::default();
         match (state.transaction, &*command.name) {
             (Transaction::Queueing, "exec") => {
@@ -366,6 +367,7 @@ impl Pinned {
         Self {
             login: lane.login.clone(),
             lane,
+            blocks: false,
             queued: Footprint::default(),
             queued_count: 0,
             queued_writes: false,
