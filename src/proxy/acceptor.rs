@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use thiserror::Error;
 use tokio::net::{TcpListener, TcpStream};
@@ -71,6 +72,7 @@ where
     A: AsyncFnOnce(TcpListener, View) -> io::Result<()>,
 {
     let settings = Arc::new(settings);
+    raise_descriptors(settings.clients_max);
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let mut listeners = Vec::new();
     for addr in &settings.listen {
@@ -151,6 +153,21 @@ async fn sample_all(
     match settings.reads {
         ReadPolicy::Causal => sample(replicas, snapshots, sampler_settings(settings), shutdown.clone()).await,
         ReadPolicy::Master => shutdown.cancelled().await,
+    }
+}
+
+/// Takes as many descriptors as the system allows: each client needs one.
+fn raise_descriptors(clients_max: usize) {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map(|()| hard));
+    match raised {
+        Ok(limit) if limit < clients_max as u64 => {
+            warn!(
+                "{limit} descriptors are allowed, {clients_max} clients are: raise the limit (ulimit -n), or lower clients_max"
+            );
+        }
+        Ok(_) => {}
+        Err(error) => warn!("the limit of descriptors cannot be raised: {error}"),
     }
 }
 

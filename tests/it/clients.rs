@@ -63,6 +63,16 @@ fn hear(mut client: Client, talk: &[u8]) -> Vec<Value> {
     std::iter::from_fn(|| Some(client.read_reply()).filter(|reply| *reply != Value::bulk("end"))).collect()
 }
 
+/// How many clients the proxy has, beside the one that asks.
+fn client_count(listen: &str) -> usize {
+    Client::connect(listen)
+        .command(&["CLIENT", "LIST"])
+        .text()
+        .lines()
+        .count()
+        - 1
+}
+
 #[test]
 fn clients_of_all_workers_are_listed_in_the_format_of_redis() {
     let circuit = Circuit::start();
@@ -311,6 +321,15 @@ fn a_wait_counts_replicas_that_have_what_its_client_wrote() {
     for wrong in ["WAIT x 0", "WAIT 1 x", "WAIT 1 -1", "WAIT 1"] {
         assert_eq!(client.command(&words(wrong)), master.command(&words(wrong)), "{wrong}");
     }
+    // Who leaves in the middle of one is not waited for.
+    let seen = || client_count(&listen);
+    let before = seen();
+    let mut leaving = Client::connect(listen.as_str());
+    leaving.send(b"SET a 2\r\nWAIT 9 0\r\n");
+    assert_eq!(leaving.read_reply(), Value::ok());
+    eventually(SOON, || seen() == before + 1);
+    drop(leaving);
+    eventually(SOON, || seen() == before);
     // What a master took with it into its grave, the replicas of its next life cannot vouch for (rule A6).
     replica.stop();
     assert_eq!(client.command(&["SET", "a", "3"]), Value::ok());

@@ -134,6 +134,7 @@ impl Session {
         pinned.clean &= command.class == Class::Blocking
             || command.rides_lane(args)
             || (command.class == Class::Node && &*command.name != "debug");
+        pinned.blocks |= command.class_for(args) == Class::Blocking && state.transaction != Transaction::Queueing;
         let mut footprint = Footprint::default();
         match (state.transaction, &*command.name) {
             (Transaction::Queueing, "exec") => {
@@ -376,6 +377,7 @@ impl Pinned {
         Self {
             login: lane.login.clone(),
             lane,
+            blocks: false,
             queued: Footprint::default(),
             queued_count: 0,
             queued_writes: false,

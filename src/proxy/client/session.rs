@@ -91,6 +91,8 @@ pub(super) struct Pinned {
     pub lane: Rc<Lane>,
     /// What the connection is now; it may have changed its database since it was opened.
     pub login: Login,
+    /// A blocking command was sent on it since it was idle.
+    pub blocks: bool,
     /// What the commands queued since MULTI will change when EXEC runs them.
     pub queued: Footprint,
     /// How many they are.
@@ -150,6 +152,8 @@ pub(super) struct State {
     /// All reads go to the master (READWRITE).
     pub masters_only: bool,
     pub closing: Option<CloseReason>,
+    /// The client sends no more, and waits for its last replies.
+    pub left: bool,
     pub stalled: Option<Rc<Lane>>,
     pub held_since_ms: u64,
     /// How much was written to the client when that time was taken: if it is still as much, the wait goes on.
@@ -198,6 +202,7 @@ impl Session {
             awaits: Awaits::Nothing,
             masters_only: false,
             closing: None,
+            left: false,
             stalled: None,
             held_since_ms: 0,
             held_at_written: u64::MAX,
@@ -281,7 +286,7 @@ impl Session {
         let resume = match state.park {
             Park::Drain => unanswered == 0,
             Park::Full => unanswered < IN_FLIGHT_MAX / 2,
-            Park::Open => unanswered == 0 && (state.pinned.is_some() || state.feed.is_some()),
+            Park::Open => unanswered == 0 && (state.pinned.is_some() || state.feed.is_some() || state.left),
             Park::Lane | Park::Hold | Park::Pause | Park::Verify => false,
         };
         if resume {
@@ -345,7 +350,12 @@ impl Session {
             match Pin::new(&mut *reader).poll_read(context, &mut buffer) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Err(_)) => return Poll::Ready(CloseReason::Network),
-                Poll::Ready(Ok(())) if buffer.filled().is_empty() => return Poll::Ready(CloseReason::Left),
+                Poll::Ready(Ok(())) if buffer.filled().is_empty() => {
+                    drop(scratch);
+                    if let Poll::Ready(reason) = self.client_left() {
+                        return Poll::Ready(reason);
+                    }
+                }
                 Poll::Ready(Ok(())) => {
                     self.heard_ms.set(self.worker.about_now_ms());
                     self.received(buffer.filled());
@@ -362,7 +372,12 @@ impl Session {
                 return Poll::Ready(CloseReason::Network);
             }
             if state.sent == state.out.len() {
-                return state.closing.map_or(Poll::Pending, Poll::Ready);
+                let left = state.left && state.awaits_nothing();
+                return match state.closing {
+                    Some(reason) => Poll::Ready(reason),
+                    None if left => Poll::Ready(CloseReason::Left),
+                    None => Poll::Pending,
+                };
             }
             if let Some(reason @ (CloseReason::SlowReader | CloseReason::Killed)) = state.closing {
                 return Poll::Ready(reason);
@@ -373,6 +388,19 @@ impl Session {
                 Poll::Ready(Ok(())) => {}
             }
         }
+    }
+
+    /// The client sends no more. What it asked before is answered, as Redis does, unless it blocks or is subscribed:
+    /// then it is gone.
+    fn client_left(&self) -> Poll<CloseReason> {
+        let mut state = self.state.borrow_mut();
+        let waits = state.awaits == Awaits::Replicas;
+        let blocks = waits || state.pinned.as_ref().is_some_and(|pinned| pinned.blocks);
+        if blocks || state.feed.is_some() || state.awaits_nothing() {
+            return Poll::Ready(CloseReason::Left);
+        }
+        state.left = true;
+        Poll::Pending
     }
 
     fn write_some(&self, state: &mut State) -> io::Result<()> {
@@ -407,7 +435,8 @@ impl Session {
 
     fn may_read(&self) -> bool {
         let state = self.state.borrow();
-        state.park == Park::Open && state.closing.is_none() && state.out.len() - state.sent < UNWRITTEN_BYTES_MAX
+        let open = state.park == Park::Open && state.closing.is_none() && !state.left;
+        open && state.out.len() - state.sent < UNWRITTEN_BYTES_MAX
     }
 
     fn end(&self, reason: CloseReason) {
@@ -437,6 +466,11 @@ impl State {
     pub(super) fn wrote(&mut self, shard: &Rc<Shard>) {
         let unproven = &mut self.seat(shard).unproven;
         *unproven = unproven.wrote(shard.reign());
+    }
+
+    /// Whether nothing of the client is unanswered.
+    fn awaits_nothing(&self) -> bool {
+        self.window.unanswered() == 0 && self.park == Park::Open
     }
 
     /// What the session has at `shard`, made if need be.
