@@ -175,10 +175,11 @@ impl Command {
     }
 
     /// Whether only the master's answer will do. A cursor means something to the server that gave it only, and is a
-    /// bucket of a table whose order no other server has (rule A12).
+    /// bucket of a table whose order no other server has (rule A12). TOUCH is for the sake of the master's eviction (C1).
     #[inline]
     pub fn is_masters(&self) -> bool {
-        matches!(self.class, Class::Node | Class::EveryNode) || self.name.ends_with("scan")
+        let own = matches!(self.class, Class::Node | Class::EveryNode);
+        own || self.name.ends_with("scan") || &*self.name == "touch"
     }
 
     /// Whether it is one of the commands that may block.

@@ -186,6 +186,8 @@ fn refusals_about_clients_have_the_words_of_redis() {
         "CLIENT KILL ADDR 1.2.3.4:5 ID",
         "CLIENT KILL TYPE what",
         "CLIENT KILL SKIPME maybe",
+        "CLIENT KILL USER nobody",
+        "CLIENT KILL USER default ADDR 1.2.3.4:5",
         "CLIENT KILL ADDR 1.2.3.4:5 LADDR 1.2.3.4:5",
         "CLIENT NO-EVICT maybe",
         "CLIENT NO-TOUCH ON",

@@ -13,7 +13,7 @@ use crate::proxy::backend::{Login, ask, ask_for, connect, put_request};
 use crate::proxy::roll::{Question, Told};
 use crate::proxy::worker::Worker;
 use crate::resp::{Args, parse_i64, put_i64};
-use crate::topology::Addr;
+use crate::topology::{Addr, ShardIndex};
 use tokio::net::TcpStream;
 
 /// Bytes of a server's CLIENT LIST that are read at most: some 50,000 connections.
@@ -68,6 +68,12 @@ impl Session {
         let old_form = args.len() == 3;
         let session = self.clone();
         tokio::task::spawn_local(async move {
+            if let Some(user) = of.user()
+                && session.is_no_user(user).await
+            {
+                session.refuse(|out| refusal::no_such_user(user, out));
+                return session.resume();
+            }
             let killed = session.worker.roll().kill(&of).await + u64::from(own);
             session.refuse(|out| match (old_form, killed) {
                 (true, 0) => out.extend_from_slice(b"-ERR No such client\r\n"),
@@ -85,6 +91,21 @@ impl Session {
         });
         self.state().park = Park::Verify;
         Outcome::Done
+    }
+
+    /// Whether the master says that it has no such user. One that does not say counts as one that has.
+    async fn is_no_user(&self, user: &[u8]) -> bool {
+        let Some(master) = self.worker.shard(ShardIndex(0)).serving() else {
+            return false;
+        };
+        let mut request = Vec::new();
+        put_request(&mut request, &[b"ACL", b"GETUSER", user]);
+        let asking = async {
+            let mut stream = connect(&master.addr, &Login::default(), self.worker.connect_timeout()).await?;
+            ask(&mut stream, &request, 1, &master.addr).await
+        };
+        let asked = tokio::time::timeout(self.worker.connect_timeout(), asking).await;
+        matches!(asked, Ok(Ok(reply)) if matches!(&reply[..], b"*-1\r\n" | b"$-1\r\n"))
     }
 
     /// Goes on after what it waited for aside.

@@ -95,6 +95,11 @@ impl Selection {
         Ok(())
     }
 
+    /// The user whose clients are meant, if it is one's.
+    pub(super) fn user(&self) -> Option<&[u8]> {
+        self.user.as_deref()
+    }
+
     /// A client is not meant in any case.
     pub(super) fn spare(&mut self, id: u64) {
         self.not = Some(id);
