@@ -240,8 +240,14 @@ async fn create(client: &Client, at: &str, bytes: &[u8], options: &CreateOptions
     created.map(|(_, sequence)| sequence.into_i64())
 }
 
-/// Sets the watch in each client that comes, and passes its events on.
+/// Sets the watch in each connection that comes, and passes its events on.
+///
+/// In each connection and not only in each client: a server knows watches by connection, and the crate (0.11.2)
+/// restores only those that fire once. One that is lost without a word would leave us with the picture of the moment
+/// for ever.
 async fn follow(mut link: watch::Receiver<Link>, root: Arc<str>, at: String, hints: Arc<Hints>) {
+    // The last one stays until the next is set: the end of a path's only watcher takes the server's watch along.
+    let mut _last = None;
     loop {
         let client = link.borrow_and_update().client.clone();
         let Some(mut watcher) = set_watch(client, &mut link, &at).await else {
@@ -250,19 +256,19 @@ async fn follow(mut link: watch::Receiver<Link>, root: Arc<str>, at: String, hin
             }
             continue;
         };
-        // Set first, then read: the reader learns now that it may read.
+        _last = None;
+        // Set first, then read: the reader learns now that it may read. Events of the time away are not delivered
+        // again (ZOOKEEPER-4698).
         hints.everything();
         loop {
             let event = watcher.changed().await;
             if event.event_type != EventType::Session {
                 hints.path(event.path.strip_prefix(&*root).unwrap_or(&event.path).to_owned());
-            } else if event.session_state.is_terminated() {
+            } else if event.session_state.is_terminated() || event.session_state == SessionState::SyncConnected {
                 break;
-            } else if event.session_state == SessionState::SyncConnected {
-                // Events of the time away are not delivered again (ZOOKEEPER-4698).
-                hints.everything();
             }
         }
+        _last = Some(watcher);
     }
 }
 

@@ -277,6 +277,28 @@ impl Relay {
 }
 
 #[tokio::test]
+async fn a_watch_outlives_connections_that_are_lost_within_a_session() {
+    let zookeeper = ZooKeeper::start();
+    let mut relay = Relay::start(zookeeper.port()).await;
+    let near = Store::connect(&settings(&zookeeper.connect(), 10_000)).await.unwrap();
+    let far = format!("127.0.0.1:{}", relay.listen);
+    let store = Store::connect(&settings(&far, 10_000)).await.unwrap();
+    let mut watch = store.watch("/shards");
+    assert_eq!(hint(&mut watch).await, Hint::Everything);
+    let first = session(until(&store, "up", is_up).await);
+    for round in ["/shards/1", "/shards/2", "/shards/3"] {
+        relay.cut();
+        until(&store, "away", |now| *now == Connection::Away).await;
+        relay.mend().await;
+        assert_eq!(session(until(&store, "up again", is_up).await), first);
+        while hint(&mut watch).await != Hint::Everything {}
+        near.create(round, Vec::new(), Lifetime::Persistent).await.unwrap();
+        let told = |hint: Hint| matches!(hint, Hint::Paths(paths) if paths.contains(round));
+        while !told(hint(&mut watch).await) {}
+    }
+}
+
+#[tokio::test]
 async fn a_session_that_the_server_ended_is_replaced_and_its_ephemerals_return() {
     let zookeeper = ZooKeeper::start();
     let mut relay = Relay::start(zookeeper.port()).await;
