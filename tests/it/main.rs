@@ -20,6 +20,7 @@ mod reads;
 mod refusals;
 mod source;
 mod store;
+mod stress;
 mod support;
 mod support_check;
 mod up;
