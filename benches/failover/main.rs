@@ -3,7 +3,8 @@
 //! A whole `pointsman up` with two replicas, a client that writes and one that reads, about a thousand times a second
 //! each. Again and again the master's redis-server gets a kill -9, and the node is brought back with `up-node`. Refuses
 //! medians above the targets, any error but INDOUBT, any closed connection and any wrong read. Acknowledged writes that
-//! are missing afterwards are reported: without acknowledgements by replicas (W = 0) some may be.
+//! are missing afterwards are reported: without acknowledgements by replicas (W = 0) some may be; a reader that is then
+//! told of nothing is told the truth.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a bench that cannot go on fails")]
 
@@ -14,28 +15,26 @@ mod load;
 mod support;
 
 use std::collections::BTreeMap;
-use std::process::ExitCode;
+use std::path::Path;
+use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use pointsman::clock;
 
-use cluster::Up;
-use load::{Answer, Load, Told, key};
-use support::{Client, Value};
+use cluster::{bring_back, has_steady_key, master, missing};
+use load::{Answer, Load, Told};
+use support::{Up, Value};
 
 const KILLS: usize = 20;
 /// The targets of the medians.
 const WRITER_OUTAGE_MS_MAX: f64 = 150.0;
 const READER_GAP_MS_MAX: f64 = 100.0;
-const START_DEADLINE: Duration = Duration::from_secs(120);
 const RECOVERY_DEADLINE: Duration = Duration::from_secs(60);
 const END_DEADLINE: Duration = Duration::from_secs(30);
-/// What the reader reads; written once.
+/// What the reader reads; written before each kill.
 const STEADY_KEY: &str = "steady";
-/// Keys that are asked for at once when writes are looked for.
-const MGET_KEYS: usize = 500;
 
 /// What one kill did.
 struct Round {
@@ -56,20 +55,25 @@ fn main() -> ExitCode {
         eprintln!("failover: --kills wants a number above 0");
         return ExitCode::from(2);
     };
-    let up = Up::start();
-    let listen = up.listen();
-    assert_eq!(
-        Client::connect(listen.as_str()).command(&["SET", STEADY_KEY, "v"]),
-        Value::ok()
-    );
-    let (writer, reader) = (Load::writer(&listen), Load::reader(&listen));
+    let mut up = Up::start(&["--replicas", "2"]);
+    set_steady_key(&up);
+    let (writer, reader) = (Load::writer(&up.listen), Load::reader(&up.listen));
     println!(
         "{:>4}  {:<8} {:>9} {:>9} {:>15}  errors",
         "kill", "node", "writer ms", "reader ms", "calm before ms"
     );
-    let rounds: Vec<Round> = (1..=kills).map(|number| round(number, &up, &writer, &reader)).collect();
+    let rounds: Result<Vec<Round>, String> = (1..=kills).map(|number| round(number, &up, &writer, &reader)).collect();
+    let rounds = match rounds {
+        Ok(rounds) => rounds,
+        Err(reason) => {
+            println!("{reason}\n{:#}\n{}", up.status(), up.up.log());
+            keep_logs(up.dir());
+            return ExitCode::FAILURE;
+        }
+    };
     drop((writer, reader));
-    up.end();
+    up.up.term();
+    assert_eq!(up.up.exit_code(END_DEADLINE), Some(0), "{}", up.up.log());
     verdict(&rounds)
 }
 
@@ -81,26 +85,42 @@ fn kills() -> Option<usize> {
     }
 }
 
-fn round(number: usize, up: &Up, writer: &Load, reader: &Load) -> Round {
+/// Copies what `up` logged to where it outlives this bench.
+fn keep_logs(dir: &Path) {
+    let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join("failover");
+    let copied = Command::new("cp").arg("-rT").arg(dir).arg(&kept).status();
+    if copied.is_ok_and(|status| status.success()) {
+        println!("its folder is kept in {}", kept.display());
+    }
+}
+
+fn set_steady_key(up: &Up) {
+    assert_eq!(up.client().command(&["SET", STEADY_KEY, "v"]), Value::ok());
+}
+
+fn round(number: usize, up: &Up, writer: &Load, reader: &Load) -> Result<Round, String> {
+    set_steady_key(up);
     writer.take();
     reader.take();
     let calm = clock::now();
-    writer.goes_on(calm);
-    reader.goes_on(calm);
+    writer.goes_on(calm)?;
+    reader.goes_on(calm)?;
     let (written, read) = (writer.take(), reader.take());
-    let master = up.master();
+    let master = master(up);
     let start = clock::now();
     kill(Pid::from_raw(master.pid), Signal::SIGKILL).expect("the master's pid in up.json is alive");
-    writer.goes_on(start);
-    reader.goes_on(start);
+    writer.goes_on(start)?;
+    reader.goes_on(start)?;
     let (writes, reads) = (writer.take(), reader.take());
-    up.bring_back(&master);
+    bring_back(up, &master)?;
     let acknowledged: Vec<u64> = written
         .iter()
         .chain(&writes)
         .filter(|write| write.told == Told::Fine)
         .map(|write| write.number)
         .collect();
+    let next = cluster::master(up);
+    let steady_lost = !has_steady_key(&next);
     let mut round = Round {
         killed: master.id,
         writer_ms: longest_wait_ms(written.last(), &writes),
@@ -110,18 +130,21 @@ fn round(number: usize, up: &Up, writer: &Load, reader: &Load) -> Round {
         closed: 0,
         wrong: Vec::new(),
         acknowledged: acknowledged.len(),
-        lost: missing(&up.master().addr, &acknowledged),
+        lost: missing(&next, &acknowledged) + usize::from(steady_lost),
     };
     for answer in [written, writes, read, reads].into_iter().flatten() {
         match answer.told {
             Told::Fine => {}
+            // The key was lost with its master: the reader is told the truth.
+            Told::Nothing if steady_lost => {}
+            Told::Nothing => round.wrong.push("nothing, though the master has it".to_owned()),
             Told::Error(word) => *round.errors.entry(word).or_default() += 1,
             Told::Wrong(reply) => round.wrong.push(reply),
             Told::Closed => round.closed += 1,
         }
     }
     round.print(number);
-    round
+    Ok(round)
 }
 
 impl Round {
@@ -143,33 +166,16 @@ impl Round {
     }
 }
 
-/// The longest time without a good answer.
+/// The longest time without being served.
 fn longest_wait_ms(before: Option<&Answer>, answers: &[Answer]) -> f64 {
     let fine: Vec<Instant> = before
         .into_iter()
         .chain(answers)
-        .filter(|answer| answer.told == Told::Fine)
+        .filter(|answer| answer.told.is_served())
         .map(|answer| answer.at)
         .collect();
     let waits = fine.windows(2).map(|pair| pair[1] - pair[0]);
     waits.max().unwrap_or_default().as_secs_f64() * 1000.0
-}
-
-/// How many acknowledged writes a master does not have.
-fn missing(master: &str, acknowledged: &[u64]) -> usize {
-    let mut client = Client::connect(master);
-    let mut lost = 0;
-    for numbers in acknowledged.chunks(MGET_KEYS) {
-        let words: Vec<String> = ["MGET".to_owned()]
-            .into_iter()
-            .chain(numbers.iter().map(|number| key(*number)))
-            .collect();
-        let Value::Array(values) = client.command(&words) else {
-            panic!("MGET answers with an array");
-        };
-        lost += values.iter().filter(|value| **value == Value::Null).count();
-    }
-    lost
 }
 
 fn verdict(rounds: &[Round]) -> ExitCode {

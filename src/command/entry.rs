@@ -174,6 +174,14 @@ impl Command {
         self.flags.has_any(Flags::WRITE.with(Flags::MAY_REPLICATE))
     }
 
+    /// Whether only the master's answer will do. A cursor means something to the server that gave it only, and is a
+    /// bucket of a table whose order no other server has (rule A12). TOUCH is for the sake of the master's eviction (C1).
+    #[inline]
+    pub fn is_masters(&self) -> bool {
+        let own = matches!(self.class, Class::Node | Class::EveryNode);
+        own || self.name.ends_with("scan") || &*self.name == "touch"
+    }
+
     /// Whether it is one of the commands that may block.
     pub fn is_blocking(&self) -> bool {
         self.flags.has(Flags::BLOCKING) || self.patience != Patience::Unsaid

@@ -47,6 +47,13 @@ pub fn cross_slot(out: &mut Vec<u8>) {
     out.extend_from_slice(b"-CROSSSLOT Keys in request don't hash to the same slot\r\n");
 }
 
+/// `-ERR No such user 'x'`
+pub fn no_such_user(user: &[u8], out: &mut Vec<u8>) {
+    out.extend_from_slice(b"-ERR No such user '");
+    echo(user, user.len(), out);
+    out.extend_from_slice(b"'\r\n");
+}
+
 /// `-ERR pointsman does not support 'x' yet`: our own, for a command whose path is not built.
 pub fn not_yet(command: &Command, out: &mut Vec<u8>) {
     named(b"-ERR pointsman does not support '", command, b"' yet\r\n", out);

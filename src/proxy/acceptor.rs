@@ -8,7 +8,9 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread;
+use std::time::Duration;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use thiserror::Error;
 use tokio::net::{TcpListener, TcpStream};
@@ -18,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::client::Session;
+use super::roll::{Question, Roll};
 use super::settings::Settings;
 use super::shared::{ControlLogin, Replicas, SamplerSettings, sample};
 use super::source::{self, SourceError};
@@ -27,6 +30,10 @@ use crate::route::{Fences, ReadPolicy};
 use crate::topology::{Addr, Snapshot};
 
 const BACKLOG: i32 = 1024;
+/// How long an idle client's connection goes unchecked, as Redis' `tcp-keepalive`.
+const CLIENT_KEEPALIVE: Duration = Duration::from_secs(300);
+/// How long what was sent to a client may go without a sign from its host.
+const CLIENT_SILENCE: Duration = Duration::from_secs(30);
 /// Accepted clients that one worker has not taken yet.
 const DEALT_MAX: usize = 1024;
 
@@ -53,12 +60,19 @@ struct Dealt {
     sender: mpsc::Sender<std::net::TcpStream>,
 }
 
+/// What one worker is given by others.
+struct Inboxes {
+    dealt: mpsc::Receiver<std::net::TcpStream>,
+    questions: mpsc::Receiver<Question>,
+}
+
 /// Runs a proxy until `shutdown`; blocks its thread. `admin` serves the admin port, on the control thread.
 pub fn run<A>(settings: Settings, shutdown: &CancellationToken, admin: A) -> Result<(), ProxyError>
 where
     A: AsyncFnOnce(TcpListener, View) -> io::Result<()>,
 {
     let settings = Arc::new(settings);
+    raise_descriptors(settings.clients_max);
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let mut listeners = Vec::new();
     for addr in &settings.listen {
@@ -77,15 +91,19 @@ where
     let ids = Arc::new(AtomicU64::new(1));
     let (topology, snapshots) = watch::channel(Arc::new(Snapshot::empty()));
     let replicas = Arc::new(Replicas::new(Arc::new(Fences::new())));
+    let (roll, questions) = Roll::of(settings.workers);
     let view = View {
         snapshots: snapshots.clone(),
         unserved: Arc::default(),
         monitors: Arc::default(),
+        roll,
+        pause: Arc::default(),
     };
     let mut threads = Vec::new();
     let mut workers = Vec::new();
-    for number in 0..settings.workers {
-        let (sender, receiver) = mpsc::channel(DEALT_MAX);
+    for (number, questions) in questions.into_iter().enumerate() {
+        let (sender, dealt) = mpsc::channel(DEALT_MAX);
+        let inboxes = Inboxes { dealt, questions };
         let clients = Arc::new(AtomicUsize::new(0));
         workers.push(Dealt {
             clients: clients.clone(),
@@ -93,7 +111,7 @@ where
         });
         let (settings, ids, shutdown) = (settings.clone(), ids.clone(), shutdown.clone());
         let (view, replicas) = (view.clone(), replicas.clone());
-        let work = move || work(settings, receiver, view, replicas, &clients, &ids, &shutdown);
+        let work = move || work(settings, inboxes, view, replicas, &clients, &ids, &shutdown);
         threads.push(thread::Builder::new().name(format!("worker-{number}")).spawn(work)?);
     }
     let served = runtime.block_on(async {
@@ -135,6 +153,21 @@ async fn sample_all(
     match settings.reads {
         ReadPolicy::Causal => sample(replicas, snapshots, sampler_settings(settings), shutdown.clone()).await,
         ReadPolicy::Master => shutdown.cancelled().await,
+    }
+}
+
+/// Takes as many descriptors as the system allows: each client needs one.
+fn raise_descriptors(clients_max: usize) {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map(|()| hard));
+    match raised {
+        Ok(limit) if limit < clients_max as u64 => {
+            warn!(
+                "{limit} descriptors are allowed, {clients_max} clients are: raise the limit (ulimit -n), or lower clients_max"
+            );
+        }
+        Ok(_) => {}
+        Err(error) => warn!("the limit of descriptors cannot be raised: {error}"),
     }
 }
 
@@ -180,7 +213,7 @@ async fn accept(listener: TcpListener, workers: Arc<Vec<Dealt>>, settings: Arc<S
             Err(error) => {
                 // Out of descriptors, mostly: trying at once again would spin.
                 warn!("cannot accept a client: {error}");
-                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             }
         };
@@ -193,7 +226,8 @@ async fn accept(listener: TcpListener, workers: Arc<Vec<Dealt>>, settings: Arc<S
 fn deal(stream: TcpStream, workers: &[Dealt], settings: &Settings) -> io::Result<()> {
     let socket = SockRef::from(&stream);
     socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(std::time::Duration::from_secs(300)))?;
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(CLIENT_KEEPALIVE))?;
+    socket.set_tcp_user_timeout(Some(CLIENT_SILENCE))?;
     let all: usize = workers
         .iter()
         .map(|worker| worker.clients.load(Ordering::Relaxed))
@@ -217,7 +251,7 @@ fn deal(stream: TcpStream, workers: &[Dealt], settings: &Settings) -> io::Result
 
 fn work(
     settings: Arc<Settings>,
-    mut receiver: mpsc::Receiver<std::net::TcpStream>,
+    mut inboxes: Inboxes,
     view: View,
     replicas: Arc<Replicas>,
     clients: &Arc<AtomicUsize>,
@@ -238,7 +272,7 @@ fn work(
         let worker = Worker::new(settings, replicas, &view);
         let mut snapshots = view.snapshots;
         let serving = async {
-            while let Some(stream) = receiver.recv().await {
+            while let Some(stream) = inboxes.dealt.recv().await {
                 let Ok(stream) = TcpStream::from_std(stream) else {
                     continue;
                 };
@@ -263,6 +297,7 @@ fn work(
             () = serving => {}
             () = following => {}
             () = worker.clone().close_idle_lanes() => {}
+            () = worker.clone().answer_questions(inboxes.questions) => {}
             () = shutdown.cancelled() => {}
         }
     });

@@ -10,10 +10,13 @@
 mod acceptor;
 mod backend;
 mod client;
+mod pause;
+mod roll;
 mod settings;
 mod shard;
 pub mod shared;
 pub mod source;
+mod spares;
 mod view;
 mod wake;
 mod worker;

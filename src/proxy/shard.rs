@@ -20,9 +20,10 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tracing::{debug, info, warn};
 
-use super::backend::{Lane, LaneEnd, Login, Pace, Purpose, Tap, Target, greet};
+use super::backend::{ConnectError, Lane, LaneEnd, Login, Pace, Purpose, Tap, Target, greet};
 use super::client::{CloseReason, Session};
 use super::shared::ReplicaFacts;
+use super::spares::Spares;
 use super::worker::Worker;
 use crate::clock;
 use crate::route::{Ask, Choice, FenceLog, ShardFences, Standing, Stickiness, choose};
@@ -34,6 +35,10 @@ const RETRY_FIRST: Duration = Duration::from_millis(5);
 const RETRY_LAST: Duration = Duration::from_millis(50);
 /// Lanes at once that have stalled and were replaced; past that a stalled one keeps its newcomers.
 const STALLED_MAX: usize = 4;
+
+/// Numbers the times between two losses of a master. What was written in one is perhaps unknown to the next.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reign(pub u32);
 
 /// Who takes the shard's commands.
 enum Mastership {
@@ -57,6 +62,9 @@ pub struct Shard {
     /// Its name.
     pub id: ShardId,
     mastership: RefCell<Mastership>,
+    reign: Cell<Reign>,
+    /// Which life the reign is of, where the server told.
+    life: RefCell<Option<String>>,
     /// How many shards of all workers have no master that serves.
     unserved: Arc<AtomicUsize>,
     /// Whether [`Shard::seek`] is running.
@@ -69,6 +77,7 @@ pub struct Shard {
     /// The replicas that may be read from, as of the last epoch that served.
     readers: RefCell<Vec<Reader>>,
     fences: Arc<ShardFences>,
+    spares: Spares,
     /// Every lane that has not ended, private ones too, by number.
     open: RefCell<HashMap<u32, Rc<Lane>>>,
     /// Connections of subscribers to the master.
@@ -83,6 +92,8 @@ impl Shard {
         Rc::new(Self {
             id,
             mastership: RefCell::new(Mastership::Nobody),
+            reign: Cell::default(),
+            life: RefCell::default(),
             unserved,
             seeking: Cell::new(false),
             removed: Cell::new(false),
@@ -90,6 +101,7 @@ impl Shard {
             lanes: RefCell::default(),
             readers: RefCell::default(),
             fences,
+            spares: Spares::default(),
             open: RefCell::default(),
             taps: RefCell::default(),
             holding: RefCell::default(),
@@ -109,9 +121,18 @@ impl Shard {
 
     /// A connection to the master for one session alone; `None` while there is no master.
     pub fn open_private(self: &Rc<Self>, worker: &Rc<Worker>, login: &Login) -> Option<Rc<Lane>> {
-        let lane = self.open_to_master(worker, login, self.serving()?);
+        let target = self.serving()?;
+        if let Some(spare) = self.spares.take(login, &target) {
+            return Some(spare);
+        }
+        let lane = self.open_to_master(worker, login, target);
         lane.make_private();
         Some(lane)
+    }
+
+    /// Takes a connection back on which nothing was left.
+    pub fn put_spare(&self, lane: Rc<Lane>) {
+        self.spares.put(lane);
     }
 
     /// The lane to the replica that a run of reads goes to; `None`: to the master. Lanes are opened as they are asked
@@ -154,6 +175,11 @@ impl Shard {
             Mastership::Serving(target) => Some(target.clone()),
             Mastership::Nobody | Mastership::Sought(_) => None,
         }
+    }
+
+    /// The reign of the master that serves, or served last.
+    pub fn reign(&self) -> Reign {
+        self.reign.get()
     }
 
     /// Wakes `session` when there is a master again, or its time is up.
@@ -247,6 +273,7 @@ impl Shard {
             stays
         };
         self.lanes.borrow_mut().retain(|_, lane| keep(lane));
+        self.spares.retain(&mut keep);
         for reader in self.readers.borrow_mut().iter_mut() {
             reader.lanes.retain(|_, lane| keep(lane));
         }
@@ -307,6 +334,7 @@ impl Shard {
     fn abandon_lanes(&self, still: Option<&Target>) {
         let leads_astray = |lane: &Lane| !lane.is_reader() && still.is_none_or(|still| *lane.target != *still);
         self.lanes.borrow_mut().retain(|_, lane| !leads_astray(lane));
+        self.spares.retain(|lane| !leads_astray(lane));
         for lane in self.open.borrow().values().filter(|lane| leads_astray(lane)) {
             lane.abandon();
         }
@@ -317,6 +345,7 @@ impl Shard {
 
     fn lane_ended(self: &Rc<Self>, worker: &Rc<Worker>, lane: &Rc<Lane>, end: &LaneEnd) {
         self.lanes.borrow_mut().retain(|_, known| !Rc::ptr_eq(known, lane));
+        self.spares.retain(|known| !Rc::ptr_eq(known, lane));
         for reader in self.readers.borrow_mut().iter_mut() {
             reader.lanes.retain(|_, known| !Rc::ptr_eq(known, lane));
         }
@@ -326,6 +355,10 @@ impl Shard {
             LaneEnd::Released => debug!(lane = lane.number, "lane closed"),
             LaneEnd::Refused => info!(lane = lane.number, refused = wreck.refused(), "lane closed: {end}"),
             LaneEnd::Poisoned => warn!(lane = lane.number, "lane closed: {end}"),
+            // It is there, and the master; whoever asked is told what it said (rule B1).
+            LaneEnd::Connect(ConnectError::Refused(_, line)) if is_no_loss(line) => {
+                debug!(lane = lane.number, "lane not opened: {end}");
+            }
             LaneEnd::Connect(_) | LaneEnd::Eof | LaneEnd::Network(_) => {
                 info!(lane = lane.number, "lane lost: {end}");
                 self.lost(worker, &lane.target);
@@ -335,7 +368,12 @@ impl Shard {
             session.close(CloseReason::ReplyCutOff);
         }
         for (session, lost) in wreck.by_session() {
-            session.lane_lost(lane, lost);
+            match end {
+                LaneEnd::Connect(ConnectError::Refused(_, line)) if is_no_loss(line) => {
+                    session.login_refused(&lost, line)
+                }
+                _ => session.lane_lost(lane, lost),
+            }
         }
         worker.flush_dirty();
     }
@@ -423,8 +461,18 @@ impl Shard {
         worker.learn(&greeting);
         // From here on it may acknowledge what replicas of older epochs never get.
         self.fences.enter(target.epoch);
+        self.begin_reign(&target, greeting.run_id);
         self.set(Mastership::Serving(target));
         Ok(())
+    }
+
+    /// The same life in the same epoch reigns on: only connections were lost.
+    fn begin_reign(&self, target: &Target, run_id: Option<String>) {
+        let life = run_id.map(|run_id| format!("{} {run_id}", target.epoch));
+        if life.is_none() || *self.life.borrow() != life {
+            self.reign.set(Reign(self.reign.get().0.wrapping_add(1)));
+        }
+        self.life.replace(life);
     }
 
     fn expire_holds(self: &Rc<Self>, worker: &Worker) {
@@ -440,4 +488,12 @@ impl Shard {
             session.wake();
         }
     }
+}
+
+/// Whether a server refuses a login for reasons that say nothing against it: it runs a script that takes long, or the
+/// user may not.
+fn is_no_loss(line: &str) -> bool {
+    ["-BUSY ", "-NOPERM ", "-NOAUTH ", "-WRONGPASS "]
+        .iter()
+        .any(|word| line.starts_with(word))
 }

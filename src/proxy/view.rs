@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::watch;
 
+use super::pause::Pause;
+use super::roll::Roll;
 use crate::topology::Snapshot;
 
 /// A view of a running proxy; cheap to clone.
@@ -13,6 +15,8 @@ pub struct View {
     pub(super) snapshots: watch::Receiver<Arc<Snapshot>>,
     pub(super) unserved: Arc<AtomicUsize>,
     pub(super) monitors: Arc<AtomicUsize>,
+    pub(super) roll: Roll,
+    pub(super) pause: Arc<Pause>,
 }
 
 impl View {

@@ -2,21 +2,26 @@
 //! allocation per command on its path.
 
 use std::cell::{Cell, RefCell, RefMut};
-use std::rc::Rc;
+use std::collections::BTreeMap;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::backend::{ConnectError, Greeting, Login, ask, connect};
-use super::client::{CloseReason, Session};
+use super::client::{CloseReason, Session, answer};
+use super::pause::Pause;
+use super::roll::{Question, Roll};
 use super::settings::Settings;
 use super::shard::Shard;
 use super::shared::Replicas;
 use super::view::View;
+use crate::clock;
 use crate::command::{Command, KeyPositions, Table};
 use crate::resp::{Args, RequestLimits, RequestScanner, Span};
 use crate::route::{Fences, Footprint, Place, ReadPolicy, place};
 use crate::topology::{Addr, ShardId, ShardIndex, Snapshot};
+use tokio::sync::mpsc;
 
 /// Bytes read at once; one buffer for all of a worker's sockets.
 const SCRATCH_BYTES: usize = 64 * 1024;
@@ -57,6 +62,12 @@ pub struct Worker {
     unserved: Arc<AtomicUsize>,
     /// How many clients of all workers monitor.
     monitors: Arc<AtomicUsize>,
+    /// The clients, in the order in which they came.
+    clients: RefCell<BTreeMap<u64, Weak<Session>>>,
+    roll: Roll,
+    pause: Arc<Pause>,
+    /// The time at the last look at idle lanes.
+    about_now_ms: Cell<u64>,
 }
 
 /// Counts one client that monitors, for as long as it lives.
@@ -93,6 +104,10 @@ impl Worker {
             replicas,
             unserved,
             monitors,
+            clients: RefCell::default(),
+            roll: view.roll.clone(),
+            pause: view.pause.clone(),
+            about_now_ms: Cell::new(clock::monotonic_ms()),
         })
     }
 
@@ -166,6 +181,54 @@ impl Worker {
         self.monitors.load(Ordering::Relaxed) > 0
     }
 
+    /// A client comes.
+    pub fn enter(&self, session: &Rc<Session>) {
+        self.clients.borrow_mut().insert(session.id, Rc::downgrade(session));
+    }
+
+    /// A client has left.
+    pub fn leave(&self, id: u64) {
+        self.clients.borrow_mut().remove(&id);
+    }
+
+    /// This worker's clients, in the order in which they came.
+    pub fn clients(&self) -> Vec<Rc<Session>> {
+        let clients = self.clients.borrow();
+        let here = clients.values().filter_map(Weak::upgrade);
+        here.filter(|client| !client.is_closed()).collect()
+    }
+
+    /// The pause that a client of this proxy asked for.
+    #[inline]
+    pub fn pause(&self) -> &Pause {
+        &self.pause
+    }
+
+    /// The way to ask all workers about their clients.
+    pub fn roll(&self) -> &Roll {
+        &self.roll
+    }
+
+    /// Answers what is asked about this worker's clients, for as long as the worker lives.
+    pub async fn answer_questions(self: Rc<Self>, mut inbox: mpsc::Receiver<Question>) {
+        while let Some(question) = inbox.recv().await {
+            answer(&self, question);
+        }
+    }
+
+    /// The time, up to half a second ago.
+    #[inline]
+    pub fn about_now_ms(&self) -> u64 {
+        self.about_now_ms.get()
+    }
+
+    /// Whether the master's Redis is of this version or a later one.
+    pub fn redis_is_at_least(&self, major: u32, minor: u32) -> bool {
+        let version = self.redis_version.borrow();
+        let mut parts = version.split('.').map_while(|part| part.parse().ok());
+        (parts.next().unwrap_or(0u32), parts.next().unwrap_or(0u32)) >= (major, minor)
+    }
+
     /// The fences of this proxy.
     pub fn fences(&self) -> &Arc<Fences> {
         self.replicas.fences()
@@ -231,6 +294,7 @@ impl Worker {
     pub async fn close_idle_lanes(self: Rc<Self>) {
         loop {
             tokio::time::sleep(IDLE_TICK).await;
+            self.about_now_ms.set(clock::monotonic_ms());
             let shards = self.shards.borrow().clone();
             for shard in shards {
                 shard.close_idle_lanes(self.idle_ticks_max.get());

@@ -13,8 +13,8 @@ use super::fences::{Cell, Fences, KeyCell, SampleNumber, ShardFences};
 
 /// Capacity that an empty log or footprint keeps; 8 bytes each.
 const IDLE_CAPACITY_MAX: usize = 4_096;
-/// Changes that a transaction remembers one by one; beyond it, it may have changed any key.
-const RAISED_MAX: usize = 4_096;
+/// Changes that a transaction remembers one by one while it is queued; beyond it, it may change any key.
+const QUEUED_MAX: usize = 4_096;
 
 /// What one write changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +64,14 @@ impl Footprint {
     pub fn belongs_to(&mut self, place: u32) {
         for held in &mut self.changes {
             held.command = place;
+        }
+    }
+
+    /// Forgets which keys exactly, if they are too many to remember for long: it may be any key then.
+    pub fn bound(&mut self) {
+        if self.changes.len() > QUEUED_MAX {
+            self.clear();
+            self.writes_every_key(0);
         }
     }
 
@@ -205,64 +213,6 @@ impl Drop for FenceLog {
     }
 }
 
-/// The fences that one transaction on a pinned connection holds raised, from its first queued write to EXEC's reply.
-#[derive(Debug)]
-pub struct Raised {
-    cells: Cells,
-    changes: Vec<Change>,
-}
-
-impl Raised {
-    /// Nothing yet.
-    pub fn new(fences: Arc<Fences>, shard: Arc<ShardFences>) -> Self {
-        Self {
-            cells: Cells { fences, shard },
-            changes: Vec::new(),
-        }
-    }
-
-    /// Raises what `footprint` says, and keeps it raised. Call it before the bytes are appended.
-    pub fn add(&mut self, footprint: &Footprint) {
-        for held in &footprint.changes {
-            match self.changes.len() {
-                0 => self.cells.shard.any().raise(),
-                1..RAISED_MAX => {}
-                RAISED_MAX => return self.push(Change::Every),
-                _ => return,
-            }
-            self.push(held.change);
-        }
-    }
-
-    /// EXEC was answered, or all was discarded by an answered DISCARD: settles. Call it before that reply is shown.
-    /// Merely dropping it means that the outcome is unknown.
-    pub fn answered(mut self) {
-        if !self.changes.is_empty() {
-            self.settle(self.cells.fences.number_after_answer());
-        }
-    }
-
-    fn push(&mut self, change: Change) {
-        self.cells.raise(change);
-        self.changes.push(change);
-    }
-
-    fn settle(&mut self, number: SampleNumber) {
-        for change in self.changes.drain(..) {
-            self.cells.settle(change, number);
-        }
-        self.cells.shard.any().settle(number);
-    }
-}
-
-impl Drop for Raised {
-    fn drop(&mut self) {
-        if !self.changes.is_empty() {
-            self.settle(self.cells.fences.number_after_loss());
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -396,39 +346,32 @@ mod tests {
     }
 
     #[test]
-    fn a_transaction_is_settled_by_exec() {
+    fn what_a_transaction_queued_is_settled_by_exec() {
         let (fences, shard) = ground();
-        let mut raised = Raised::new(fences.clone(), shard.clone());
-        raised.add(&writes(&fences, &[(0, "a")]));
-        raised.add(&writes(&fences, &[(0, "b")]));
-        assert!(fences.need_of(b"a").is_master() && shard.need_of_any().is_master());
-        raised.answered();
-        assert!(!fences.need_of(b"b").is_master() && !is_open(&fences, fences.need_of(b"b")));
-        assert!(!shard.need_of_any().is_master());
+        let mut queued = Footprint::default();
+        queued.writes_key(&fences, 0, b"a");
+        queued.writes_key(&fences, 0, b"b");
+        queued.belongs_to(2);
+        let mut log = FenceLog::new(fences.clone(), shard);
+        log.appended(3, &queued);
+        log.answered(2);
+        assert!(fences.need_of(b"a").is_master() && fences.need_of(b"b").is_master());
+        log.answered(1);
+        assert!(!fences.need_of(b"a").is_master() && !is_open(&fences, fences.need_of(b"b")));
     }
 
     #[test]
-    fn a_lost_transaction_settles_with_a_margin() {
-        let (fences, shard) = ground();
-        let mut raised = Raised::new(fences.clone(), shard);
-        raised.add(&writes(&fences, &[(0, "a")]));
-        drop(raised);
-        assert!(!fences.need_of(b"a").met_by(SampleNumber(100)));
-        assert!(fences.need_of(b"a").met_by(SampleNumber(101)));
-    }
-
-    #[test]
-    fn a_transaction_beyond_the_limit_fences_every_key() {
-        for (count, every) in [(RAISED_MAX, false), (RAISED_MAX + 1, true), (RAISED_MAX + 9, true)] {
+    fn a_footprint_beyond_the_limit_is_every_key() {
+        for (count, every) in [(QUEUED_MAX, false), (QUEUED_MAX + 1, true)] {
             let (fences, shard) = ground();
-            let mut raised = Raised::new(fences.clone(), shard.clone());
+            let mut queued = Footprint::default();
             for key in 0..count {
-                raised.add(&writes(&fences, &[(0, &key.to_string())]));
+                queued.writes_key(&fences, 0, key.to_string().as_bytes());
+                queued.bound();
             }
+            let mut log = FenceLog::new(fences, shard.clone());
+            log.appended(1, &queued);
             assert_eq!(shard.need_of_keyed().is_master(), every, "{count}");
-            raised.answered();
-            assert!(!shard.need_of_keyed().is_master() && !shard.need_of_any().is_master());
-            assert!(!fences.need_of(b"0").is_master());
         }
     }
 }

@@ -7,7 +7,7 @@ mod policy;
 pub mod refusal;
 mod resend;
 
-pub use fence_log::{FenceLog, Footprint, Raised};
+pub use fence_log::{FenceLog, Footprint};
 pub use fences::{Fences, Need, SampleNumber, ShardFences};
 pub use place::{Place, place};
 pub use policy::{Ask, Choice, Life, ReadPolicy, Standing, Stickiness, choose};

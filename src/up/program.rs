@@ -73,7 +73,10 @@ impl Programs {
             .arg(folder)
             .arg("--pidfile")
             .arg(folder.join("redis.pid"))
-            .args(["--save", "", "--appendonly", "no", "--repl-diskless-sync-delay", "0"]);
+            .args(["--save", "", "--appendonly", "no", "--repl-diskless-sync-delay", "0"])
+            // After a diskless one Redis sends a replica nothing until its next acknowledgement, up to a second later,
+            // although it calls it online: what is written meanwhile would be lost with the master.
+            .args(["--repl-diskless-sync", "no"]);
         command.arg("--replicaof").args(PARKED_AT.split(':'));
         if self.ground.redis >= REDIS_WITH_DEBUG_SWITCH {
             command.args(["--enable-debug-command", "no"]);

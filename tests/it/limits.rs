@@ -10,35 +10,13 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use pointsman::clock;
 use pointsman::resp::{ARGUMENTS_MAX, BULK_BYTES_MAX, INLINE_BYTES_MAX};
 
-use crate::support::{Client, Pointsman, Redis, START_DEADLINE, Value, eventually, free_port};
+use crate::support::{Circuit, Client, Value, eventually};
 
 const LIMIT: Duration = Duration::from_secs(60);
 /// Commands that a session may have in flight before it is not read from.
 const IN_FLIGHT_MAX: usize = 4096;
 
-/// A Redis and a proxy with one worker before it.
-struct Circuit {
-    redis: Redis,
-    proxy: Pointsman,
-    listen: String,
-}
-
 impl Circuit {
-    fn start(redis_args: &[&str]) -> Self {
-        let redis = Redis::start(redis_args);
-        let listen = format!("127.0.0.1:{}", free_port());
-        let master = redis.addr();
-        let mut proxy = Pointsman::start(&["proxy", "--listen", &listen, "--master", &master, "--workers", "1"]);
-        proxy.wait_for_line(START_DEADLINE, |line| line.contains("the master serves"));
-        Self { redis, proxy, listen }
-    }
-
-    fn client(&self) -> Client {
-        let client = Client::connect(self.listen.as_str());
-        client.set_read_timeout(LIMIT);
-        client
-    }
-
     /// A figure of the proxy's `/proc/PID/status`, in KiB.
     fn memory_kib(&self, name: &str) -> usize {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.proxy.pid())).unwrap();

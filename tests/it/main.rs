@@ -5,6 +5,7 @@
 mod agent;
 mod agent_store;
 mod cli;
+mod clients;
 mod command_keys;
 mod config;
 mod endtoend;
@@ -20,6 +21,7 @@ mod reads;
 mod refusals;
 mod source;
 mod store;
+mod stress;
 mod support;
 mod support_check;
 mod up;

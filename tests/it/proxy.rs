@@ -3,41 +3,17 @@
 use std::thread;
 use std::time::Duration;
 
-use crate::support::{Client, Pointsman, Redis, START_DEADLINE, Value, eventually, free_port};
+use crate::support::{Circuit, Pointsman, Value, eventually};
 
 const SOON: Duration = Duration::from_secs(20);
 
-/// A Redis and a proxy before it.
-struct Circuit {
-    redis: Redis,
-    proxy: Pointsman,
-    listen: String,
-}
-
 impl Circuit {
-    fn start(redis_args: &[&str]) -> Self {
-        let redis = Redis::start(redis_args);
-        let listen = format!("127.0.0.1:{}", free_port());
-        let proxy = start_proxy(&listen, &redis.addr());
-        Self { redis, proxy, listen }
-    }
-
     /// The most memory the proxy ever used, in KiB.
     fn peak_kib(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.proxy.pid())).unwrap();
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
         peak.trim().trim_end_matches(" kB").parse().unwrap()
     }
-
-    fn client(&self) -> Client {
-        Client::connect(self.listen.as_str())
-    }
-}
-
-fn start_proxy(listen: &str, master: &str) -> Pointsman {
-    let mut proxy = Pointsman::start(&["proxy", "--listen", listen, "--master", master, "--workers", "1"]);
-    proxy.wait_for_line(START_DEADLINE, |line| line.contains("the master serves"));
-    proxy
 }
 
 #[test]
@@ -58,8 +34,8 @@ fn a_client_sees_what_redis_says() {
     assert!(client.command(&["REPLICAOF", "NO", "ONE"]).is_error("NOPERM"));
     assert!(
         client
-            .command(&["CLIENT", "LIST"])
-            .is_error("ERR pointsman does not support 'client|list' yet")
+            .command(&["CLIENT", "CACHING", "YES"])
+            .is_error("ERR pointsman does not support 'client|caching' yet")
     );
     assert_eq!(client.command(&["GET", "k"]), Value::bulk("v"));
 }
@@ -421,4 +397,25 @@ fn a_command_for_every_node_waits_for_a_master() {
     circuit.redis.restart();
     assert_eq!(client.read_reply().text().len(), 40);
     assert_eq!(client.read_reply(), Value::Int(0));
+}
+
+#[test]
+fn a_client_that_sends_no_more_gets_its_last_replies() {
+    let circuit = Circuit::start(&[]);
+    let mut client = circuit.client();
+    client.send(b"MULTI\r\nSET k v\r\nEXEC\r\nGET k\r\nPING\r\n");
+    client.stream().shutdown(std::net::Shutdown::Write).unwrap();
+    let replies: Vec<Value> = (0..5).map(|_| client.read_reply()).collect();
+    assert_eq!(replies[3], Value::bulk("v"));
+    assert!(client.is_closed());
+    // One that blocks is gone: nothing is popped for it.
+    let mut gone = circuit.client();
+    gone.send(b"BLPOP q 0\r\n");
+    let blocked = || circuit.redis.command(&["INFO", "clients"]).text();
+    eventually(SOON, || blocked().contains("blocked_clients:1"));
+    gone.stream().shutdown(std::net::Shutdown::Write).unwrap();
+    eventually(SOON, || blocked().contains("blocked_clients:0"));
+    let mut pusher = circuit.client();
+    assert_eq!(pusher.command(&["RPUSH", "q", "x"]), Value::Int(1));
+    assert_eq!(pusher.command(&["LLEN", "q"]), Value::Int(1));
 }

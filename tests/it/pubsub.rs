@@ -4,38 +4,11 @@
 use std::io::Read;
 use std::time::Duration;
 
-use crate::support::{Client, Pointsman, Redis, START_DEADLINE, Value, eventually, free_port};
+use crate::support::{Circuit, Client, Value, eventually};
 
 const SOON: Duration = Duration::from_secs(20);
 
-/// A Redis and a proxy before it.
-struct Circuit {
-    redis: Redis,
-    proxy: Pointsman,
-    listen: String,
-}
-
 impl Circuit {
-    fn start(redis_args: &[&str]) -> Self {
-        let redis = Redis::start(redis_args);
-        let listen = format!("127.0.0.1:{}", free_port());
-        let mut proxy = Pointsman::start(&[
-            "proxy",
-            "--listen",
-            &listen,
-            "--master",
-            &redis.addr(),
-            "--workers",
-            "1",
-        ]);
-        proxy.wait_for_line(START_DEADLINE, |line| line.contains("the master serves"));
-        Self { redis, proxy, listen }
-    }
-
-    fn client(&self) -> Client {
-        Client::connect(self.listen.as_str())
-    }
-
     fn resp3(&self) -> Client {
         let mut client = self.client();
         assert!(matches!(client.command(&["HELLO", "3"]), Value::Map(_)));

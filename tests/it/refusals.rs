@@ -3,36 +3,11 @@
 use std::thread;
 use std::time::Duration;
 
-use crate::support::{Client, Pointsman, Redis, Relay, START_DEADLINE, Value, eventually, free_port, holds_within};
+use crate::support::{Circuit, Client, Redis, Relay, Value, eventually, holds_within};
 
 const SOON: Duration = Duration::from_secs(20);
 
-/// A Redis and a proxy before it.
-struct Circuit {
-    redis: Redis,
-    proxy: Pointsman,
-    listen: String,
-}
-
 impl Circuit {
-    fn start(redis_args: &[&str]) -> Self {
-        let redis = Redis::start(redis_args);
-        let addr = redis.addr();
-        Self::before(redis, &addr)
-    }
-
-    /// A proxy that reaches `redis` at `addr`.
-    fn before(redis: Redis, addr: &str) -> Self {
-        let listen = format!("127.0.0.1:{}", free_port());
-        let mut proxy = Pointsman::start(&["proxy", "--listen", &listen, "--master", addr, "--workers", "1"]);
-        proxy.wait_for_line(START_DEADLINE, |line| line.contains("the master serves"));
-        Self { redis, proxy, listen }
-    }
-
-    fn client(&self) -> Client {
-        Client::connect(self.listen.as_str())
-    }
-
     /// Makes the master a replica of nobody, as a fence does.
     fn park(&self) {
         assert_eq!(self.redis.command(&["REPLICAOF", "127.0.0.1", "1"]), Value::ok());

@@ -32,9 +32,18 @@ pub struct Login {
     pub database: u32,
     /// Whether it speaks RESP3.
     pub resp3: bool,
+    /// Whether its reads leave the servers' idea of what is used alone (CLIENT NO-TOUCH, Redis 7.2 and later).
+    pub no_touch: bool,
 }
 
 impl Login {
+    /// The user it acts for.
+    pub fn user(&self) -> &[u8] {
+        self.credential
+            .as_ref()
+            .map_or(b"default", |credential| &credential.user)
+    }
+
     /// Whether it acts for another user than the default one, whose rights may differ from node to node (rule A16).
     pub fn is_named_user(&self) -> bool {
         self.credential
@@ -60,10 +69,14 @@ pub enum ConnectError {
     Unfit(Addr, #[source] Unfit),
 }
 
+/// How long an idle connection to Redis goes unchecked.
+const KEEPALIVE: Duration = Duration::from_secs(15);
+/// How long what was sent to Redis may go without a sign from its host: then the connection is lost.
+const SILENCE: Duration = Duration::from_secs(5);
 /// Bytes of a handshake's replies that are read at most.
 const HANDSHAKE_REPLY_BYTES_MAX: usize = 64 * 1024;
 
-/// Connects within `limit` and logs in. Sets `TCP_NODELAY` and keepalive.
+/// Connects within `limit` and logs in. Sets `TCP_NODELAY`, keepalive and `TCP_USER_TIMEOUT`.
 pub async fn connect(addr: &Addr, login: &Login, limit: Duration) -> Result<TcpStream, ConnectError> {
     let opening = async {
         let network = |error| ConnectError::Network(addr.clone(), error);
@@ -71,9 +84,11 @@ pub async fn connect(addr: &Addr, login: &Login, limit: Duration) -> Result<TcpS
         let socket = SockRef::from(&stream);
         socket.set_tcp_nodelay(true).map_err(network)?;
         socket
-            .set_tcp_keepalive(&TcpKeepalive::new().with_time(Duration::from_secs(60)))
+            .set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE))
             .map_err(network)?;
-        let (request, commands) = login_request(login);
+        socket.set_tcp_user_timeout(Some(SILENCE)).map_err(network)?;
+        let early = settle_before_login(&mut stream, login, addr).await?;
+        let (request, commands) = login_request(login, early);
         if commands > 0 {
             ask(&mut stream, &request, commands, addr).await?;
         }
@@ -86,13 +101,24 @@ pub async fn connect(addr: &Addr, login: &Login, limit: Duration) -> Result<TcpS
 
 /// Sends `request` of `commands` commands and returns the bytes of all replies; an error reply fails it.
 pub async fn ask(stream: &mut TcpStream, request: &[u8], commands: u32, addr: &Addr) -> Result<Vec<u8>, ConnectError> {
+    ask_for(stream, request, commands, addr, HANDSHAKE_REPLY_BYTES_MAX).await
+}
+
+/// The same, for replies that may be up to `bytes_max` long.
+pub async fn ask_for(
+    stream: &mut TcpStream,
+    request: &[u8],
+    commands: u32,
+    addr: &Addr,
+    bytes_max: usize,
+) -> Result<Vec<u8>, ConnectError> {
     let network = |error| ConnectError::Network(addr.clone(), error);
     stream.write_all(request).await.map_err(network)?;
     let (mut scanner, mut replies, mut left) = (ReplyScanner::default(), Vec::new(), commands);
     let mut scanned_to = 0;
     loop {
         let from = replies.len();
-        if stream.read_buf(&mut replies).await.map_err(network)? == 0 || from > HANDSHAKE_REPLY_BYTES_MAX {
+        if stream.read_buf(&mut replies).await.map_err(network)? == 0 || from > bytes_max {
             return Err(network(io::ErrorKind::UnexpectedEof.into()));
         }
         let scanned = scanner.scan(&replies[scanned_to..], left, Heed::Errors);
@@ -127,17 +153,57 @@ pub async fn identify_replica(stream: &mut TcpStream, addr: &Addr, limit: Durati
     identify(&String::from_utf8_lossy(&reply)).map_err(|unfit| ConnectError::Unfit(addr.clone(), unfit))
 }
 
-fn login_request(login: &Login) -> (Vec<u8>, u32) {
+/// What a connection is already before it logs in.
+#[derive(Clone, Copy, Debug, Default)]
+struct Early {
+    resp3: bool,
+    database: bool,
+}
+
+/// A named user may lack the right to SELECT or to say HELLO, and yet use a connection on which that was done before its
+/// AUTH, as a client's own would be. So it is tried as whoever the connection is at first; refusals are no matter.
+async fn settle_before_login(stream: &mut TcpStream, login: &Login, addr: &Addr) -> Result<Early, ConnectError> {
+    let mut early = Early::default();
+    if !login.is_named_user() {
+        return Ok(early);
+    }
+    let database = login.database.to_string();
+    for (wanted, done, words) in [
+        (login.resp3, &mut early.resp3, [&b"HELLO"[..], b"3"]),
+        (
+            login.database != 0,
+            &mut early.database,
+            [b"SELECT", database.as_bytes()],
+        ),
+    ] {
+        if wanted {
+            let mut request = Vec::new();
+            put_request(&mut request, &words);
+            *done = match ask(stream, &request, 1, addr).await {
+                Ok(_) => true,
+                Err(ConnectError::Refused(..)) => false,
+                Err(error) => return Err(error),
+            };
+        }
+    }
+    Ok(early)
+}
+
+fn login_request(login: &Login, early: Early) -> (Vec<u8>, u32) {
     let (mut request, mut commands) = (Vec::new(), 0);
     if let Some(credential) = &login.credential {
         put_request(&mut request, &[b"AUTH", &credential.user, &credential.password]);
         commands += 1;
     }
-    if login.resp3 {
+    if login.resp3 && !early.resp3 {
         put_request(&mut request, &[b"HELLO", b"3"]);
         commands += 1;
     }
-    if login.database != 0 {
+    if login.no_touch {
+        put_request(&mut request, &[b"CLIENT", b"NO-TOUCH", b"ON"]);
+        commands += 1;
+    }
+    if login.database != 0 && !early.database {
         put_request(&mut request, &[b"SELECT", login.database.to_string().as_bytes()]);
         commands += 1;
     }

@@ -10,6 +10,8 @@ use super::target::Target;
 pub struct Greeting {
     /// Whether it wants a password from everyone.
     pub auth_required: bool,
+    /// Which life it is in, where it tells.
+    pub run_id: Option<String>,
     /// Its version, where it tells.
     pub version: Option<String>,
     /// How many databases it has, where it tells.
@@ -64,6 +66,7 @@ async fn ask_all(target: &Target, limit: Duration) -> Result<Greeting, String> {
     }
     Ok(Greeting {
         auth_required: false,
+        run_id: field("run_id:").map(str::to_owned),
         version: field("redis_version:").map(str::to_owned),
         databases: numbers[0],
         timeout_s: numbers[1].filter(|seconds| *seconds > 0),
@@ -75,6 +78,7 @@ impl Greeting {
     fn locked() -> Self {
         Self {
             auth_required: true,
+            run_id: None,
             version: None,
             databases: None,
             timeout_s: None,

@@ -12,6 +12,7 @@
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -83,6 +84,8 @@ pub struct Lane {
     released: Cell<bool>,
     abandoned: Cell<bool>,
     ended: Cell<bool>,
+    /// Our end of the connection, by which Redis knows it.
+    local: Cell<Option<SocketAddr>>,
     /// Replies that came, and how many had come at the last look at the pace.
     pub(super) answered: Cell<u64>,
     /// Times that bytes came.
@@ -171,6 +174,7 @@ impl Lane {
             released: Cell::new(false),
             abandoned: Cell::new(false),
             ended: Cell::new(false),
+            local: Cell::new(None),
             answered: Cell::new(0),
             heard: Cell::new(0),
             looked_at: Cell::new(None),
@@ -195,6 +199,11 @@ impl Lane {
     /// Whether its connection is gone: nothing that is appended would ever be answered.
     pub fn has_ended(&self) -> bool {
         self.ended.get()
+    }
+
+    /// Our end of the connection, once there is one.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        self.local.get()
     }
 
     /// Whether there is room for more.
@@ -315,6 +324,7 @@ impl Lane {
             Ok(stream) => stream,
             Err(error) => return error.into(),
         };
+        self.local.set(stream.local_addr().ok());
         if let Some(reader) = &self.reader {
             match identify_replica(&mut stream, addr, worker.connect_timeout()).await {
                 Ok(identity) => drop(reader.bond.set(Bond::new(reader.facts.clone(), identity))),

@@ -15,6 +15,8 @@ pub enum CloseReason {
     Protocol,
     /// `POST` or `Host:`: a browser was tricked into talking to Redis; Redis closes such connections, too.
     CrossProtocol,
+    /// CLIENT KILL, of its own or of another client.
+    Killed,
     /// The client does not read its replies.
     SlowReader,
     /// Half of a reply was passed on when its backend was lost; nothing true can follow it.
@@ -33,6 +35,7 @@ impl fmt::Display for CloseReason {
             Self::Network => "the connection failed",
             Self::Protocol => "protocol error",
             Self::CrossProtocol => "possible cross protocol scripting attack",
+            Self::Killed => "CLIENT KILL",
             Self::SlowReader => "the client does not read its replies",
             Self::ReplyCutOff => "the backend was lost in the middle of a reply",
             Self::FeedRefused => "the master refuses the client's login or subscriptions",

@@ -6,8 +6,9 @@ use std::rc::Rc;
 
 use super::close::CloseReason;
 use super::run::{Ride, Run};
-use super::session::{IN_FLIGHT_MAX, Park, Session, State, Tail};
+use super::session::{IN_FLIGHT_MAX, Park, Session, Tail};
 use super::stream::{Begun, COLLECTED_BYTES_MAX};
+use super::wait::Awaits;
 use crate::command::{Class, Command, Lookup, refusal};
 use crate::resp::{Args, ProtocolError, RequestLimits, RequestScanner, Scan, Span, put_inline_as_request};
 use crate::route::Place;
@@ -164,6 +165,9 @@ impl Session {
             match outcome {
                 Outcome::Park(park) => {
                     self.state().park = park;
+                    if park == Park::Pause {
+                        self.wait_for_pause();
+                    }
                     *scanner = RequestScanner::default();
                     return at;
                 }
@@ -199,13 +203,21 @@ impl Session {
 
     /// Whether a request may join the run of `count` before it; `Done` stands for "see [`Session::special`]".
     fn judge(&self, args: &Args, count: u32) -> Outcome {
-        let state = self.state();
+        let mut state = self.state();
+        if !state.mute_before(count) || state.awaits != Awaits::Nothing {
+            return Outcome::Park(Park::Drain);
+        }
         if state.window.unanswered() + count >= IN_FLIGHT_MAX {
             return Outcome::Park(Park::Full);
         }
         let Lookup::Known(command) = self.worker.commands().lookup(args) else {
             return Outcome::Done;
         };
+        self.asks(command.id);
+        let queued_writes = || state.pinned.as_ref().is_some_and(|pinned| pinned.queued_writes);
+        if self.worker.pause().is_set() && self.is_paused(command, queued_writes()) {
+            return Outcome::Park(Park::Pause);
+        }
         if !state.transaction.concerns_all()
             && state.feed.is_none()
             && state.authenticated
@@ -218,7 +230,7 @@ impl Session {
                 shard,
                 command: command.id,
                 is_write: command.is_write(),
-                is_masters: matches!(command.class, Class::Node | Class::EveryNode),
+                is_masters: command.is_masters(),
             });
         }
         Outcome::Done
@@ -264,11 +276,12 @@ impl Session {
             Place::Several => return self.refuse(|out| refusal::not_yet(command, out)),
         };
         match command.class_for(args) {
-            Class::Session => self.local(command, args),
+            Class::Session => self.local(command, args, frame),
             Class::Blocking if !matches!(&*command.name, "wait" | "waitaof") => {
                 self.pin_and_append(shard, command, args, frame)
             }
             Class::Node | Class::Everywhere => self.pin_and_append(shard, command, args, frame),
+            Class::Blocking if self.worker.shard_count() == 1 => self.wait(command, frame),
             Class::EveryNode => self.every_node(command, args, frame),
             Class::Refused => self.not_passed_on(command),
             Class::Read | Class::Write | Class::ManyKey | Class::Blocking | Class::Subscribe | Class::Transaction => {
@@ -340,8 +353,7 @@ impl Session {
         let mut reply = Vec::new();
         put(&mut reply);
         let mut state = self.state();
-        let State { out, window, .. } = &mut *state;
-        window.local(&reply, out);
+        state.local(&reply);
         Outcome::Done
     }
 }

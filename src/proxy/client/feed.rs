@@ -349,20 +349,19 @@ impl Feed {
     }
 
     fn take(&mut self, bytes: &[u8], state: &mut State) -> Result<(), Trouble> {
-        let State { window, out, .. } = state;
         let (flow, fences) = (&mut self.flow, &mut self.fences);
         self.line.take(bytes, &mut |shown| match shown {
             Shown::Reply(run, bytes) => {
                 if let Some(log) = fences {
                     log.answered(1);
                 }
-                window.fill(run, bytes, 1, out);
+                state.feed_reply(run, bytes);
             }
-            Shown::Push(bytes) => window.push(bytes, out),
-            Shown::Begins => *flow = Some(window.reserve(FEED_LANE, 1)),
+            Shown::Push(bytes) => state.window.push(bytes, &mut state.out),
+            Shown::Begins => *flow = Some(state.window.reserve(FEED_LANE, 1)),
             Shown::Ends => {
                 if let Some(run) = flow.take() {
-                    window.fill(run, b"", 1, out);
+                    state.window.fill(run, b"", 1, &mut state.out);
                 }
             }
         })

@@ -161,6 +161,10 @@ impl Session {
         let is_write = command.is_write() || &*command.name == "exec";
         // A script may have written before it was refused (rule A4).
         let is_script = command.flags.has(Flags::NO_MANDATORY_KEYS) || command.fences_all;
+        if is_write {
+            let shard = self.worker.shard(ShardIndex(0));
+            self.state().wrote(&shard);
+        }
         let kept = frame.len() <= COLLECTED_BYTES_MAX;
         let asked = Asked::Plain(Plain {
             bytes: if kept { frame.to_vec() } else { Vec::new() },

@@ -10,8 +10,8 @@ use super::run::Run;
 use super::session::{Held, Park, Pinned, Session, State};
 use super::transaction::Transaction;
 use crate::clock;
-use crate::command::{Command, Lookup};
-use crate::proxy::backend::Lane;
+use crate::command::{Class, Command, Flags, Lookup};
+use crate::proxy::backend::{Lane, Login};
 use crate::proxy::shard::Shard;
 use crate::resp::{Args, RequestScanner, Scan, put_inline_as_request};
 use crate::route::{Ask, Footprint, Place, ReadPolicy};
@@ -43,6 +43,9 @@ impl Session {
             return false;
         }
         let id = state.window.reserve(lane.number, run.count);
+        if run.writes {
+            state.wrote(&lane.shard);
+        }
         lane.append(self, id, run.count, bytes, &self.worker.footprint());
         self.worker.watch_lanes();
         true
@@ -52,7 +55,7 @@ impl Session {
     fn lane_for(self: &Rc<Self>, state: &mut State, run: &Run) -> Option<Rc<Lane>> {
         let shard = self.worker.shard(run.shard);
         if let Some(pinned) = &state.pinned {
-            if Rc::ptr_eq(&pinned.lane.shard, &shard) {
+            if pinned.serves(&shard, state) {
                 return Some(pinned.lane.clone());
             }
             if state.window.unanswered() > 0 {
@@ -82,7 +85,12 @@ impl Session {
 
     /// The replica lane that may take a run of reads, if there is one.
     fn reader_for(self: &Rc<Self>, state: &mut State, shard: &Rc<Shard>, run: &Run) -> Option<Rc<Lane>> {
-        if run.writes || !self.worker.splits_reads() || self.worker.is_monitored() || state.login.is_named_user() {
+        if run.writes
+            || !self.worker.splits_reads()
+            || state.masters_only
+            || self.worker.is_monitored()
+            || state.login.is_named_user()
+        {
             return None;
         }
         let ask = Ask {
@@ -107,7 +115,12 @@ impl Session {
         frame: &[u8],
     ) -> Outcome {
         let mut state = self.state();
-        if let Some(park) = self.pin(&mut state, shard) {
+        let mut login = state.login.clone();
+        if command.class == Class::Node && command.flags.has(Flags::ALLOW_BUSY) {
+            // A server that runs a script takes this, but no SELECT before it (rule B1).
+            (login.database, login.no_touch) = (0, false);
+        }
+        if let Some(park) = self.pin_as(&mut state, shard, login) {
             return Outcome::Park(park);
         }
         let state = &mut *state;
@@ -118,16 +131,39 @@ impl Session {
             pinned.lane.wait_for_room(self);
             return Outcome::Park(Park::Lane);
         }
+        pinned.clean &= command.class == Class::Blocking
+            || command.rides_lane(args)
+            || (command.class == Class::Node && &*command.name != "debug");
+        pinned.blocks |= command.class_for(args) == Class::Blocking && state.transaction != Transaction::Queueing;
         let mut footprint = Footprint::default();
         match (state.transaction, &*command.name) {
-            (Transaction::Queueing, "exec") => footprint = std::mem::take(&mut pinned.queued),
-            (Transaction::Queueing, "discard") => pinned.queued.clear(),
+            (Transaction::Queueing, "exec") => {
+                footprint = std::mem::take(&mut pinned.queued);
+                pinned.queued_count = 0;
+                pinned.queued_writes = false;
+                pinned.selects = None;
+            }
+            (Transaction::Queueing, "discard") => {
+                pinned.queued.clear();
+                pinned.queued_count = 0;
+                pinned.queued_writes = false;
+                pinned.selects = None;
+            }
             // It is executed by EXEC, if at all.
-            (Transaction::Queueing, _) => self.mark(command, args, 0, &mut pinned.queued),
+            (Transaction::Queueing, _) => {
+                self.mark(command, args, 0, &mut pinned.queued);
+                pinned.queued.bound();
+                pinned.queued_count += 1;
+                pinned.queued_writes |= command.is_write();
+            }
             (_, _) => self.mark(command, args, 0, &mut footprint),
         }
         let run = state.window.reserve(pinned.lane.number, 1);
-        pinned.lane.append(self, run, 1, frame, &footprint);
+        let lane = pinned.lane.clone();
+        if command.is_write() || matches!(command.class, Class::Blocking | Class::Transaction) {
+            state.wrote(&lane.shard);
+        }
+        lane.append(self, run, 1, frame, &footprint);
         self.worker.watch_lanes();
         Outcome::Done
     }
@@ -155,6 +191,7 @@ impl Session {
             return Outcome::Park(Park::Lane);
         }
         let id = state.window.reserve(lane.number, run.count);
+        state.wrote(&lane.shard);
         lane.append_block(self, id, run.count, bytes, &self.worker.footprint());
         self.worker.watch_lanes();
         Outcome::Done
@@ -162,29 +199,30 @@ impl Session {
 
     /// Sees to it that the session owns a connection to a shard; what it has to wait for if it cannot yet.
     pub(super) fn pin(self: &Rc<Self>, state: &mut State, shard: ShardIndex) -> Option<Park> {
+        let login = state.login.clone();
+        self.pin_as(state, shard, login)
+    }
+
+    /// The same, for a connection of another login than the session's.
+    fn pin_as(self: &Rc<Self>, state: &mut State, shard: ShardIndex, login: Login) -> Option<Park> {
         let shard = self.worker.shard(shard);
-        if let Some(pinned) = &state.pinned
-            && !Rc::ptr_eq(&pinned.lane.shard, &shard)
-        {
+        if let Some(pinned) = &state.pinned {
+            if pinned.serves(&shard, state) {
+                return None;
+            }
             if state.window.unanswered() > 0 {
                 return Some(Park::Drain);
             }
             self.give_back(state);
         }
-        if state.pinned.is_some() {
-            return None;
-        }
         if state.window.unanswered() > 0 {
             return Some(Park::Drain);
         }
-        let Some(lane) = shard.open_private(&self.worker, &state.login) else {
+        let Some(lane) = shard.open_private(&self.worker, &login) else {
             self.hold_in(state, &shard);
             return Some(Park::Hold);
         };
-        state.pinned = Some(Box::new(Pinned {
-            lane,
-            queued: Footprint::default(),
-        }));
+        state.pinned = Some(Box::new(Pinned::of(lane)));
         None
     }
 
@@ -192,10 +230,9 @@ impl Session {
     fn private_lane(&self, state: &mut State, shard: &Rc<Shard>) -> Option<Rc<Lane>> {
         if state.pinned.is_none() {
             let lane = shard.open_private(&self.worker, &state.login)?;
-            state.pinned = Some(Box::new(Pinned {
-                lane,
-                queued: Footprint::default(),
-            }));
+            let mut pinned = Pinned::of(lane);
+            pinned.clean = false;
+            state.pinned = Some(Box::new(pinned));
         }
         state.pinned.as_ref().map(|pinned| pinned.lane.clone())
     }
@@ -219,7 +256,12 @@ impl Session {
     /// Gives the session's own connection back once nothing needs it.
     pub(super) fn give_back(&self, state: &mut State) {
         let idle = state.window.unanswered() == 0 && !state.transaction.needs_connection();
-        if let Some(pinned) = state.pinned.take_if(|_| idle) {
+        let Some(pinned) = state.pinned.take_if(|_| idle) else {
+            return;
+        };
+        if pinned.clean && state.streaming.is_none() {
+            pinned.lane.shard.put_spare(pinned.lane.clone());
+        } else {
             pinned.lane.release();
         }
     }
@@ -327,5 +369,26 @@ impl Session {
             Place::Shard(index) => Rc::ptr_eq(&self.worker.shard(index), shard),
             Place::Several | Place::CrossSlot => false,
         }
+    }
+}
+
+impl Pinned {
+    fn of(lane: Rc<Lane>) -> Self {
+        Self {
+            login: lane.login.clone(),
+            lane,
+            blocks: false,
+            queued: Footprint::default(),
+            queued_count: 0,
+            queued_writes: false,
+            clean: true,
+            selects: None,
+        }
+    }
+
+    /// Whether it takes what the session asks of `shard` now. One that a transaction needs does in any case.
+    fn serves(&self, shard: &Rc<Shard>, state: &State) -> bool {
+        let fits = self.login == state.login || state.transaction.needs_connection();
+        Rc::ptr_eq(&self.lane.shard, shard) && fits
     }
 }

@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use super::close::CloseReason;
 use super::dispatch::Outcome;
+use super::mute::Mute;
 use super::session::{Park, Session};
 use super::transaction::Transaction;
 use crate::command::{Command, refusal};
@@ -14,7 +15,7 @@ const SYNTAX: &[u8] = b"-ERR syntax error\r\n";
 
 impl Session {
     /// Answers a request of class session, or says that it cannot.
-    pub(super) fn local(self: &Rc<Self>, command: &Command, args: &Args) -> Outcome {
+    pub(super) fn local(self: &Rc<Self>, command: &Command, args: &Args, frame: &[u8]) -> Outcome {
         match &*command.name {
             "quit" => {
                 if self.state().window.unanswered() == 0 {
@@ -29,8 +30,21 @@ impl Session {
             "client|id" => self.refuse(|out| put_integer(out, self.id)),
             "client|getname" => self.get_name(),
             "client|setname" => self.set_name(args.get(2).unwrap_or_default()),
-            "client|setinfo" => self.ok(),
-            "client|no-evict" => self.ok(),
+            "client|setinfo" => self.set_info(args),
+            "client|no-evict" => self.no_evict(args),
+            "client|info" => self.client_info(frame),
+            "client|list" => self.client_list(args, frame),
+            "client|kill" => self.client_kill(command, args),
+            "client|reply" => self.client_reply(args),
+            "client|no-touch" => self.no_touch(args),
+            "client|getredir" => self.say(b":-1\r\n"),
+            "client|trackinginfo" => self.tracking_info(),
+            "readonly" => self.reads_anywhere(true),
+            "readwrite" => self.reads_anywhere(false),
+            "client|pause" => self.client_pause(args),
+            "client|unpause" => self.client_unpause(),
+            "client|unblock" => self.client_unblock(command, args),
+            "acl|whoami" => self.who_am_i(),
             _ => self.refuse(|out| refusal::not_yet(command, out)),
         }
     }
@@ -60,12 +74,13 @@ impl Session {
     fn get_name(self: &Rc<Self>) -> Outcome {
         let (name, resp3) = {
             let state = self.state();
-            (state.name.clone(), state.login.resp3)
+            let name = state.about.as_ref().map(|about| about.name.clone());
+            (name, state.login.resp3)
         };
         self.refuse(|out| match name {
-            Some(name) => put_bulk(out, &name),
-            None if resp3 => out.extend_from_slice(b"_\r\n"),
-            None => out.extend_from_slice(b"$-1\r\n"),
+            Some(name) if !name.is_empty() => put_bulk(out, &name),
+            Some(_) | None if resp3 => out.extend_from_slice(b"_\r\n"),
+            Some(_) | None => out.extend_from_slice(b"$-1\r\n"),
         })
     }
 
@@ -73,8 +88,84 @@ impl Session {
         if !name.iter().all(|byte| matches!(byte, b'!'..=b'~')) {
             return self.say(b"-ERR Client names cannot contain spaces, newlines or special characters.\r\n");
         }
-        self.state().name = (!name.is_empty()).then(|| name.into());
+        self.state().about().name = name.into();
         self.ok()
+    }
+
+    fn set_info(self: &Rc<Self>, args: &Args) -> Outcome {
+        let (attribute, value) = (args.get(2).unwrap_or_default(), args.get(3).unwrap_or_default());
+        let attribute = attribute.to_ascii_lowercase();
+        let shown = match attribute.as_slice() {
+            b"lib-name" => "lib-name",
+            b"lib-ver" => "lib-ver",
+            _ => {
+                return self.refuse(|out| {
+                    out.extend_from_slice(b"-ERR Unrecognized option '");
+                    out.extend_from_slice(args.get(2).unwrap_or_default());
+                    out.extend_from_slice(b"'\r\n");
+                });
+            }
+        };
+        if !value.iter().all(|byte| matches!(byte, b'!'..=b'~')) {
+            let line = format!("-ERR {shown} cannot contain spaces, newlines or special characters.\r\n");
+            return self.say(line.as_bytes());
+        }
+        let mut state = self.state();
+        let about = state.about();
+        if shown == "lib-name" {
+            about.library = value.into();
+        } else {
+            about.library_version = value.into();
+        }
+        drop(state);
+        self.ok()
+    }
+
+    fn no_evict(self: &Rc<Self>, args: &Args) -> Outcome {
+        match args.get(2).and_then(on_or_off) {
+            Some(on) => {
+                self.state().about().no_evict = on;
+                self.ok()
+            }
+            None => self.say(SYNTAX),
+        }
+    }
+
+    /// A lane's login: what this session reads leaves no trace in the servers' idea of what is used.
+    fn no_touch(self: &Rc<Self>, args: &Args) -> Outcome {
+        if !self.worker.redis_is_at_least(7, 2) {
+            return self.refuse(|out| refusal::unknown_subcommand(args, out));
+        }
+        match args.get(2).and_then(on_or_off) {
+            Some(on) => {
+                self.state().login.no_touch = on;
+                self.ok()
+            }
+            None => self.say(SYNTAX),
+        }
+    }
+
+    /// Nobody tracks.
+    fn tracking_info(self: &Rc<Self>) -> Outcome {
+        let (map, set) = if self.state().login.resp3 {
+            ("%3", "~1")
+        } else {
+            ("*6", "*1")
+        };
+        let reply =
+            format!("{map}\r\n$5\r\nflags\r\n{set}\r\n$3\r\noff\r\n$8\r\nredirect\r\n:-1\r\n$8\r\nprefixes\r\n*0\r\n");
+        self.say(reply.as_bytes())
+    }
+
+    /// Whether replicas may answer this session's reads.
+    fn reads_anywhere(self: &Rc<Self>, anywhere: bool) -> Outcome {
+        self.state().masters_only = !anywhere;
+        self.ok()
+    }
+
+    fn who_am_i(self: &Rc<Self>) -> Outcome {
+        let login = self.state().login.clone();
+        self.refuse(|out| put_bulk(out, login.user()))
     }
 
     fn reset(self: &Rc<Self>) -> Outcome {
@@ -92,18 +183,19 @@ impl Session {
             }
             state.login = Login::default();
             state.authenticated = !self.worker.auth_required();
-            state.name = None;
+            state.about = None;
+            state.mute = Mute::No;
+            state.masters_only = false;
         }
         self.say(b"+RESET\r\n")
     }
 
     fn auth(self: &Rc<Self>, args: &Args) -> Outcome {
-        let (user, password) = match (args.get(1), args.get(2), args.len()) {
-            (Some(password), None, 2) => (&b"default"[..], password),
-            (Some(user), Some(password), 3) => (user, password),
-            _ => return self.say(SYNTAX),
-        };
-        self.verify(user, password, None)
+        match (args.get(1), args.get(2), args.len()) {
+            (Some(password), None, 2) => self.verify(b"default", password, &[b"AUTH", password], None),
+            (Some(user), Some(password), 3) => self.verify(user, password, &[b"AUTH", user, password], None),
+            _ => self.say(SYNTAX),
+        }
     }
 
     fn hello(self: &Rc<Self>, args: &Args) -> Outcome {
@@ -154,7 +246,10 @@ impl Session {
         }
         match auth {
             Some((user, password)) => {
-                self.verify(user, password, Some(Hello { resp3: version, name: name.map(Into::into) }))
+                {
+                let hello = Hello { resp3: version, name: name.map(Into::into) };
+                self.verify(user, password, &[b"AUTH", user, password], Some(hello))
+            }
             }
             None if !self.state().authenticated => self.say(
                 b"-NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO <proto> AUTH <user> <pass> option can be used to authenticate the client and select the RESP protocol version at the same time\r\n",
@@ -171,7 +266,7 @@ impl Session {
             let mut state = self.state();
             state.login.resp3 = hello.resp3.unwrap_or(state.login.resp3);
             if let Some(name) = &hello.name {
-                state.name = (!name.is_empty()).then(|| name.clone());
+                state.about().name.clone_from(name);
             }
             state.login.resp3
         };
@@ -197,8 +292,9 @@ impl Session {
         });
     }
 
-    /// Has a password verified by the master on a connection of its own (rule A16): a name alone proves nothing.
-    fn verify(self: &Rc<Self>, user: &[u8], password: &[u8], hello: Option<Hello>) -> Outcome {
+    /// Has a password verified by the master on a connection of its own (rule A16): a name alone proves nothing. It is
+    /// asked as the client asked, because to a password without a name Redis says something else.
+    fn verify(self: &Rc<Self>, user: &[u8], password: &[u8], asked: &[&[u8]], hello: Option<Hello>) -> Outcome {
         if self.state().window.unanswered() > 0 {
             return Outcome::Park(Park::Drain);
         }
@@ -207,7 +303,7 @@ impl Session {
             password: password.into(),
         });
         let mut request = Vec::new();
-        put_request(&mut request, &[b"AUTH", user, password]);
+        put_request(&mut request, asked);
         let session = self.clone();
         tokio::task::spawn_local(async move {
             let verdict = session.worker.clone().ask_master(&request).await;
@@ -245,6 +341,15 @@ impl Session {
     }
 }
 
+/// What an argument of ON or OFF says.
+fn on_or_off(word: &[u8]) -> Option<bool> {
+    match word.to_ascii_lowercase().as_slice() {
+        b"on" => Some(true),
+        b"off" => Some(false),
+        _ => None,
+    }
+}
+
 /// The database that a SELECT asks for, if there is one of that number.
 pub(super) fn database(args: &Args, databases: u32) -> Option<u32> {
     let index = args.get(1).and_then(parse_i64)?;
@@ -257,7 +362,7 @@ struct Hello {
     name: Option<Box<[u8]>>,
 }
 
-fn put_bulk(out: &mut Vec<u8>, bytes: &[u8]) {
+pub(super) fn put_bulk(out: &mut Vec<u8>, bytes: &[u8]) {
     out.push(b'$');
     put_i64(out, i64::try_from(bytes.len()).unwrap_or(i64::MAX));
     out.extend_from_slice(b"\r\n");

@@ -52,6 +52,40 @@ impl Session {
         self.wake();
     }
 
+    /// A connection was not opened because the server runs a script, or the user may not: nothing of what was meant for
+    /// it was sent, and each request hears what Redis said.
+    pub fn login_refused(self: &Rc<Self>, lost: &[Lost], line: &str) {
+        let worker = self.worker.clone();
+        let refusal = [line.as_bytes(), b"\r\n"].concat();
+        let resp3 = self.state().login.resp3;
+        for lost in lost {
+            match lost.role {
+                Role::Plain | Role::Forgotten => drop(self.fill(lost.run, &refusal, lost.replies, &worker)),
+                Role::Multi | Role::Discard | Role::Watch => {
+                    self.fill(lost.run, Told::Ok.line(resp3), 1, &worker);
+                }
+                Role::Exec => drop(self.fill(lost.run, Told::Aborted.line(resp3), 1, &worker)),
+                Role::Block => {
+                    let inside = lost.replies.saturating_sub(2) as usize;
+                    let replies = [Told::Ok.line(resp3), &refusal.repeat(inside), Told::Aborted.line(resp3)].concat();
+                    self.fill(lost.run, &replies, lost.replies, &worker);
+                }
+            }
+        }
+        let mut state = self.state();
+        if state.pinned.take_if(|pinned| pinned.lane.has_ended()).is_some() {
+            state.transaction = state.transaction.unopened();
+        }
+        if let Some(streaming) = &mut state.streaming {
+            streaming.lane.take_if(|lane| lane.has_ended());
+        }
+        for seat in &mut state.seats {
+            seat.lane.take_if(|lane| lane.has_ended());
+        }
+        drop(state);
+        self.wake();
+    }
+
     /// How long the client has been waiting through one loss after the other without an answer; begins anew after one.
     fn has_waited_ms(&self, now_ms: u64) -> u64 {
         let written = self.written();

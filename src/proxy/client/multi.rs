@@ -7,9 +7,11 @@ use std::rc::Rc;
 use super::block::{Block, whole_block};
 use super::dispatch::Outcome;
 use super::local::database;
+use super::mute::Mute;
 use super::session::{Park, Session};
 use super::transaction::{Reaction, Told, Transaction, Word};
-use crate::command::{Class, Command, refusal};
+use super::wait::Awaits;
+use crate::command::{Class, Command, Flags, refusal};
 use crate::resp::Args;
 use crate::route::Place;
 use crate::topology::ShardIndex;
@@ -24,7 +26,7 @@ impl Session {
             return None;
         }
         let state = self.state();
-        if !state.authenticated || state.transaction != Transaction::None {
+        if !state.authenticated || state.transaction != Transaction::None || state.mute == Mute::Skipping {
             return None;
         }
         drop(state);
@@ -33,6 +35,9 @@ impl Session {
         let mut shard = None;
         let mut block = whole_block(bytes, self.worker.commands(), |command, args, place| {
             self.mark(command, args, place, &mut footprint);
+            if self.is_paused(command, false) {
+                return false;
+            }
             match self.worker.place(command, args) {
                 Place::Shard(index) => *shard.get_or_insert(index) == index,
                 Place::Several | Place::CrossSlot => false,
@@ -76,21 +81,51 @@ impl Session {
                 Some(self.refuse(|out| out.extend_from_slice(told.line(resp3))))
             }
             Reaction::Forward if command.class == Class::Transaction || may_be_pinned(command, args) => {
+                let selects = match self.selected_by(command) {
+                    Ok(selects) => selects,
+                    Err(park) => return Some(Outcome::Park(park)),
+                };
                 let outcome = self.pin_and_append(ShardIndex(0), command, args, frame);
                 if let Outcome::Done = outcome {
-                    self.state().transaction = after;
+                    let mut state = self.state();
+                    state.transaction = after;
+                    if let Some(database) = selects {
+                        state.awaits = Awaits::Exec { database, begun: false };
+                    }
+                }
+                Some(outcome)
+            }
+            Reaction::Forward if now == Transaction::Queueing && &*command.name == "select" => {
+                let outcome = self.pin_and_append(ShardIndex(0), command, args, frame);
+                if let (Outcome::Done, Some(database)) = (&outcome, database(args, self.worker.databases()))
+                    && let Some(pinned) = &mut self.state().pinned
+                {
+                    pinned.selects = Some(database);
                 }
                 Some(outcome)
             }
             Reaction::Forward if now == Transaction::Watching => None,
             Reaction::Forward => {
                 self.abort_transaction();
-                Some(if command.class == Class::Refused {
+                Some(if command.flags.has(Flags::NO_MULTI) {
+                    self.refuse(|out| out.extend_from_slice(b"-ERR Command not allowed inside a transaction\r\n"))
+                } else if command.class == Class::Refused {
                     self.not_passed_on(command)
                 } else {
                     self.refuse(|out| refusal::not_yet(command, out))
                 })
             }
+        }
+    }
+
+    /// The database that the command selects if it is executed. An EXEC that does is sent when nothing else is in
+    /// flight, so that the next bytes to come are its reply's.
+    fn selected_by(&self, command: &Command) -> Result<Option<u32>, Park> {
+        let state = self.state();
+        let selects = state.pinned.as_ref().and_then(|pinned| pinned.selects);
+        match selects.filter(|_| &*command.name == "exec") {
+            Some(_) if state.window.unanswered() > 0 => Err(Park::Drain),
+            selects => Ok(selects),
         }
     }
 
@@ -102,7 +137,11 @@ impl Session {
                 let database = database(args, self.worker.databases())?;
                 let outcome = self.pin_and_append(ShardIndex(0), command, args, frame);
                 if let Outcome::Done = outcome {
-                    self.state().login.database = database;
+                    let mut state = self.state();
+                    state.login.database = database;
+                    if let Some(pinned) = &mut state.pinned {
+                        pinned.login.database = database;
+                    }
                 }
                 Some(outcome)
             }

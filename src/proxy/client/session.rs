@@ -20,8 +20,12 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
 use super::close::CloseReason;
 use super::feed::Feed;
+use super::mute::Mute;
 use super::transaction::Transaction;
+use super::wait::{Awaits, Unproven};
 use super::window::{RunId, Window};
+use crate::clock;
+use crate::command::CommandId;
 use crate::proxy::backend::{CLIENT_REPLY_BYTES_MAX, Lane, Login};
 use crate::proxy::shard::Shard;
 use crate::proxy::wake::Wake;
@@ -49,6 +53,8 @@ pub(super) enum Park {
     Lane,
     /// Until the shard has a master. Bounded by `hold_max_ms`.
     Hold,
+    /// Until a CLIENT PAUSE ends.
+    Pause,
     /// Until a connection aside has answered: a password is verified, or every node is told.
     Verify,
 }
@@ -83,8 +89,33 @@ pub(super) struct Streaming {
 /// A backend connection of the session's own.
 pub(super) struct Pinned {
     pub lane: Rc<Lane>,
+    /// What the connection is now; it may have changed its database since it was opened.
+    pub login: Login,
+    /// A blocking command was sent on it since it was idle.
+    pub blocks: bool,
     /// What the commands queued since MULTI will change when EXEC runs them.
     pub queued: Footprint,
+    /// How many they are.
+    pub queued_count: usize,
+    /// Whether one of them may change something.
+    pub queued_writes: bool,
+    /// Nothing was left behind on it.
+    pub clean: bool,
+    /// The database of the last SELECT among them.
+    pub selects: Option<u32>,
+}
+
+/// What few clients say of themselves.
+#[derive(Debug, Default)]
+pub(super) struct About {
+    /// CLIENT SETNAME; empty for none.
+    pub name: Box<[u8]>,
+    /// CLIENT SETINFO LIB-NAME.
+    pub library: Box<[u8]>,
+    /// CLIENT SETINFO LIB-VER.
+    pub library_version: Box<[u8]>,
+    /// CLIENT NO-EVICT.
+    pub no_evict: bool,
 }
 
 /// What a session has at one shard.
@@ -94,6 +125,8 @@ pub(super) struct Seat {
     pub lane: Option<Rc<Lane>>,
     /// Which replica it reads from (rule B11).
     pub sticky: Stickiness,
+    /// What it wrote there that no WAIT has vouched for.
+    pub unproven: Unproven,
 }
 
 pub(super) struct State {
@@ -111,8 +144,16 @@ pub(super) struct State {
     pub streaming: Option<Box<Streaming>>,
     pub login: Login,
     pub authenticated: bool,
-    pub name: Option<Box<[u8]>>,
+    pub about: Option<Box<About>>,
+    /// Which replies the client does not hear.
+    pub mute: Mute,
+    /// Which reply everything that follows has to wait for.
+    pub awaits: Awaits,
+    /// All reads go to the master (READWRITE).
+    pub masters_only: bool,
     pub closing: Option<CloseReason>,
+    /// The client sends no more, and waits for its last replies.
+    pub left: bool,
     pub stalled: Option<Rc<Lane>>,
     pub held_since_ms: u64,
     /// How much was written to the client when that time was taken: if it is still as much, the wait goes on.
@@ -124,6 +165,12 @@ pub struct Session {
     /// Unique within the proxy; what CLIENT ID answers.
     pub id: u64,
     pub(super) worker: Rc<Worker>,
+    /// When the client came.
+    pub(super) since_ms: u64,
+    /// When it was last heard, as coarse as the worker's own idea of the time.
+    heard_ms: Cell<u64>,
+    /// What it asked last.
+    last: Cell<Option<CommandId>>,
     writer: OwnedWriteHalf,
     wake: Wake,
     dirty: Cell<bool>,
@@ -150,14 +197,21 @@ impl Session {
             streaming: None,
             login: Login::default(),
             authenticated,
-            name: None,
+            about: None,
+            mute: Mute::No,
+            awaits: Awaits::Nothing,
+            masters_only: false,
             closing: None,
+            left: false,
             stalled: None,
             held_since_ms: 0,
             held_at_written: u64::MAX,
         };
         let session = Rc::new(Self {
             id,
+            since_ms: clock::monotonic_ms(),
+            heard_ms: Cell::new(clock::monotonic_ms()),
+            last: Cell::new(None),
             worker,
             writer,
             wake: Wake::default(),
@@ -165,7 +219,9 @@ impl Session {
             written: Cell::new(0),
             state: RefCell::new(state),
         });
+        session.worker.enter(&session);
         let reason = std::future::poll_fn(|context| session.poll(context, &mut reader)).await;
+        session.worker.leave(session.id);
         session.end(reason);
         reason
     }
@@ -220,8 +276,7 @@ impl Session {
         if state.closing.is_some() {
             return 0;
         }
-        let State { out, window, .. } = &mut *state;
-        window.fill(run, bytes, replies, out);
+        state.fill(run, bytes, replies);
         self.settle(&mut state, worker)
     }
 
@@ -231,8 +286,8 @@ impl Session {
         let resume = match state.park {
             Park::Drain => unanswered == 0,
             Park::Full => unanswered < IN_FLIGHT_MAX / 2,
-            Park::Open => unanswered == 0 && (state.pinned.is_some() || state.feed.is_some()),
-            Park::Lane | Park::Hold | Park::Verify => false,
+            Park::Open => unanswered == 0 && (state.pinned.is_some() || state.feed.is_some() || state.left),
+            Park::Lane | Park::Hold | Park::Pause | Park::Verify => false,
         };
         if resume {
             self.wake.wake();
@@ -255,6 +310,27 @@ impl Session {
         }
     }
 
+    /// The client's connection, to ask for its addresses.
+    pub(super) fn socket(&self) -> &TcpStream {
+        self.writer.as_ref()
+    }
+
+    /// When the client was last heard.
+    pub(super) fn heard_ms(&self) -> u64 {
+        self.heard_ms.get()
+    }
+
+    /// The command that the client sent last.
+    pub(super) fn last_command(&self) -> Option<CommandId> {
+        self.last.get()
+    }
+
+    /// Remembers what the client asks.
+    #[inline]
+    pub(super) fn asks(&self, command: CommandId) {
+        self.last.set(Some(command));
+    }
+
     pub(super) fn state(&self) -> RefMut<'_, State> {
         self.state.borrow_mut()
     }
@@ -274,8 +350,16 @@ impl Session {
             match Pin::new(&mut *reader).poll_read(context, &mut buffer) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Err(_)) => return Poll::Ready(CloseReason::Network),
-                Poll::Ready(Ok(())) if buffer.filled().is_empty() => return Poll::Ready(CloseReason::Left),
-                Poll::Ready(Ok(())) => self.received(buffer.filled()),
+                Poll::Ready(Ok(())) if buffer.filled().is_empty() => {
+                    drop(scratch);
+                    if let Poll::Ready(reason) = self.client_left() {
+                        return Poll::Ready(reason);
+                    }
+                }
+                Poll::Ready(Ok(())) => {
+                    self.heard_ms.set(self.worker.about_now_ms());
+                    self.received(buffer.filled());
+                }
             }
         }
     }
@@ -288,10 +372,15 @@ impl Session {
                 return Poll::Ready(CloseReason::Network);
             }
             if state.sent == state.out.len() {
-                return state.closing.map_or(Poll::Pending, Poll::Ready);
+                let left = state.left && state.awaits_nothing();
+                return match state.closing {
+                    Some(reason) => Poll::Ready(reason),
+                    None if left => Poll::Ready(CloseReason::Left),
+                    None => Poll::Pending,
+                };
             }
-            if state.closing.is_some_and(|reason| reason == CloseReason::SlowReader) {
-                return Poll::Ready(CloseReason::SlowReader);
+            if let Some(reason @ (CloseReason::SlowReader | CloseReason::Killed)) = state.closing {
+                return Poll::Ready(reason);
             }
             match self.writer.as_ref().poll_write_ready(context) {
                 Poll::Pending => return Poll::Pending,
@@ -299,6 +388,19 @@ impl Session {
                 Poll::Ready(Ok(())) => {}
             }
         }
+    }
+
+    /// The client sends no more. What it asked before is answered, as Redis does, unless it blocks or is subscribed:
+    /// then it is gone.
+    fn client_left(&self) -> Poll<CloseReason> {
+        let mut state = self.state.borrow_mut();
+        let waits = state.awaits == Awaits::Replicas;
+        let blocks = waits || state.pinned.as_ref().is_some_and(|pinned| pinned.blocks);
+        if blocks || state.feed.is_some() || state.awaits_nothing() {
+            return Poll::Ready(CloseReason::Left);
+        }
+        state.left = true;
+        Poll::Pending
     }
 
     fn write_some(&self, state: &mut State) -> io::Result<()> {
@@ -333,7 +435,8 @@ impl Session {
 
     fn may_read(&self) -> bool {
         let state = self.state.borrow();
-        state.park == Park::Open && state.closing.is_none() && state.out.len() - state.sent < UNWRITTEN_BYTES_MAX
+        let open = state.park == Park::Open && state.closing.is_none() && !state.left;
+        open && state.out.len() - state.sent < UNWRITTEN_BYTES_MAX
     }
 
     fn end(&self, reason: CloseReason) {
@@ -354,6 +457,22 @@ impl Session {
 }
 
 impl State {
+    /// What the client says of itself, made if need be.
+    pub(super) fn about(&mut self) -> &mut About {
+        self.about.get_or_insert_default()
+    }
+
+    /// Something is about to be written to `shard`.
+    pub(super) fn wrote(&mut self, shard: &Rc<Shard>) {
+        let unproven = &mut self.seat(shard).unproven;
+        *unproven = unproven.wrote(shard.reign());
+    }
+
+    /// Whether nothing of the client is unanswered.
+    fn awaits_nothing(&self) -> bool {
+        self.window.unanswered() == 0 && self.park == Park::Open
+    }
+
     /// What the session has at `shard`, made if need be.
     pub(super) fn seat(&mut self, shard: &Rc<Shard>) -> &mut Seat {
         let place = match self.seats.iter().position(|seat| Rc::ptr_eq(&seat.shard, shard)) {
@@ -363,6 +482,7 @@ impl State {
                     shard: shard.clone(),
                     lane: None,
                     sticky: Stickiness::default(),
+                    unproven: Unproven::default(),
                 });
                 self.seats.len() - 1
             }

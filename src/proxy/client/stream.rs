@@ -4,6 +4,7 @@
 use std::rc::Rc;
 
 use super::session::{Park, Session, Streaming};
+use super::wait::Awaits;
 use crate::command::{Class, Lookup};
 use crate::proxy::backend::Traits;
 use crate::resp::{Args, RequestScanner, Span};
@@ -32,6 +33,7 @@ impl Session {
         let Lookup::Known(command) = self.worker.commands().lookup(&args) else {
             return Begun::Collect;
         };
+        self.asks(command.id);
         // Of several shards only a first key says which one; it is there, or comes soon.
         let keyed = command.sole_key().is_some_and(|at| args.get(at as usize).is_some());
         if self.worker.shard_count() > 1 && !keyed {
@@ -45,15 +47,24 @@ impl Session {
         if !private || !state.authenticated || state.transaction.is_ghost() {
             return Begun::Collect;
         }
+        if self.is_paused(command, false) {
+            self.wait_for_pause();
+            return Begun::Park(Park::Pause);
+        }
         if state.window.unanswered() > 0 {
+            return Begun::Park(Park::Drain);
+        }
+        if !state.mute_before(0) || state.awaits != Awaits::Nothing {
             return Begun::Park(Park::Drain);
         }
         if let Some(park) = self.pin(&mut state, shard) {
             return Begun::Park(park);
         }
-        let Some(lane) = state.pinned.as_ref().map(|pinned| pinned.lane.clone()) else {
+        let Some(pinned) = &mut state.pinned else {
             return Begun::Collect;
         };
+        pinned.clean = false;
+        let lane = pinned.lane.clone();
         let run = state.window.reserve(lane.number, 1);
         let mut footprint = Footprint::default();
         // Its keys may not all be there yet.

@@ -97,10 +97,15 @@ impl Subscriptions {
 
     /// Whether nothing of a kind is confirmed.
     pub(super) fn has_none(&self, kind: Kind) -> bool {
+        self.count_of(kind) == 0
+    }
+
+    /// How many of a kind are confirmed.
+    pub(super) fn count_of(&self, kind: Kind) -> usize {
         match kind {
-            Kind::Channel => self.channels.is_empty(),
-            Kind::Pattern => self.patterns.is_empty(),
-            Kind::Shard => self.shards.is_empty(),
+            Kind::Channel => self.channels.len(),
+            Kind::Pattern => self.patterns.len(),
+            Kind::Shard => self.shards.len(),
         }
     }
 

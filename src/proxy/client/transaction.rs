@@ -129,6 +129,15 @@ impl Transaction {
         }
     }
 
+    /// Where it stands once its connection proves never to have been: nothing was lost with a master.
+    pub(super) fn unopened(self) -> Self {
+        match self {
+            Self::Queueing => Self::Aborted,
+            Self::Watching => Self::Stale,
+            Self::None | Self::Stale | Self::Doomed | Self::Lost | Self::Aborted => self,
+        }
+    }
+
     /// Where it stands once a request was refused that Redis has not seen.
     pub(super) fn aborted(self) -> Self {
         match self {

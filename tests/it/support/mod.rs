@@ -9,6 +9,7 @@
     reason = "each subject uses its own part of the support code"
 )]
 
+mod circuit;
 mod client;
 mod pointsman;
 mod process;
@@ -24,6 +25,7 @@ use std::time::Duration;
 
 use ::pointsman::clock;
 
+pub use circuit::Circuit;
 pub use client::{Client, Value, encode};
 pub use pointsman::Pointsman;
 pub use process::{Output, Process, run};

@@ -1,0 +1,315 @@
+//! WAIT and WAITAOF: how many replicas have what the client wrote (rules A5, A6).
+//!
+//! ```text
+//! session --drain--> task --ROLE, SPUBLISH, WAIT in one write--> the master --3 replies--> session
+//! ```
+//! The writes went over lanes, so WAIT on whatever connection knows nothing of them: what is propagated right before
+//! it, by the same connection, moves that behind all of them. It counts only if the server was a master then and did
+//! publish. Invariant: what was written under one reign of a master is never vouched for by another's replicas.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tracing::debug;
+
+use super::dispatch::Outcome;
+use super::session::{Park, Session};
+use super::window::RunId;
+use crate::command::Command;
+use crate::proxy::backend::{Login, Target, connect, put_request};
+use crate::proxy::shard::{Reign, Shard};
+use crate::resp::{Heed, ReplyScanner, Stop};
+use crate::topology::ShardIndex;
+
+/// The number of its runs among the lanes of the session's window; no lane has it.
+const WAIT_LANE: u32 = u32::MAX - 2;
+/// Nobody listens there.
+const CHANNEL: &[u8] = b"__pointsman:wait";
+/// How often the wait looks whether its client is still there.
+const LOOK: Duration = Duration::from_millis(500);
+/// Bytes of the three replies that are read at most.
+const REPLY_BYTES_MAX: usize = 64 * 1024;
+
+/// A reply that changes what the requests behind it mean, or that they must not overtake.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Awaits {
+    /// None.
+    #[default]
+    Nothing,
+    /// That to WAIT.
+    Replicas,
+    /// That to an EXEC, which is all that is in flight: if it is an array, this database is selected.
+    Exec {
+        /// Which one.
+        database: u32,
+        /// Whether the first byte came and was an array's.
+        begun: bool,
+    },
+}
+
+impl Awaits {
+    /// Takes in bytes of the awaited reply; the database that it proves to be selected.
+    pub(super) fn hear(&mut self, bytes: &[u8]) -> Option<u32> {
+        let Self::Exec { database, begun } = self else {
+            return None;
+        };
+        let database = *database;
+        let (array, rest) = match (*begun, bytes) {
+            (_, []) => return None,
+            (true, rest) => (true, rest),
+            (false, [first, rest @ ..]) => (*first == b'*', rest),
+        };
+        match (array, rest.first()) {
+            (true, None) => {
+                *begun = true;
+                None
+            }
+            (array, length) => {
+                *self = Self::Nothing;
+                (array && length.is_some_and(u8::is_ascii_digit)).then_some(database)
+            }
+        }
+    }
+}
+
+/// Which writes of a session no WAIT has vouched for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Unproven {
+    /// None.
+    #[default]
+    Nothing,
+    /// Some, the first of them under this reign.
+    Since(Reign),
+    /// Some under a reign that is over, and the client was told. The next write begins anew.
+    Told,
+}
+
+impl Unproven {
+    /// Where it stands after a write.
+    #[inline]
+    pub(super) fn wrote(self, reign: Reign) -> Self {
+        match self {
+            Self::Nothing | Self::Told => Self::Since(reign),
+            Self::Since(_) => self,
+        }
+    }
+
+    /// Whether a master's replicas may vouch for it.
+    fn is_lost(self, reign: Reign) -> bool {
+        match self {
+            Self::Nothing => false,
+            Self::Since(since) => since != reign,
+            Self::Told => true,
+        }
+    }
+}
+
+/// What became of a WAIT.
+#[derive(Debug, PartialEq, Eq)]
+enum Answer {
+    /// The server said this to it.
+    Said(Vec<u8>),
+    /// It proves nothing, because of this.
+    Nothing(&'static str),
+}
+
+impl Session {
+    pub(super) fn wait(self: &Rc<Self>, command: &Command, frame: &[u8]) -> Outcome {
+        if self.state().window.unanswered() > 0 {
+            return Outcome::Park(Park::Drain);
+        }
+        if let Some(park) = self.hold_without_master() {
+            return Outcome::Park(park);
+        }
+        let shard = self.worker.shard(ShardIndex(0));
+        let Some(target) = shard.serving() else {
+            return Outcome::Park(Park::Hold);
+        };
+        let none: &[u8] = if &*command.name == "wait" {
+            b":0\r\n"
+        } else {
+            b"*2\r\n:0\r\n:0\r\n"
+        };
+        let mut state = self.state();
+        let run = state.window.reserve(WAIT_LANE, 1);
+        state.awaits = Awaits::Replicas;
+        let login = Login {
+            resp3: false,
+            ..state.login.clone()
+        };
+        drop(state);
+        let (session, request) = (self.clone(), self.request(frame));
+        tokio::task::spawn_local(async move {
+            let reign = shard.reign();
+            let asking = ask(&target, &login, &request, session.worker.connect_timeout());
+            let answer = session.while_here(asking).await;
+            session.waited(&shard, reign, run, answer, none);
+        });
+        Outcome::Done
+    }
+
+    /// The three requests; servers before 7.0 have no SPUBLISH.
+    fn request(&self, wait: &[u8]) -> Vec<u8> {
+        let publish: &[u8] = if self.worker.redis_is_at_least(7, 0) {
+            b"SPUBLISH"
+        } else {
+            b"PUBLISH"
+        };
+        let mut request = Vec::new();
+        put_request(&mut request, &[b"ROLE"]);
+        put_request(&mut request, &[publish, CHANNEL, self.id.to_string().as_bytes()]);
+        request.extend_from_slice(wait);
+        request
+    }
+
+    /// Nobody waits for a client that has left.
+    async fn while_here(&self, asking: impl Future<Output = Answer>) -> Answer {
+        let gone = async {
+            while !self.is_closed() {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        tokio::select! {
+            answer = asking => answer,
+            () = gone => Answer::Nothing("the client left"),
+        }
+    }
+
+    fn waited(self: &Rc<Self>, shard: &Rc<Shard>, reign: Reign, run: RunId, answer: Answer, none: &[u8]) {
+        let mut state = self.state();
+        state.awaits = Awaits::Nothing;
+        let unproven = &mut state.seat(shard).unproven;
+        let lost = unproven.is_lost(reign) || shard.reign() != reign;
+        let reply = match answer {
+            Answer::Said(reply) if reply.starts_with(b"-") || !lost => reply,
+            Answer::Said(_) => none.to_vec(),
+            Answer::Nothing(why) => {
+                debug!(client = self.id, "a wait proves nothing: {why}");
+                none.to_vec()
+            }
+        };
+        if lost {
+            *unproven = Unproven::Told;
+        } else if !reply.starts_with(b"-") && reply != none {
+            *unproven = Unproven::Nothing;
+        }
+        drop(state);
+        let worker = self.worker.clone();
+        self.fill(run, &reply, 1, &worker);
+        worker.flush_dirty();
+        self.wake();
+    }
+}
+
+async fn ask(target: &Target, login: &Login, request: &[u8], limit: Duration) -> Answer {
+    let Ok(mut stream) = connect(&target.addr, login, limit).await else {
+        return Answer::Nothing("the master is not reached");
+    };
+    match replies(&mut stream, request).await {
+        Some(replies) => judge(&replies),
+        None => Answer::Nothing("the master was lost"),
+    }
+}
+
+/// Sends the request and reads three replies; `None` if they do not come.
+async fn replies(stream: &mut TcpStream, request: &[u8]) -> Option<[Vec<u8>; 3]> {
+    stream.write_all(request).await.ok()?;
+    let (mut scanner, mut unread, mut ends) = (ReplyScanner::default(), Vec::new(), Vec::new());
+    let (mut at, mut replies) = (0, Vec::new());
+    while ends.len() < 3 {
+        let scanned = scanner.scan(&unread[at..], 1, Heed::Nothing);
+        at += scanned.used;
+        match scanned.stop {
+            Stop::Counted => ends.push(at),
+            Stop::Starved if unread.len() < REPLY_BYTES_MAX => {
+                if stream.read_buf(&mut unread).await.ok()? == 0 {
+                    return None;
+                }
+            }
+            Stop::Starved | Stop::Noted | Stop::Push | Stop::Malformed => return None,
+        }
+    }
+    let mut from = 0;
+    for end in ends {
+        replies.push(unread[from..end].to_vec());
+        from = end;
+    }
+    replies.try_into().ok()
+}
+
+/// What the replies to the three requests prove.
+fn judge([role, published, waited]: &[Vec<u8>; 3]) -> Answer {
+    if waited.starts_with(b"-") {
+        return Answer::Said(waited.clone());
+    }
+    if !role.starts_with(b"*3\r\n$6\r\nmaster\r\n") {
+        return Answer::Nothing("the server is no master");
+    }
+    if !published.starts_with(b":") {
+        return Answer::Nothing("the server did not publish");
+    }
+    Answer::Said(waited.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MASTER: &[u8] = b"*3\r\n$6\r\nmaster\r\n:9\r\n*0\r\n";
+
+    fn judged(role: &[u8], published: &[u8], waited: &[u8]) -> Answer {
+        judge(&[role.to_vec(), published.to_vec(), waited.to_vec()])
+    }
+
+    #[test]
+    fn only_a_master_that_published_vouches_for_anything() {
+        let said = |reply: &[u8]| Answer::Said(reply.to_vec());
+        assert_eq!(judged(MASTER, b":0\r\n", b":2\r\n"), said(b":2\r\n"));
+        let slave = b"*5\r\n$5\r\nslave\r\n$1\r\nh\r\n:1\r\n$4\r\nsync\r\n:1\r\n";
+        assert!(matches!(judged(slave, b":0\r\n", b":2\r\n"), Answer::Nothing(_)));
+        assert!(matches!(
+            judged(MASTER, b"-MISCONF x\r\n", b":2\r\n"),
+            Answer::Nothing(_)
+        ));
+        assert!(matches!(
+            judged(b"-NOPERM x\r\n", b":0\r\n", b":2\r\n"),
+            Answer::Nothing(_)
+        ));
+        assert_eq!(
+            judged(MASTER, b":0\r\n", b"-ERR timeout is negative\r\n"),
+            said(b"-ERR timeout is negative\r\n")
+        );
+    }
+
+    #[test]
+    fn an_exec_that_ran_selects_and_one_that_did_not_does_not() {
+        let heard = |parts: &[&[u8]]| {
+            let mut awaits = Awaits::Exec {
+                database: 3,
+                begun: false,
+            };
+            let said: Vec<Option<u32>> = parts.iter().map(|part| awaits.hear(part)).collect();
+            (said.into_iter().flatten().next(), awaits == Awaits::Nothing)
+        };
+        assert_eq!(heard(&[b"*2\r\n"]), (Some(3), true));
+        assert_eq!(heard(&[b"", b"*", b"", b"12"]), (Some(3), true));
+        assert_eq!(heard(&[b"*", b"-1\r\n"]), (None, true));
+        assert_eq!(heard(&[b"_\r\n"]), (None, true));
+        assert_eq!(heard(&[b"-EXECABORT"]), (None, true));
+        assert_eq!(heard(&[b"*"]), (None, false));
+    }
+
+    #[test]
+    fn what_one_reign_wrote_is_not_vouched_for_by_another_until_the_client_was_told_and_wrote_again() {
+        let (old, new) = (Reign(1), Reign(2));
+        let wrote = Unproven::Nothing.wrote(old);
+        assert!(!wrote.is_lost(old));
+        assert!(wrote.is_lost(new));
+        assert_eq!(wrote.wrote(new), wrote);
+        assert!(Unproven::Told.is_lost(new));
+        assert!(!Unproven::Told.wrote(new).is_lost(new));
+        assert!(!Unproven::Nothing.is_lost(new));
+    }
+}
