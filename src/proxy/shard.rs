@@ -476,9 +476,9 @@ impl Shard {
     }
 
     fn expire_holds(self: &Rc<Self>, worker: &Worker) {
-        let before_ms = clock::monotonic_ms().saturating_sub(worker.hold_max_ms());
+        let (now_ms, hold_max_ms) = (clock::monotonic_ms(), worker.hold_max_ms());
         let mut holding = std::mem::take(&mut *self.holding.borrow_mut());
-        holding.retain(|session| !session.is_closed() && !session.expire_hold(self, before_ms));
+        holding.retain(|session| !session.is_closed() && !session.expire_hold(self, now_ms, hold_max_ms));
         self.holding.borrow_mut().extend(holding);
         worker.flush_dirty();
     }

@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Duration;
 
-use crate::support::{Circuit, Pointsman, Value, eventually};
+use crate::support::{Circuit, Client, Pointsman, Redis, Value, eventually, free_port};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -418,4 +418,24 @@ fn a_client_that_sends_no_more_gets_its_last_replies() {
     let mut pusher = circuit.client();
     assert_eq!(pusher.command(&["RPUSH", "q", "x"]), Value::Int(1));
     assert_eq!(pusher.command(&["LLEN", "q"]), Value::Int(1));
+}
+
+#[test]
+fn a_command_of_the_first_moment_waits_for_the_master_as_long_as_any() {
+    let mut redis = Redis::start(&[]);
+    redis.kill9();
+    for _ in 0..5 {
+        let listen = format!("127.0.0.1:{}", free_port());
+        let _proxy = Pointsman::start(&["proxy", "--listen", &listen, "--master", &redis.addr()]);
+        let mut client = None;
+        eventually(SOON, || {
+            client = Client::try_connect(listen.as_str()).ok();
+            client.is_some()
+        });
+        let mut client = client.unwrap();
+        client.send(b"SET k v\r\n");
+        redis.restart();
+        assert_eq!(client.read_reply(), Value::ok());
+        redis.kill9();
+    }
 }

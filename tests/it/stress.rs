@@ -102,9 +102,15 @@ impl Pipeline {
 fn is_right(reply: &Value, expected: &Expected, client: u64) -> bool {
     if let Value::Error(line) = reply {
         // A refusal is shown where a later command of the same client was executed: the master came back (rule A3).
-        return ["INDOUBT", "MASTERDOWN", "EXECABORT", "READONLY", "UNBLOCKED force unblock"]
-            .iter()
-            .any(|word| line.starts_with(word));
+        return [
+            "INDOUBT",
+            "MASTERDOWN",
+            "EXECABORT",
+            "READONLY",
+            "UNBLOCKED force unblock",
+        ]
+        .iter()
+        .any(|word| line.starts_with(word));
     }
     let own = |bytes: &[u8]| bytes.starts_with(format!("c{client}-").as_bytes());
     match (expected, reply) {

@@ -306,8 +306,9 @@ impl Session {
 
     /// Tells what waited longer than it may for `shard` that there is no master; none of it was sent. Says whether
     /// that was so.
-    pub fn expire_hold(self: &Rc<Self>, shard: &Rc<Shard>, before_ms: u64) -> bool {
-        if self.state().park != Park::Hold || self.state().held_since_ms > before_ms {
+    pub fn expire_hold(self: &Rc<Self>, shard: &Rc<Shard>, now_ms: u64, hold_max_ms: u64) -> bool {
+        let waited_ms = now_ms.saturating_sub(self.state().held_since_ms);
+        if self.state().park != Park::Hold || waited_ms < hold_max_ms {
             return false;
         }
         let held = std::mem::take(&mut self.state().held);
