@@ -115,7 +115,8 @@ fn a_second_kill_as_soon_as_the_first_is_published_is_a_second_failover() {
         .map(|record| record["to"].clone())
         .collect();
     assert_eq!(failovers, [second, third.as_str()]);
-    up.assert_calm(&[NO_MASTER]);
+    // The last node may not have proven itself to the second master before that died; it is chosen with a warning.
+    up.assert_calm(&[NO_MASTER, "no valid member is left", "no master for epoch"]);
 }
 
 fn is_master(redis: &mut Client) -> bool {
