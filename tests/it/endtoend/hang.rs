@@ -1,4 +1,4 @@
-//! A master that hangs, and goes on later.
+//! A master that hangs, alone or with its whole host, and goes on later.
 
 use nix::sys::signal::Signal;
 
@@ -59,4 +59,34 @@ fn a_master_that_hung_takes_no_writes_again_and_what_it_executed_late_is_seen_by
     let why = up.history("failover")[0]["why"].as_str().unwrap().to_owned();
     assert!(why.contains("does not answer"), "{why}");
     up.assert_calm(&[NO_MASTER]);
+}
+
+#[test]
+fn a_master_whose_host_falls_silent_is_replaced_and_follows_when_it_is_heard_again() {
+    let up = Up::start(&["--replicas", "2", "--session-timeout-ms", "2000"]);
+    up.all_count("s1");
+    let mut client = up.client();
+    assert_eq!(client.command(&["SET", "fixed", "here"]), Value::ok());
+    let (appender, reads) = (Appender::start(&up.listen, "one"), reader(&up.listen, "fixed", "here"));
+    appender.runner.advance();
+    let silent = up.master("s1");
+    // Nothing answers and nothing is refused: what a cut network or a frozen host looks like from outside.
+    for part in ["agent", "redis"] {
+        up.signal(&silent, part, Signal::SIGSTOP);
+    }
+    let next = next_master(&up, "s1", &silent);
+    appender.runner.advance();
+    reads.advance();
+    for part in ["agent", "redis"] {
+        up.signal(&silent, part, Signal::SIGCONT);
+    }
+    up.all_count("s1");
+    assert_eq!(up.master("s1"), next);
+    let mut old = Client::connect(up.redis(&silent).as_str());
+    assert!(old.command(&["SET", "late", "2"]).is_error("READONLY"));
+    appender.runner.advance();
+    assert_eq!(reads.end().refused, 0);
+    appender.runner.end().check(&mut client, &[]);
+    assert_eq!(up.history("failover").len(), 1);
+    up.assert_calm(&[NO_MASTER, "ZooKeeper", "nor its agent answers"]);
 }
