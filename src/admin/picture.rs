@@ -55,6 +55,8 @@ mod tests {
                 }),
                 nodes: Vec::new(),
                 ack_replicas: 0,
+                switch: None,
+                executor: None,
             }],
             slots: SlotMap::single(),
         };

@@ -11,12 +11,11 @@
 
 use std::time::Duration;
 
-use hmac::{Hmac, Mac};
 use redis_protocol::resp2::types::BytesFrame;
-use sha2::Sha256;
 use tokio::time::sleep;
 
 use crate::clock;
+use crate::peer;
 use crate::topology::{Addr, Epoch, RunId, ShardId};
 
 use super::info;
@@ -183,18 +182,9 @@ impl Actor {
         Ok(())
     }
 
-    /// What replicas of the master promoted in `epoch` log in with: nothing secret lies in ZooKeeper.
+    /// What replicas of the master promoted in `epoch` log in with.
     fn token(&self, epoch: Epoch, run_id: &RunId) -> String {
-        let text = format!("repl\n{}\n{epoch}\n{run_id}", self.shard);
-        let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(&self.secret) else {
-            unreachable!("HMAC takes keys of any length");
-        };
-        mac.update(text.as_bytes());
-        mac.finalize()
-            .into_bytes()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect()
+        peer::token(&self.secret, peer::Role::Replica, &self.shard, epoch, run_id)
     }
 
     async fn open(&self) -> Result<Warm, RedisError> {

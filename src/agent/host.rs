@@ -32,7 +32,7 @@ use super::mesh::Mesh;
 use super::probe::Probe;
 use super::redis::Login;
 use crate::clock;
-use crate::peer::{self, Inbound, Relayed, Request};
+use crate::peer::{self, Inbound, News, Request};
 use crate::topology::{Addr, NodeId, RunId, ShardId};
 
 /// Inputs that wait for the machine.
@@ -123,7 +123,7 @@ pub struct StoreSeam {
 pub async fn run(
     settings: Settings,
     listener: TcpListener,
-    news: watch::Receiver<Option<Relayed>>,
+    news: watch::Receiver<Option<News>>,
     mut store: StoreSeam,
     stop: CancellationToken,
 ) -> io::Result<()> {
@@ -255,7 +255,7 @@ impl Host {
                 }
             },
             // Only a switchover waits for drains, and our own watch brings what others relay.
-            Request::Drained(..) | Request::Relay(_) => {
+            Request::Drained(..) | Request::Attached(..) | Request::Report(..) | Request::Relay(_) => {
                 send(inbound.reply, &"noted");
                 None
             }

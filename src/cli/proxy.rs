@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::agent::store;
 use super::{Failure, signals};
 use crate::admin::{self, Pages};
-use crate::config::{self, ConfigError, Document, Ensemble, File, Kind, Name, ProxyFile, Source};
+use crate::config::{self, ConfigError, Document, Ensemble, File, Kind, Name, ProxyFile, Source, read_secret};
 use crate::proxy::source::Topology;
 use crate::proxy::{self, Settings, View};
 use crate::route::ReadPolicy;
@@ -29,6 +29,9 @@ pub struct Args {
     /// The cluster's name in ZooKeeper [default: main].
     #[arg(long, value_name = "NAME")]
     cluster: Option<Name>,
+    /// The file that holds the cluster's secret: with it the proxy takes part in switchovers.
+    #[arg(long, value_name = "FILE")]
+    secret_file: Option<PathBuf>,
     /// A file that lists the shards.
     #[arg(long, value_name = "FILE", group = "source")]
     topology: Option<PathBuf>,
@@ -79,7 +82,7 @@ fn settings(args: Args) -> Result<Settings, Failure> {
     if let Source::File(path) = &checked.source {
         check_topology(path)?;
     }
-    Ok(build(checked))
+    build(checked)
 }
 
 /// Refuses a topology file before anything is bound; the proxy itself reads it again and again.
@@ -106,13 +109,15 @@ impl Args {
         }
         file.id = self.id.or(file.id);
         file.cluster = self.cluster.unwrap_or(file.cluster);
+        file.secret_file = self.secret_file.or(file.secret_file);
         file.admin = self.admin.or(file.admin);
         file.workers = self.workers.or(file.workers);
         file
     }
 }
 
-fn build(checked: config::Proxy) -> Settings {
+fn build(checked: config::Proxy) -> Result<Settings, Failure> {
+    let secret = checked.secret_file.as_deref().map(read_secret).transpose()?;
     let topology = match checked.source {
         Source::ZooKeeper(zookeeper) => Topology::ZooKeeper(store(&zookeeper)),
         Source::File(path) => Topology::File(path),
@@ -131,5 +136,6 @@ fn build(checked: config::Proxy) -> Settings {
     settings.hold_max_ms = u64::try_from(checked.hold_max.as_millis()).unwrap_or(u64::MAX);
     settings.connect_timeout = checked.connect_timeout;
     settings.clients_max = checked.clients_max;
-    settings
+    settings.secret = secret;
+    Ok(settings)
 }

@@ -40,6 +40,8 @@ pub struct ProxyFile {
     /// How long ZooKeeper keeps the session of a silent client.
     #[serde(deserialize_with = "within::<200, 600_000, _>")]
     pub session_timeout_ms: u64,
+    /// The file that holds the cluster's secret.
+    pub secret_file: Option<PathBuf>,
     /// The file that knows the topology.
     pub topology: Option<PathBuf>,
     /// The one master, if there is no other source.
@@ -72,6 +74,7 @@ impl Default for ProxyFile {
             zookeeper: None,
             cluster: super::agent::default_cluster(),
             session_timeout_ms: 4000,
+            secret_file: None,
             topology: None,
             master: None,
             replicas: Vec::new(),
@@ -124,6 +127,8 @@ pub struct Proxy {
     pub workers: Option<usize>,
     /// Where the topology comes from.
     pub source: Source,
+    /// The file of the cluster's secret; `None`: agents are not talked to.
+    pub secret_file: Option<PathBuf>,
     /// Where reads go.
     pub reads: ReadPolicy,
     /// How old the newest sample that a replica has passed may be.
@@ -149,6 +154,7 @@ impl ProxyFile {
             admin: self.admin.clone(),
             workers: self.workers.map(small),
             source: self.source()?,
+            secret_file: self.secret_file.clone(),
             reads: self.reads,
             max_lag: Duration::from_millis(self.max_lag_ms),
             hold_max: Duration::from_millis(self.hold_max_ms),

@@ -15,7 +15,7 @@ use tokio_util::codec::Framed;
 
 use super::HANDSHAKE_LIMIT;
 use super::frame::{Bounded, array, parts};
-use super::message::{Kind, Relayed, Request};
+use super::message::{Kind, News, Request};
 use super::proof::{End, Nonces, nonce, prove, proven};
 use crate::topology::Addr;
 
@@ -43,7 +43,7 @@ pub enum PeerError {
 #[derive(Debug)]
 pub struct Client {
     wire: Framed<TcpStream, Bounded>,
-    news: Option<Relayed>,
+    news: Option<News>,
 }
 
 impl Client {
@@ -99,8 +99,8 @@ impl Client {
             self.send(request.frame()).await?;
             loop {
                 let frame = self.receive().await?;
-                if let Some(relayed) = Relayed::parse(&frame) {
-                    self.news = Some(relayed);
+                if let Some(news) = News::parse(&frame) {
+                    self.news = Some(news);
                     continue;
                 }
                 return match frame {
@@ -117,12 +117,12 @@ impl Client {
     }
 
     /// The next news. May be dropped and called again without losing any.
-    pub async fn hear(&mut self) -> Result<Relayed, PeerError> {
+    pub async fn hear(&mut self) -> Result<News, PeerError> {
         if let Some(news) = self.news.take() {
             return Ok(news);
         }
         let frame = self.receive().await?;
-        Relayed::parse(&frame).ok_or_else(|| PeerError::Lost("a reply to nothing".to_owned()))
+        News::parse(&frame).ok_or_else(|| PeerError::Lost("a reply to nothing".to_owned()))
     }
 
     async fn send(&mut self, frame: BytesFrame) -> Result<(), PeerError> {

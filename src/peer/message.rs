@@ -5,8 +5,10 @@ use std::str;
 use bytes::Bytes;
 use redis_protocol::resp2::types::BytesFrame;
 
+use serde::{Deserialize, Serialize};
+
 use super::frame::{array, parts};
-use crate::topology::{Epoch, ShardId};
+use crate::topology::{Addr, Epoch, NodeId, RunId, ShardId};
 
 /// Who connects to an agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +47,46 @@ pub struct Relayed {
     pub state: Bytes,
 }
 
+/// Go to this node with what hears, before it is master: everything that was published has reached it, and nothing new
+/// is, anywhere (datapath-rules B8).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attach {
+    /// Which shard.
+    pub shard: ShardId,
+    /// The epoch that is about to be published.
+    pub epoch: Epoch,
+    /// Who will be its master.
+    pub node: NodeId,
+    /// Where its Redis listens.
+    pub addr: Addr,
+    /// Which life of it.
+    pub run_id: RunId,
+}
+
+/// What an agent tells everyone who is connected, unasked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum News {
+    /// A state that stands in ZooKeeper.
+    State(Relayed),
+    /// A switchover has come to where listeners move.
+    Attach(Attach),
+}
+
+/// What one proxy went through because a shard's master changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// Requests that waited.
+    pub held: u64,
+    /// Requests that were sent again.
+    pub resent: u64,
+    /// Requests answered with INDOUBT.
+    pub indoubt: u64,
+    /// Requests answered with MASTERDOWN.
+    pub failed: u64,
+    /// Microseconds from the first sign of the change to the first request that the new master could be sent.
+    pub took_us: u64,
+}
+
 /// What a client asks; each gets one reply.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
@@ -54,6 +96,10 @@ pub enum Request {
     Ask(Bytes),
     /// This proxy has no write of an epoch below this one in flight any more.
     Drained(ShardId, Epoch),
+    /// What hears at this proxy hears the node of [`News::Attach`] now.
+    Attached(ShardId, Epoch),
+    /// This proxy's requests go to the master of this epoch.
+    Report(ShardId, Epoch, Report),
     /// A state that the sender knows to stand in ZooKeeper.
     Relay(Relayed),
 }
@@ -66,6 +112,18 @@ impl Request {
             Self::Drained(shard, epoch) => {
                 array(&[b"DRAINED", shard.as_str().as_bytes(), epoch.to_string().as_bytes()])
             }
+            Self::Attached(shard, epoch) => {
+                array(&[b"ATTACHED", shard.as_str().as_bytes(), epoch.to_string().as_bytes()])
+            }
+            Self::Report(shard, epoch, report) => {
+                let json = serde_json::to_vec(report).unwrap_or_default();
+                array(&[
+                    b"REPORT",
+                    shard.as_str().as_bytes(),
+                    epoch.to_string().as_bytes(),
+                    &json,
+                ])
+            }
             Self::Relay(relayed) => relayed.frame(),
         }
     }
@@ -76,6 +134,11 @@ impl Request {
             [b"STATE"] => Some(Self::State),
             [b"ASK", json] => Some(Self::Ask(Bytes::copy_from_slice(json))),
             [b"DRAINED", shard, epoch] => Some(Self::Drained(shard_id(shard)?, Epoch(number(epoch)?))),
+            [b"ATTACHED", shard, epoch] => Some(Self::Attached(shard_id(shard)?, Epoch(number(epoch)?))),
+            [b"REPORT", shard, epoch, json] => {
+                let report = serde_json::from_slice(json).ok()?;
+                Some(Self::Report(shard_id(shard)?, Epoch(number(epoch)?), report))
+            }
             [b"RELAY", ..] => Relayed::parse(frame).map(Self::Relay),
             _ => None,
         }
@@ -106,6 +169,47 @@ impl Relayed {
     }
 }
 
+impl Attach {
+    fn frame(&self) -> BytesFrame {
+        array(&[
+            b"ATTACH",
+            self.shard.as_str().as_bytes(),
+            self.epoch.to_string().as_bytes(),
+            self.node.as_str().as_bytes(),
+            self.addr.to_string().as_bytes(),
+            self.run_id.as_str().as_bytes(),
+        ])
+    }
+
+    fn parse(frame: &BytesFrame) -> Option<Self> {
+        let parts = parts(frame)?;
+        let [b"ATTACH", shard, epoch, node, addr, run_id] = parts.as_slice() else {
+            return None;
+        };
+        Some(Self {
+            shard: shard_id(shard)?,
+            epoch: Epoch(number(epoch)?),
+            node: NodeId::from(str::from_utf8(node).ok()?),
+            addr: number(addr)?,
+            run_id: RunId::from(str::from_utf8(run_id).ok()?),
+        })
+    }
+}
+
+impl News {
+    pub(super) fn frame(&self) -> BytesFrame {
+        match self {
+            Self::State(relayed) => relayed.frame(),
+            Self::Attach(attach) => attach.frame(),
+        }
+    }
+
+    pub(super) fn parse(frame: &BytesFrame) -> Option<Self> {
+        let state = Relayed::parse(frame).map(Self::State);
+        state.or_else(|| Attach::parse(frame).map(Self::Attach))
+    }
+}
+
 fn shard_id(part: &[u8]) -> Option<ShardId> {
     let name = str::from_utf8(part).ok()?;
     (!name.is_empty()).then(|| ShardId::from(name))
@@ -130,15 +234,35 @@ mod tests {
             Request::State,
             Request::Ask(Bytes::from_static(b"{\"park\":{}}")),
             Request::Drained(ShardId::from("s1"), Epoch(3)),
-            Request::Relay(relayed),
+            Request::Attached(ShardId::from("s1"), Epoch(3)),
+            Request::Report(
+                ShardId::from("s1"),
+                Epoch(3),
+                Report {
+                    held: 7,
+                    ..Report::default()
+                },
+            ),
+            Request::Relay(relayed.clone()),
         ] {
             assert_eq!(Request::parse(&request.frame()), Some(request));
+        }
+        let attach = Attach {
+            shard: ShardId::from("s1"),
+            epoch: Epoch(3),
+            node: NodeId::from("s1-b"),
+            addr: Addr::new("127.0.0.1", 7002),
+            run_id: RunId::from("b1"),
+        };
+        for news in [News::State(relayed), News::Attach(attach)] {
+            assert_eq!(News::parse(&news.frame()), Some(news));
         }
         for nonsense in [
             array(&[]),
             array(&[b"FLUSHALL"]),
             array(&[b"DRAINED", b"s1", b"x"]),
             array(&[b"RELAY", b"", b"1", b""]),
+            array(&[b"REPORT", b"s1", b"1", b"[]"]),
             BytesFrame::Integer(1),
             BytesFrame::Array(vec![BytesFrame::Null]),
         ] {

@@ -4,8 +4,10 @@
 //!  client                                   server (the agent)
 //!    HELLO 1 <agent|proxy> <id> <nonce> -->   *2 <nonce> <proof of the server>
 //!    AUTH <proof of the client>         -->   +OK          (or an error line, and the end)
-//!    STATE | ASK <json> | DRAINED <shard> <epoch> | RELAY <shard> <version> <state>   --> one reply each, in order
-//!                                       <--   *4 RELAY <shard> <version> <state>    at any time: news, no reply
+//!    STATE | ASK <json> | RELAY <shard> <version> <state> | DRAINED <shard> <epoch> | ATTACHED <shard> <epoch>
+//!      | REPORT <shard> <epoch> <json>  -->   one reply each, in order
+//!                                       <--   RELAY <shard> <version> <state>                    at any time: news, no
+//!                                       <--   ATTACH <shard> <epoch> <node> <addr> <run_id>      reply
 //! ```
 //!
 //! Owns: RESP2 frames of at most [`FRAME_MAX`], the handshake, requests and replies. Refuses: what the requests
@@ -14,13 +16,15 @@
 //! that connection; every queue is bounded; of several relays only the newest is kept for a slow reader.
 
 mod client;
+mod credential;
 mod frame;
 mod message;
 mod proof;
 mod server;
 
 pub use client::{Client, PeerError};
-pub use message::{Kind, Relayed, Request};
+pub use credential::{Role, name, token};
+pub use message::{Attach, Kind, News, Relayed, Report, Request};
 pub use server::{Inbound, serve};
 
 /// The longest frame either end accepts, in bytes.

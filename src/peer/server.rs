@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::HANDSHAKE_LIMIT;
 use super::frame::{Bounded, array, parts};
-use super::message::{Kind, Relayed, Request};
+use super::message::{Kind, News, Request};
 use super::proof::{End, Nonces, nonce, prove, proven};
 
 /// How many agents and proxies may be connected at a time.
@@ -60,7 +60,7 @@ pub async fn serve(
     listener: TcpListener,
     secret: Arc<[u8]>,
     requests: mpsc::Sender<Inbound>,
-    news: watch::Receiver<Option<Relayed>>,
+    news: watch::Receiver<Option<News>>,
     stop: CancellationToken,
 ) {
     let seats = Arc::new(Semaphore::new(CONNECTIONS_MAX));
@@ -103,7 +103,7 @@ async fn converse(
     wire: &mut Wire,
     secret: &[u8],
     requests: &mpsc::Sender<Inbound>,
-    mut news: watch::Receiver<Option<Relayed>>,
+    mut news: watch::Receiver<Option<News>>,
 ) -> Result<(), Closed> {
     wire.get_ref().set_nodelay(true).map_err(|_| Closed::Gone)?;
     let (kind, id) = timeout(HANDSHAKE_LIMIT, welcome(wire, secret))
@@ -123,8 +123,8 @@ async fn converse(
                     return Ok(());
                 }
                 let latest = news.borrow_and_update().clone();
-                if let Some(relayed) = latest {
-                    wire.send(relayed.frame()).await?;
+                if let Some(news) = latest {
+                    wire.send(news.frame()).await?;
                 }
             }
         }

@@ -1,5 +1,6 @@
 //! What a proxy is started with.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::source::{Identity, Topology};
@@ -31,6 +32,8 @@ pub struct Settings {
     pub connect_timeout: Duration,
     /// Clients at once.
     pub clients_max: usize,
+    /// The cluster's secret, where the proxy knows it.
+    pub secret: Option<Arc<[u8]>>,
 }
 
 impl Settings {
@@ -54,6 +57,7 @@ impl Settings {
             hold_max_ms: 5000,
             connect_timeout: Duration::from_millis(1000),
             clients_max: 10_000,
+            secret: None,
         }
     }
 

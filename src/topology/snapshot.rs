@@ -24,6 +24,16 @@ pub enum Phase {
     Switching,
 }
 
+/// A move of the master that is under way: what a `switching` state says beside its epoch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Switch {
+    /// The node that is to be master.
+    pub to: NodeId,
+    /// The epoch reserved for it; the state keeps the old one until the new master is published, so that a
+    /// rollback goes back to nothing.
+    pub epoch: Epoch,
+}
+
 /// The master that a `serving` state names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Master {
@@ -62,6 +72,10 @@ pub struct Shard {
     pub phase: Phase,
     /// The master of the last `serving` state, also while another one is being elected.
     pub master: Option<Master>,
+    /// The move under way, while switching.
+    pub switch: Option<Switch>,
+    /// The node whose agent made the last claim: it wants to hear of drains.
+    pub executor: Option<NodeId>,
     /// The registered nodes, the master included.
     pub nodes: Vec<Node>,
     /// Replicas that must acknowledge a write before the client is told (W).
@@ -121,6 +135,8 @@ mod tests {
                 epoch: Epoch(*epoch),
                 phase: Phase::Serving,
                 master: None,
+                switch: None,
+                executor: None,
                 nodes: Vec::new(),
                 ack_replicas: 0,
             })

@@ -119,6 +119,7 @@ impl Programs {
             zookeeper: Some(plan.connect.parse().map_err(io::Error::other)?),
             cluster: plan.cluster.parse().map_err(io::Error::other)?,
             session_timeout_ms: self.session_timeout_ms(),
+            secret_file: Some(self.dir.join(SECRET_FILE)),
             ..ProxyFile::default()
         })
     }

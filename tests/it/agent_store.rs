@@ -11,7 +11,7 @@ use pointsman::agent::machine::facts::Role;
 use pointsman::agent::machine::timings::Timings;
 use pointsman::agent::serve::{AgentError, Start, serve};
 use pointsman::clock;
-use pointsman::peer::{Client, Kind};
+use pointsman::peer::{Client, Kind, News};
 use pointsman::store::{Lifetime, Settings, Store};
 use pointsman::topology::codec::{self, NodeInfo, Place, Record, ShardState, Znode, decode, encode};
 use pointsman::topology::{Addr, Epoch, NodeId, Phase, ShardId};
@@ -199,7 +199,9 @@ async fn two_masters_killed_in_a_row_are_replaced_and_the_history_says_so() {
     let new = master(&second);
     let news = async {
         loop {
-            let news = heard.hear().await.unwrap();
+            let News::State(news) = heard.hear().await.unwrap() else {
+                continue;
+            };
             let state: ShardState = decode(&news.state, "news").unwrap();
             if state.epoch == second.epoch {
                 return state;

@@ -136,6 +136,8 @@ fn snapshot(epoch: u64, phase: Phase, master: &Redis, replicas: &[Redis]) -> Sna
         }),
         nodes,
         ack_replicas: 0,
+        switch: None,
+        executor: None,
     };
     Snapshot {
         shards: vec![shard],

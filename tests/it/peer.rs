@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use pointsman::peer::{Client, FRAME_MAX, Inbound, Kind, PeerError, Relayed, Request, serve};
+use pointsman::peer::{Client, FRAME_MAX, Inbound, Kind, News, PeerError, Relayed, Request, serve};
 use pointsman::topology::{Addr, Epoch, ShardId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -16,7 +16,7 @@ const LIMIT: Duration = Duration::from_secs(5);
 struct Agent {
     addr: Addr,
     requests: mpsc::Receiver<Inbound>,
-    news: watch::Sender<Option<Relayed>>,
+    news: watch::Sender<Option<News>>,
     stop: CancellationToken,
 }
 
@@ -54,12 +54,12 @@ impl Agent {
     }
 }
 
-fn relayed(version: i32) -> Relayed {
-    Relayed {
+fn relayed(version: i32) -> News {
+    News::State(Relayed {
         shard: ShardId::from("s1"),
         version,
         state: Bytes::from_static(b"{}"),
-    }
+    })
 }
 
 #[tokio::test]

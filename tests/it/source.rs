@@ -174,6 +174,7 @@ impl Znodes {
             members: ["a", "b"].map(NodeId::from).into(),
             valid: Default::default(),
             w: 1,
+            switch: None,
         };
         self.put(&Place::State(ShardId::from(shard)), encode(&state)).await;
     }

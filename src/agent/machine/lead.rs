@@ -67,6 +67,7 @@ impl Machine {
             members,
             valid: Default::default(),
             ack_replicas: self.me.ack_replicas,
+            switch: None,
         };
         self.begin(now, state, None, "the shard is new".to_owned());
     }

@@ -342,6 +342,7 @@ mod tests {
             members: ["a", "b", "c"].map(NodeId::from).into_iter().collect::<BTreeSet<_>>(),
             valid: ["a", "b", "c"].map(|id| (NodeId::from(id), RunId::from(id))).into(),
             ack_replicas: w,
+            switch: None,
         }
     }
 

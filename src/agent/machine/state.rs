@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::topology::{Addr, Epoch, NodeId, Phase, RunId};
+use crate::topology::{Addr, Epoch, NodeId, Phase, RunId, Switch};
 
 /// What the shard has agreed on: who is master in which epoch, and whose data counts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +32,8 @@ pub struct State {
     pub valid: BTreeMap<NodeId, RunId>,
     /// Replicas that must acknowledge a write (W).
     pub ack_replicas: u32,
+    /// The move of the master under way; there exactly while the phase is `switching`.
+    pub switch: Option<Switch>,
 }
 
 /// A published master.
@@ -63,6 +65,13 @@ impl State {
         }
     }
 
+    /// The highest epoch in which anything may have been done: that of a switchover is reserved before it is published.
+    pub fn reach(&self) -> Epoch {
+        self.switch
+            .as_ref()
+            .map_or(self.epoch, |switch| switch.epoch.max(self.epoch))
+    }
+
     /// Whether no master was ever published: nothing can have been acknowledged to a client, and there
     /// is no lineage to keep.
     pub fn founding(&self) -> bool {
@@ -78,10 +87,11 @@ impl State {
     /// carried over untouched: only a publication changes it.
     pub fn claimed_by(&self, executor: &NodeId, nonce: String) -> Self {
         Self {
-            epoch: self.epoch.next(),
+            epoch: self.reach().next(),
             phase: Phase::Electing,
             executor: executor.clone(),
             nonce,
+            switch: None,
             ..self.clone()
         }
     }

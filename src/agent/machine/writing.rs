@@ -119,7 +119,9 @@ impl Machine {
         let obeyed = self.obedience.epoch();
         let known = self.state().map(|known| known.version);
         let (epoch, version) = read.map_or((None, None), |read| (Some(read.state.epoch), Some(read.version)));
-        let back = version < known || epoch.is_some_and(|epoch| epoch < obeyed) || (epoch.is_none() && obeyed.0 > 0);
+        let back = version < known
+            || read.is_some_and(|read| read.state.reach() < obeyed)
+            || (epoch.is_none() && obeyed.0 > 0);
         // The read may have been overtaken by a watch or a relay; one that is asked for now cannot be.
         if back && !std::mem::replace(&mut self.doubted, true) {
             self.actions.push_back(Action::ReadState);

@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use super::host::{StoreEvent, StoreRequest, StoreSeam};
 use super::machine::action::Written;
 use super::machine::election::Outcome;
-use crate::peer::Relayed;
+use crate::peer::News as Told;
 use crate::store::Store;
 use crate::topology::{NodeId, ShardId};
 
@@ -50,7 +50,7 @@ pub fn start(
     node: &NodeId,
     presence: Presence,
     stop: &CancellationToken,
-) -> (StoreSeam, watch::Receiver<Option<Relayed>>) {
+) -> (StoreSeam, watch::Receiver<Option<Told>>) {
     let (events, told) = mpsc::channel(EVENTS_MAX);
     let (requests, asked) = mpsc::channel(REQUESTS_MAX);
     let (news, heard) = News::new(shard.clone());
@@ -136,7 +136,7 @@ mod tests {
         /// A session of somebody else.
         other: Store,
         seam: StoreSeam,
-        news: watch::Receiver<Option<Relayed>>,
+        news: watch::Receiver<Option<Told>>,
         _stop: tokio_util::sync::DropGuard,
     }
 
@@ -224,6 +224,7 @@ mod tests {
             members: [NodeId::from("a")].into(),
             valid: [(NodeId::from("a"), RunId::from("a1"))].into(),
             ack_replicas: 0,
+            switch: None,
         }
     }
 
@@ -313,7 +314,9 @@ mod tests {
         let mut bench = Bench::start().await;
         bench.ask(StoreRequest::Write(None, state(1))).await;
         timeout(LIMIT, bench.news.changed()).await.unwrap().unwrap();
-        let told = bench.news.borrow_and_update().clone().unwrap();
+        let Some(Told::State(told)) = bench.news.borrow_and_update().clone() else {
+            panic!("a state is told");
+        };
         assert_eq!(told.version, 0);
         let read: ShardState = decode(&told.state, "news").unwrap();
         assert_eq!(znode::to_state(read), state(1));
@@ -328,7 +331,7 @@ mod tests {
         bench.ask(versioned(6, 6)).await;
         let last = bench
             .news
-            .wait_for(|told| told.as_ref().is_some_and(|told| told.version >= 6));
+            .wait_for(|told| matches!(told, Some(Told::State(told)) if told.version >= 6));
         timeout(LIMIT, last).await.unwrap().unwrap();
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use crate::peer::Relayed;
+use crate::peer::{self, Relayed};
 use crate::topology::ShardId;
 use crate::topology::codec::{ShardState, encode};
 
@@ -14,11 +14,11 @@ use crate::topology::codec::{ShardState, encode};
 #[derive(Clone, Debug)]
 pub(super) struct News {
     shard: ShardId,
-    told: Arc<watch::Sender<Option<Relayed>>>,
+    told: Arc<watch::Sender<Option<peer::News>>>,
 }
 
 impl News {
-    pub(super) fn new(shard: ShardId) -> (Self, watch::Receiver<Option<Relayed>>) {
+    pub(super) fn new(shard: ShardId) -> (Self, watch::Receiver<Option<peer::News>>) {
         let (told, heard) = watch::channel(None);
         let told = Arc::new(told);
         (Self { shard, told }, heard)
@@ -27,14 +27,14 @@ impl News {
     /// Tells a state that stands in ZooKeeper at `version`.
     pub(super) fn tell(&self, version: i32, state: &ShardState) {
         self.told.send_if_modified(|last| {
-            if last.as_ref().is_some_and(|last| last.version >= version) {
+            if matches!(last, Some(peer::News::State(last)) if last.version >= version) {
                 return false;
             }
-            *last = Some(Relayed {
+            *last = Some(peer::News::State(Relayed {
                 shard: self.shard.clone(),
                 version,
                 state: encode(state).into(),
-            });
+            }));
             true
         });
     }

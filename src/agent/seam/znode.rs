@@ -4,7 +4,7 @@ use crate::agent::machine::action::Suspicion;
 use crate::agent::machine::election::Outcome;
 use crate::agent::machine::quorum::Grounds;
 use crate::agent::machine::state::{MasterOf, State};
-use crate::topology::codec::{Kind, Phases, Record, ShardState, Suspect};
+use crate::topology::codec::{Ending, Kind, Phases, Record, ShardState, Suspect};
 use crate::topology::{NodeId, ShardId};
 
 pub(super) fn to_state(znode: ShardState) -> State {
@@ -23,6 +23,7 @@ pub(super) fn to_state(znode: ShardState) -> State {
         members: znode.members,
         valid: znode.valid,
         ack_replicas: znode.w,
+        switch: znode.switch,
     }
 }
 
@@ -40,6 +41,7 @@ pub(super) fn from_state(state: &State) -> ShardState {
         members: state.members.clone(),
         valid: state.valid.clone(),
         w: state.ack_replicas,
+        switch: state.switch.clone(),
     }
 }
 
@@ -77,8 +79,12 @@ pub(super) fn record(shard: &ShardId, outcome: Outcome, time_ms: u64) -> Record 
         held: None,
         resent: None,
         indoubt: None,
+        failed: None,
+        offset: Some(outcome.offset),
         lost_bytes: None,
         asked_by: None,
+        request: None,
+        result: Ending::Done,
         why: outcome.why,
     }
 }
@@ -106,6 +112,7 @@ mod tests {
                 members: ["a", "b"].map(NodeId::from).into(),
                 valid: [(NodeId::from("a"), RunId::from("a1"))].into(),
                 ack_replicas: 1,
+                switch: None,
             };
             assert_eq!(to_state(from_state(&state)), state);
         }

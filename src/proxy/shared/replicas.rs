@@ -365,6 +365,8 @@ mod tests {
             master: None,
             nodes: vec![node],
             ack_replicas: 0,
+            switch: None,
+            executor: None,
         };
         Snapshot {
             shards: vec![shard],

@@ -168,6 +168,8 @@ fn picture(shard: &FileShard, found: &Found) -> Shard {
         master: found.master.as_ref().map(unproven_master),
         nodes: shard.nodes.iter().map(unproven_node).collect(),
         ack_replicas: 0,
+        switch: None,
+        executor: None,
     }
 }
 

@@ -117,6 +117,8 @@ fn fixed(master: &Addr, replicas: &[Addr]) -> Snapshot {
         master: Some(unproven_master(master)),
         nodes: std::iter::once(master).chain(replicas).map(unproven_node).collect(),
         ack_replicas: 0,
+        switch: None,
+        executor: None,
     };
     Snapshot {
         shards: vec![shard],

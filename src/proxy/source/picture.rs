@@ -111,6 +111,8 @@ impl Known {
             master,
             nodes,
             ack_replicas: state.map_or(0, |state| state.w),
+            switch: state.and_then(|state| state.switch.clone()),
+            executor: state.map(|state| state.executor.clone()),
         }
     }
 }
@@ -151,6 +153,7 @@ mod tests {
             members: ["a", "b"].map(NodeId::from).into(),
             valid: BTreeMap::new(),
             w: 1,
+            switch: None,
         }
     }
 

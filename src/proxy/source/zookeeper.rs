@@ -146,6 +146,7 @@ impl Source {
             admin: self.identity.admin.clone(),
             zone: self.identity.zone.clone(),
             epochs: self.offer.epochs(),
+            drains: false,
         };
         self.registered.set(Some(encode(&info)));
     }

@@ -40,15 +40,45 @@ pub struct Record {
     /// Commands whose outcome stayed unknown, where known.
     #[serde(default)]
     pub indoubt: Option<u64>,
+    /// Commands that were answered with MASTERDOWN because of it, where known.
+    #[serde(default)]
+    pub failed: Option<u64>,
+    /// What the new master held of the stream, in bytes; for people who compare.
+    #[serde(default)]
+    pub offset: Option<i64>,
     /// Bytes of the replication stream that were lost, where known.
     #[serde(default)]
     pub lost_bytes: Option<u64>,
     /// Who asked for it; nobody asks for a failover.
     #[serde(default)]
     pub asked_by: Option<String>,
+    /// The request it answers, see [`SwitchRequest`](super::SwitchRequest).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<String>,
+    /// What became of it.
+    #[serde(default)]
+    pub result: Ending,
     /// Why, in a sentence.
     #[serde(default)]
     pub why: String,
+}
+
+/// What became of an operation.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ending {
+    /// It came to its end.
+    #[default]
+    Done,
+    /// It was refused before anything was done; `why` says the reason.
+    Refused,
+    /// It was begun and taken back; the master is as it was.
+    RolledBack,
+    /// It could not be taken back: the election that the next record tells of followed.
+    Failed,
+    /// What a newer version knows.
+    #[serde(untagged)]
+    Other(String),
 }
 
 /// What an operation was.
@@ -178,8 +208,12 @@ mod tests {
             held: None,
             resent: Some(3),
             indoubt: None,
+            failed: None,
+            offset: None,
             lost_bytes: None,
             asked_by: None,
+            request: None,
+            result: Ending::Done,
             why: "s1-a is gone".to_owned(),
         }
     }

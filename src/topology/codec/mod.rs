@@ -18,10 +18,10 @@ use thiserror::Error;
 
 pub use cluster::{ClusterConfig, SCHEMA, SlotRange, Slots};
 pub use file::{FileError, FileShard, TopologyFile};
-pub use history::{Kind, Phases, Record};
+pub use history::{Ending, Kind, Phases, Record};
 pub use place::Place;
 pub use presence::{NodeInfo, ProxyInfo, Role, Suspect};
-pub use shard::{ShardConfig, ShardState};
+pub use shard::{ShardConfig, ShardState, SwitchRequest};
 
 /// The longest name of a node, shard, proxy or cluster, in bytes.
 pub const NAME_BYTES_MAX: usize = 64;

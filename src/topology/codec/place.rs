@@ -18,6 +18,8 @@ pub enum Place {
     ShardConfig(ShardId),
     /// What a shard has agreed on.
     State(ShardId),
+    /// A requested switchover of a shard.
+    Switch(ShardId),
     /// Parent of a shard's nodes.
     Nodes(ShardId),
     /// An agent and its Redis.
@@ -49,6 +51,7 @@ impl Place {
             ["shards"] => Self::Shards,
             ["shards", shard, "config"] => Self::ShardConfig(ShardId::from(*shard)),
             ["shards", shard, "state"] => Self::State(ShardId::from(*shard)),
+            ["shards", shard, "switch"] => Self::Switch(ShardId::from(*shard)),
             ["shards", shard, "nodes"] => Self::Nodes(ShardId::from(*shard)),
             ["shards", shard, "nodes", node] => Self::Node(ShardId::from(*shard), NodeId::from(*node)),
             ["shards", shard, "suspects"] => Self::Suspects(ShardId::from(*shard)),
@@ -71,6 +74,7 @@ impl fmt::Display for Place {
             Self::Shards => f.write_str("/shards"),
             Self::ShardConfig(shard) => write!(f, "/shards/{shard}/config"),
             Self::State(shard) => write!(f, "/shards/{shard}/state"),
+            Self::Switch(shard) => write!(f, "/shards/{shard}/switch"),
             Self::Nodes(shard) => write!(f, "/shards/{shard}/nodes"),
             Self::Node(shard, node) => write!(f, "/shards/{shard}/nodes/{node}"),
             Self::Suspects(shard) => write!(f, "/shards/{shard}/suspects"),
@@ -98,6 +102,7 @@ mod tests {
             Place::Shards,
             Place::ShardConfig(shard.clone()),
             Place::State(shard.clone()),
+            Place::Switch(shard.clone()),
             Place::Nodes(shard.clone()),
             Place::Node(shard.clone(), node.clone()),
             Place::Suspects(shard.clone()),
@@ -116,7 +121,7 @@ mod tests {
             "config",
             "/config/",
             "/shards//state",
-            "/shards/s1/switch",
+            "/shards/s1/switches",
             "/history/s1/x",
         ] {
             assert_eq!(Place::parse(path), None, "{path}");

@@ -84,6 +84,9 @@ pub struct ProxyInfo {
     /// The epoch of each shard that it routes by.
     #[serde(default)]
     pub epochs: BTreeMap<ShardId, Epoch>,
+    /// Whether it tells executors when a shard's writes are answered: a switchover waits for such proxies only.
+    #[serde(default)]
+    pub drains: bool,
 }
 
 impl Znode for ProxyInfo {
@@ -131,6 +134,7 @@ mod tests {
             admin: None,
             zone: String::new(),
             epochs: [(ShardId::from("s1"), Epoch(2))].into(),
+            drains: true,
         };
         assert_eq!(decode::<ProxyInfo>(&encode(&proxy), "p").unwrap(), proxy);
         assert!(decode::<ProxyInfo>(br#"{"addr":"nowhere"}"#, "p").is_err());

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::{Znode, check_id, check_names};
-use crate::topology::{Addr, Epoch, NodeId, Phase, RunId};
+use crate::topology::{Addr, Epoch, NodeId, Phase, RunId, Switch};
 
 /// The most members a shard may have.
 const MEMBERS_MAX: usize = 64;
@@ -59,6 +59,29 @@ pub struct ShardState {
     pub valid: BTreeMap<NodeId, RunId>,
     /// Replicas that must acknowledge a write (W).
     pub w: u32,
+    /// The move under way; there exactly while the phase is `switching`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub switch: Option<Switch>,
+}
+
+/// `/shards/<s>/switch`: somebody wants the master moved. Deleted by the executor once the outcome is in the history.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SwitchRequest {
+    /// Drawn by who asks; the history's record carries it.
+    pub id: String,
+    /// The node that is to be master; none: the best replica.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<NodeId>,
+    /// Who asks, for people.
+    #[serde(default)]
+    pub asked_by: String,
+}
+
+impl Znode for SwitchRequest {
+    fn check(&self) -> Result<(), String> {
+        check_id("request id", &self.id)?;
+        check_names(self.to.iter().map(NodeId::as_str))
+    }
 }
 
 impl Znode for ShardState {
@@ -76,6 +99,15 @@ impl Znode for ShardState {
             return Err("no members".to_owned());
         }
         check_members(&self.members)?;
+        match (&self.switch, self.phase) {
+            (Some(switch), Phase::Switching) if switch.epoch <= self.epoch => {
+                return Err("a switchover to no later epoch".to_owned());
+            }
+            (Some(switch), Phase::Switching) => check_names([switch.to.as_str()])?,
+            (None, Phase::Switching) => return Err("switching, but not to whom".to_owned()),
+            (Some(_), Phase::Serving | Phase::Electing) => return Err("a switchover, though not switching".to_owned()),
+            (None, Phase::Serving | Phase::Electing) => {}
+        }
         let names = self.valid.keys().chain(self.master.iter()).chain([&self.executor]);
         check_names(names.map(NodeId::as_str))?;
         for run_id in self.valid.values().chain(&self.run_id) {
@@ -108,6 +140,7 @@ pub(super) fn sample() -> ShardState {
             .map(|(node, life)| (NodeId::from(node), RunId::from(life)))
             .into(),
         w: 1,
+        switch: None,
     }
 }
 
@@ -130,6 +163,16 @@ mod tests {
     fn a_state_that_contradicts_itself_is_refused() {
         assert!(refusal(|state| state.epoch = Epoch(0)).contains("epoch 0"));
         assert!(refusal(|state| state.addr = None).contains("together"));
+        assert!(refusal(|state| state.phase = Phase::Switching).contains("to whom"));
+        let switch = |epoch| {
+            Some(Switch {
+                to: NodeId::from("s1-b"),
+                epoch,
+            })
+        };
+        assert!(refusal(|state| state.switch = switch(Epoch(4))).contains("not switching"));
+        let early = |state: &mut ShardState| (state.phase, state.switch) = (Phase::Switching, switch(Epoch(3)));
+        assert!(refusal(early).contains("no later epoch"));
         assert!(refusal(|state| state.members.clear()).contains("no members"));
         assert!(refusal(|state| state.executor = NodeId::from("a/b")).contains("no name"));
         assert!(refusal(|state| state.run_id = Some(RunId::from(""))).contains("run_id"));
@@ -169,7 +212,7 @@ mod tests {
     proptest! {
         #[test]
         fn states_survive_a_round_trip(
-            epoch in 1u64..,
+            epoch in 1u64..u64::MAX,
             lives in prop::collection::btree_map(names(), "[0-9a-f]{40}", 1..5),
             nonce in "\\PC{0,20}",
             electing in any::<bool>(),
@@ -188,6 +231,7 @@ mod tests {
                 run_id: (!electing).then(|| run_id.clone()),
                 lineage: lives.into_values().collect(),
                 members: valid.keys().cloned().collect(),
+                switch: (!electing).then(|| Switch { to: master.clone(), epoch: Epoch(epoch).next() }),
                 valid,
                 w,
             };
