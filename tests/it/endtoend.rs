@@ -9,6 +9,7 @@ mod ensemble;
 mod hang;
 mod kills;
 mod proxies;
+mod switchovers;
 
 use std::time::Duration;
 

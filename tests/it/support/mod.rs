@@ -16,6 +16,7 @@ mod process;
 mod redis;
 mod relay;
 mod up;
+mod witness;
 mod zookeeper;
 
 use std::net::TcpListener;
@@ -32,6 +33,7 @@ pub use process::{Output, Process, run};
 pub use redis::Redis;
 pub use relay::Relay;
 pub use up::{Up, assert_gone, runs};
+pub use witness::{Account, Witness};
 pub use zookeeper::ZooKeeper;
 
 /// How long a server may take to come up on a busy machine.

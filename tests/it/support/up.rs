@@ -62,6 +62,16 @@ impl Up {
         Client::connect(self.listen.as_str())
     }
 
+    /// Where its proxies listen.
+    #[track_caller]
+    pub fn listens(&self) -> Vec<String> {
+        let json = self.json();
+        let proxies = json["proxies"].as_array().unwrap().iter();
+        proxies
+            .map(|proxy| proxy["listen"].as_str().unwrap().to_owned())
+            .collect()
+    }
+
     /// What `up.json` says.
     #[track_caller]
     pub fn json(&self) -> Json {
