@@ -1,6 +1,6 @@
 //! Masters that move on purpose under clients that put up with nothing.
 
-use crate::support::{Account, Client, Up, Value, Witness};
+use crate::support::{Account, Client, Redis, Up, Value, Witness};
 
 /// Clients of every kind, on all proxies in turn.
 pub fn witnesses(listens: &[String], of_each: usize) -> Vec<Witness> {
@@ -35,6 +35,24 @@ pub fn content(witnesses: &[Witness]) {
         })
         .collect();
     assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+#[test]
+fn clients_that_put_up_with_nothing_are_content_with_redis_itself_and_notice_its_faults() {
+    let redis = Redis::start(&[]);
+    assert_eq!(redis.command(&["SET", "steady", "here"]), Value::ok());
+    let witnesses = witnesses(&[redis.addr()], 1);
+    for witness in &witnesses {
+        witness.goes_on(20);
+    }
+    content(&witnesses);
+    assert_eq!(redis.command(&["DEL", "list:0"]), Value::Int(1));
+    let writer = witnesses.iter().find(|witness| witness.name == "writer").unwrap();
+    let mut noticed = false;
+    crate::support::eventually(super::SOON, || {
+        noticed |= !writer.take().faults.is_empty();
+        noticed
+    });
 }
 
 #[test]
