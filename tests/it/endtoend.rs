@@ -8,6 +8,7 @@ mod clients;
 mod ensemble;
 mod hang;
 mod kills;
+mod move_faults;
 mod proxies;
 mod switchovers;
 

@@ -195,6 +195,11 @@ impl Appended {
         }
     }
 
+    /// How many writes were acknowledged.
+    pub fn acknowledged(&self) -> u64 {
+        self.acknowledged.load(Ordering::Acquire)
+    }
+
     /// How many writes were left in doubt, and how many were said not to be executed.
     pub fn errors(&self) -> (usize, usize) {
         let count = |wanted| self.fates.iter().filter(|fate| **fate == wanted).count();

@@ -187,6 +187,16 @@ impl Up {
         signal_pid(&self.json()["zookeeper"]["pid"], signal);
     }
 
+    /// Signals the server that leads its ensemble; whichever it is, if that cannot be found out.
+    #[track_caller]
+    pub fn signal_zookeeper_leader(&self, signal: Signal) {
+        let json = self.json();
+        let connect = json["zookeeper"]["connect"].as_str().unwrap().to_owned();
+        let leads = |server: &str| super::zookeeper::ask(server, "srvr").contains("Mode: leader");
+        let leader = connect.split(',').position(leads).unwrap_or_default();
+        signal_pid(&json["zookeeper"]["pids"][leader], signal);
+    }
+
     /// Signals one of its proxies, the first being 0.
     #[track_caller]
     pub fn signal_proxy(&self, index: usize, signal: Signal) {

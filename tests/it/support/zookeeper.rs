@@ -108,12 +108,19 @@ fn launch(port: u16, dir: &Path) -> Option<Process> {
 }
 
 fn is_serving(port: u16) -> bool {
-    let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else {
-        return false;
-    };
+    ask(&format!("127.0.0.1:{port}"), "srvr").starts_with("Zookeeper version")
+}
+
+/// What a server answers to a word of four letters; nothing where it does not.
+pub fn ask(server: &str, word: &str) -> String {
     let mut answer = String::new();
-    stream.set_read_timeout(Some(Duration::from_secs(1))).is_ok()
-        && stream.write_all(b"srvr").is_ok()
-        && stream.read_to_string(&mut answer).is_ok()
-        && answer.starts_with("Zookeeper version")
+    let Ok(mut stream) = TcpStream::connect(server) else {
+        return answer;
+    };
+    let asked =
+        stream.set_read_timeout(Some(Duration::from_secs(1))).is_ok() && stream.write_all(word.as_bytes()).is_ok();
+    if asked && stream.read_to_string(&mut answer).is_err() {
+        answer.clear();
+    }
+    answer
 }
