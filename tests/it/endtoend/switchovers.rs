@@ -1,6 +1,8 @@
 //! Masters that move on purpose under clients that put up with nothing.
 
-use crate::support::{Account, Client, Redis, Up, Value, Witness};
+use std::time::Duration;
+
+use crate::support::{Account, Client, Redis, Slow, Up, Value, Witness, ZooKeeper};
 
 /// Clients of every kind, on all proxies in turn.
 pub fn witnesses(listens: &[String], of_each: usize) -> Vec<Witness> {
@@ -97,5 +99,31 @@ fn switchovers_under_clients_of_every_kind_on_two_proxies_are_not_noticed() {
         let numbers: Vec<usize> = items.iter().map(|item| item.text().parse().unwrap()).collect();
         assert!(numbers.into_iter().eq(1..=items.len()), "{key}");
     }
+    up.assert_calm(&[]);
+}
+
+#[test]
+fn a_slow_zookeeper_makes_a_switchover_slow_and_nothing_else() {
+    let zookeeper = ZooKeeper::start();
+    let wire = Slow::start(&zookeeper.connect(), Duration::from_millis(30));
+    let up = Up::start(&["--replicas", "1", "--proxies", "2", "--zookeeper", &wire.addr()]);
+    up.all_count("s1");
+    assert_eq!(up.client().command(&["SET", "steady", "here"]), Value::ok());
+    let witnesses = witnesses(&up.listens(), 1);
+    for _ in 0..2 {
+        for witness in &witnesses {
+            witness.goes_on(20);
+        }
+        let master = up.master("s1");
+        let output = up.operate("switchover", &["s1"]);
+        assert_eq!(output.code, Some(0), "{}{}", output.stdout, output.stderr);
+        assert_ne!(up.master("s1"), master);
+        for witness in &witnesses {
+            witness.goes_on(20);
+        }
+        content(&witnesses);
+        up.all_count("s1");
+    }
+    drop(witnesses);
     up.assert_calm(&[]);
 }
