@@ -1,5 +1,6 @@
 //! The side of the proxy that faces clients.
 
+mod attach;
 mod block;
 mod close;
 mod dispatch;
@@ -25,6 +26,8 @@ mod transaction;
 mod wait;
 mod window;
 
+#[expect(unused_imports, reason = "the worker calls it as soon as agents say when")]
+pub use attach::attach;
 pub use close::CloseReason;
 pub use roster::answer;
 pub use selection::Selection;
