@@ -7,5 +7,4 @@ use crate::proxy::shard::Shard;
 use crate::proxy::worker::Worker;
 
 /// Brings this worker's subscribers of a shard to the node that is about to be its master; done once all of them hear it.
-#[expect(dead_code, reason = "the worker calls it as soon as agents say when")]
 pub async fn attach(_worker: &Rc<Worker>, _shard: &Rc<Shard>, _attach: &Attach) {}
