@@ -565,3 +565,23 @@ fn what_a_move_cost_is_reported() {
     assert!(report.held >= 2 && report.took_us >= 100_000, "{report:?}");
     assert_eq!((report.indoubt, report.failed), (0, 0));
 }
+
+#[test]
+fn named_users_move_along() {
+    let mut bench = Bench::start();
+    for node in &bench.nodes {
+        node.command(&[
+            "ACL", "SETUSER", "alice", "on", ">wonder", "~*", "&*", "+@all", "-select",
+        ]);
+    }
+    let (mut alice, mut other) = (bench.client(), bench.client());
+    assert_eq!(alice.command(&["SELECT", "3"]), Value::ok());
+    assert_eq!(alice.command(&["AUTH", "alice", "wonder"]), Value::ok());
+    assert_eq!(alice.command(&["SET", "k", "3"]), Value::ok());
+    assert_eq!(other.command(&["SET", "k", "0"]), Value::ok());
+    bench.switch_over();
+    assert_eq!(alice.command(&["INCR", "k"]), Value::Int(4));
+    assert_eq!(other.command(&["INCR", "k"]), Value::Int(1));
+    assert_eq!(alice.command(&["ACL", "WHOAMI"]), Value::bulk("alice"));
+    bench.proxy.assert_no_undeclared_warnings(&[]);
+}
