@@ -211,10 +211,13 @@ impl Session {
                 warn!(client = self.id, "a client's login is refused: {line}");
                 self.close(CloseReason::FeedRefused);
             }
-            LaneEnd::Connect(ConnectError::Network(..) | ConnectError::Silent(..)) => self.suspect_master(),
+            LaneEnd::Connect(ConnectError::Network(..) | ConnectError::Silent(..) | ConnectError::NotOfEpoch(..)) => {
+                self.suspect_master()
+            }
             LaneEnd::Connect(ConnectError::Refused(..) | ConnectError::Unfit(..))
             | LaneEnd::Eof
             | LaneEnd::Refused
+            | LaneEnd::Deposed
             | LaneEnd::Network(_) => {}
         }
         let left = {

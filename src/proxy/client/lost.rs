@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::session::{Held, Session};
+use super::session::{Held, Pinned, Session};
 use super::transaction::{Told, Transaction, bury};
 use crate::clock;
 use crate::command::{Lookup, Table, Unit};
@@ -23,26 +23,37 @@ impl Session {
             match told {
                 // Too large to have been kept, or held long enough.
                 Told::Verdict(Verdict::Resend) if too_late || lost.bytes.is_empty() => {
+                    lane.shard.count_failed(lost.replies);
                     self.answer_lost(&lost, Told::Verdict(Verdict::MasterDown));
                 }
                 Told::Verdict(Verdict::Show) => {
                     self.fill(lost.run, &lost.answer, lost.replies, &worker);
                 }
-                Told::Verdict(Verdict::Resend) => held.push(Held {
-                    shard: lane.shard.clone(),
-                    run: lost.run,
-                    count: lost.replies,
-                    bytes: match lost.since_ms {
-                        Some(since_ms) => {
-                            with_time_left(&lost.bytes, now_ms.saturating_sub(since_ms), worker.commands())
-                                .unwrap_or(lost.bytes)
-                        }
-                        None => lost.bytes,
-                    },
-                    block: lost.role == Role::Block,
-                    private: lane.is_private(),
-                }),
-                told => self.answer_lost(&lost, told),
+                Told::Verdict(Verdict::Resend) => {
+                    lane.shard.count_resent(lost.replies);
+                    held.push(Held {
+                        shard: lane.shard.clone(),
+                        run: lost.run,
+                        count: lost.replies,
+                        bytes: match lost.since_ms {
+                            Some(since_ms) => {
+                                with_time_left(&lost.bytes, now_ms.saturating_sub(since_ms), worker.commands())
+                                    .unwrap_or(lost.bytes)
+                            }
+                            None => lost.bytes,
+                        },
+                        block: lost.role == Role::Block,
+                        private: lane.is_private(),
+                    });
+                }
+                told => {
+                    match told {
+                        Told::Verdict(Verdict::InDoubt) => lane.shard.count_indoubt(lost.replies),
+                        Told::Verdict(Verdict::MasterDown) => lane.shard.count_failed(lost.replies),
+                        _ => {}
+                    }
+                    self.answer_lost(&lost, told);
+                }
             }
         }
         let mut state = self.state();
@@ -130,7 +141,10 @@ impl Session {
     /// Notices that the session's own connection went with nothing in flight on it.
     pub(super) fn check_pinned(&self) {
         let mut state = self.state();
-        if state.pinned.take_if(|pinned| pinned.lane.has_ended()).is_some() {
+        // One that is retired ends at once, too.
+        let idle = state.window.unanswered() == 0;
+        let is_lost = |pinned: &mut Box<Pinned>| pinned.lane.has_ended() || (idle && pinned.lane.is_released());
+        if state.pinned.take_if(is_lost).is_some() {
             state.transaction = state.transaction.lost();
         }
     }

@@ -1,5 +1,6 @@
 //! The side of the proxy that faces clients.
 
+mod attach;
 mod block;
 mod close;
 mod dispatch;
@@ -25,6 +26,7 @@ mod transaction;
 mod wait;
 mod window;
 
+pub use attach::attach;
 pub use close::CloseReason;
 pub use roster::answer;
 pub use selection::Selection;
