@@ -338,7 +338,11 @@ impl Shard {
         for lane in self.open.borrow().values().filter(|lane| leads_astray(lane)) {
             lane.abandon();
         }
-        for tap in self.taps.take().iter().filter_map(Weak::upgrade) {
+        let taps: Vec<Rc<Tap>> = self.taps.borrow().iter().filter_map(Weak::upgrade).collect();
+        for tap in taps
+            .iter()
+            .filter(|tap| still.is_none_or(|still| *tap.target != *still))
+        {
             tap.lose();
         }
     }
@@ -400,7 +404,7 @@ impl Shard {
         }
     }
 
-    /// Ends `tap` when there is another master.
+    /// Ends `tap` when there is another master than the server that it leads to.
     pub fn watch_tap(&self, tap: &Rc<Tap>) {
         let mut taps = self.taps.borrow_mut();
         taps.retain(|tap| tap.strong_count() > 0);
