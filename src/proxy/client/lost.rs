@@ -161,11 +161,11 @@ impl Session {
     /// to be brought to another one first.
     pub(super) fn check_pinned(self: &Rc<Self>) -> bool {
         let again = {
-            self.has_waited_ms(clock::monotonic_ms());
             let mut state = self.state();
             let Some(pinned) = state.pinned.take_if(|pinned| pinned.lane.has_ended()) else {
                 return true;
             };
+            state.held_since_ms = clock::monotonic_ms();
             match state.queue_of(pinned, &[]) {
                 Some((queue, _)) => state.lose_queue(queue, &[], false) == Prospect::Again,
                 None => {
