@@ -1,6 +1,6 @@
 //! What becomes of a shard's connections: opened, retired with their master, lost, refused.
 
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 
 use tracing::{debug, info, warn};
 
@@ -39,7 +39,7 @@ impl Shard {
         for lane in self.take_astray(still) {
             lane.abandon();
         }
-        self.lose_taps();
+        self.lose_taps(still);
     }
 
     /// The same, for a master that was moved on purpose: what it still has to answer is heard, for a while. It is
@@ -55,7 +55,7 @@ impl Shard {
                 lane.abandon();
             }
         });
-        self.lose_taps();
+        self.lose_taps(Some(still));
     }
 
     /// Nothing that is on its way to or from `target` is worth anything from now on, but what has come already.
@@ -65,6 +65,10 @@ impl Shard {
         self.spares.retain(|lane| !leads_there(lane));
         for lane in self.open.borrow().values().filter(|lane| leads_there(lane)) {
             lane.depose();
+        }
+        let taps: Vec<Rc<Tap>> = self.taps.borrow().iter().filter_map(Weak::upgrade).collect();
+        for tap in taps.iter().filter(|tap| *tap.target == *target) {
+            tap.lose();
         }
     }
 
@@ -77,8 +81,10 @@ impl Shard {
         open.values().filter(|lane| leads_astray(lane)).cloned().collect()
     }
 
-    fn lose_taps(&self) {
-        for tap in self.taps.take().iter().filter_map(std::rc::Weak::upgrade) {
+    fn lose_taps(&self, still: Option<&Target>) {
+        let taps: Vec<Rc<Tap>> = self.taps.borrow().iter().filter_map(Weak::upgrade).collect();
+        let leads_astray = |tap: &&Rc<Tap>| still.is_none_or(|still| *tap.target != *still);
+        for tap in taps.iter().filter(leads_astray) {
             tap.lose();
         }
     }
@@ -142,7 +148,7 @@ impl Shard {
         });
     }
 
-    /// Ends `tap` when there is another master.
+    /// Ends `tap` when there is another master than the server that it leads to.
     pub fn watch_tap(&self, tap: &Rc<Tap>) {
         let mut taps = self.taps.borrow_mut();
         taps.retain(|tap| tap.strong_count() > 0);
