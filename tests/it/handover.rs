@@ -585,3 +585,27 @@ fn named_users_move_along() {
     assert_eq!(alice.command(&["ACL", "WHOAMI"]), Value::bulk("alice"));
     bench.proxy.assert_no_undeclared_warnings(&[]);
 }
+
+#[test]
+fn a_move_that_the_proxy_hears_of_too_late_costs_time_and_no_error() {
+    const COMMANDS: i64 = 60_000;
+    let mut bench = Bench::start();
+    let mut client = bench.client();
+    let mut writer = client.stream().try_clone().unwrap();
+    thread::scope(|scope| {
+        scope.spawn(move || std::io::Write::write_all(&mut writer, &b"INCR n\r\n".repeat(COMMANDS as usize)).unwrap());
+        scope.spawn(move || {
+            for n in 1..=COMMANDS {
+                assert_eq!(client.read_reply(), Value::Int(n));
+            }
+        });
+        for _ in 0..2 {
+            let offset = bench.fence();
+            bench.log_has("no master", usize::try_from(bench.epoch).unwrap());
+            bench.reach(offset);
+            bench.promote();
+            bench.publish_master();
+            eventually(SOON, || bench.report().is_some());
+        }
+    });
+}

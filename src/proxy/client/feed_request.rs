@@ -11,6 +11,7 @@ use super::feedline::{Asked, Plain};
 use super::session::{Park, Session, State};
 use super::stream::COLLECTED_BYTES_MAX;
 use super::subscriptions::{Family, NAMES_MAX, Verb};
+use crate::clock;
 use crate::command::{Class, Command, Flags, refusal};
 use crate::proxy::backend::put_request;
 use crate::resp::Args;
@@ -123,9 +124,12 @@ impl Session {
     fn feed_is_busy(self: &Rc<Self>) -> Option<Outcome> {
         let mut state = self.state();
         let feed = state.feed.as_ref()?;
-        if let Link::Down { since_ms, .. } = feed.link {
+        if feed.moving.is_some() {
+            return Some(Outcome::Park(Park::Drain));
+        }
+        if feed.awaits_master() {
             // It is in the worker's list already.
-            state.held_since_ms = since_ms;
+            state.held_since_ms = feed.waits_since_ms();
             return Some(Outcome::Park(Park::Hold));
         }
         let full = feed.line.unanswered_bytes() > UNANSWERED_BYTES_MAX;
@@ -165,14 +169,21 @@ impl Session {
             let shard = self.worker.shard(ShardIndex(0));
             self.state().wrote(&shard);
         }
-        let kept = frame.len() <= COLLECTED_BYTES_MAX;
+        let blocks = command.class == Class::Blocking;
+        let waits = is_write && !self.feed_takes_writes();
+        let kept = waits || frame.len() <= COLLECTED_BYTES_MAX;
         let asked = Asked::Plain(Plain {
             bytes: if kept { frame.to_vec() } else { Vec::new() },
             is_write,
             transaction,
-            again: is_write && kept && !transaction && !is_script,
+            again: kept && !transaction && !is_script,
+            since_ms: blocks.then(clock::monotonic_ms),
         });
-        let outcome = self.ask(asked, frame);
+        let outcome = if waits {
+            self.ask_later(asked, frame.len())
+        } else {
+            self.ask(asked, frame)
+        };
         self.with_feed(|feed| match &*command.name {
             "multi" => feed.line.multi = true,
             "watch" => feed.line.watch = true,
@@ -197,6 +208,30 @@ impl Session {
             feed.fence(1, asked.may_write());
             feed.line.ask(asked, Some(run), tap.send(frame), frame.len());
         }
+        Outcome::Done
+    }
+
+    /// Whether the feed leads to a server that may get what changes something.
+    fn feed_takes_writes(&self) -> bool {
+        let tap = self.with_feed(|feed| match &feed.link {
+            Link::Up(tap) => Some(tap.clone()),
+            Link::Down => None,
+        });
+        tap.flatten().is_some_and(|tap| self.leads_to_master(&tap))
+    }
+
+    /// Keeps a request until the feed leads to a master.
+    fn ask_later(self: &Rc<Self>, asked: Asked, bytes: usize) -> Outcome {
+        let mut state = self.state();
+        let State { feed, window, .. } = &mut *state;
+        if let Some(feed) = feed {
+            let run = window.reserve(FEED_LANE, 1);
+            feed.fence(1, asked.may_write());
+            feed.line.ask_later(asked, run, bytes);
+            feed.wait_from_now();
+        }
+        drop(state);
+        self.wake();
         Outcome::Done
     }
 

@@ -149,6 +149,10 @@ impl Session {
         match (state.transaction, &*command.name) {
             (Transaction::Queueing, "exec") => {
                 footprint = std::mem::take(&mut pinned.queued);
+                pinned.closing = state.queue.take();
+                if let Some(queue) = &mut pinned.closing {
+                    queue.add(frame);
+                }
                 pinned.queued_count = 0;
                 pinned.queued_writes = false;
                 pinned.selects = None;
@@ -165,6 +169,9 @@ impl Session {
                 pinned.queued.bound();
                 pinned.queued_count += 1;
                 pinned.queued_writes |= command.is_write();
+                if let Some(queue) = &mut state.queue {
+                    queue.add(frame);
+                }
             }
             (_, _) => self.mark(command, args, 0, &mut footprint),
         }
@@ -248,9 +255,13 @@ impl Session {
     fn private_lane(&self, state: &mut State, shard: &Rc<Shard>) -> Option<Rc<Lane>> {
         if state.pinned.is_none() {
             let lane = shard.open_private(&self.worker, &state.login)?;
-            let mut pinned = Pinned::of(lane);
+            let before = state.queue.as_mut().and_then(|queue| queue.before.take());
+            let mut pinned = match before {
+                Some(before) => before.moved_to(lane),
+                None => Box::new(Pinned::of(lane)),
+            };
             pinned.clean = false;
-            state.pinned = Some(Box::new(pinned));
+            state.pinned = Some(pinned);
         }
         state.pinned.as_ref().map(|pinned| pinned.lane.clone())
     }
@@ -356,6 +367,11 @@ impl Session {
         let held = std::mem::take(&mut self.state().held);
         let (expired, kept): (Vec<Held>, Vec<Held>) = held.into_iter().partition(|held| Rc::ptr_eq(&held.shard, shard));
         self.state().held = kept;
+        if expired.iter().any(|held| held.private) {
+            let mut state = self.state();
+            let after = state.transaction.lost();
+            state.stand(after);
+        }
         let worker = self.worker.clone();
         for held in expired {
             shard.count_failed(held.count);
@@ -437,7 +453,15 @@ impl Pinned {
             queued_writes: false,
             clean: true,
             selects: None,
+            closing: None,
         }
+    }
+
+    /// What is queued will be so on another connection, too.
+    fn moved_to(mut self: Box<Self>, lane: Rc<Lane>) -> Box<Self> {
+        self.login = lane.login.clone();
+        self.lane = lane;
+        self
     }
 
     /// Whether it takes what the session asks of `shard` now. One that a transaction needs does in any case.

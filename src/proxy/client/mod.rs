@@ -16,6 +16,7 @@ mod multi;
 mod mute;
 mod pausing;
 mod portrait;
+mod queue;
 mod roster;
 mod run;
 mod selection;

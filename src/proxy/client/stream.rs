@@ -65,6 +65,9 @@ impl Session {
         };
         pinned.clean = false;
         let lane = pinned.lane.clone();
+        if let Some(queue) = &mut state.queue {
+            queue.forget();
+        }
         let run = state.window.reserve(lane.number, 1);
         let mut footprint = Footprint::default();
         // Its keys may not all be there yet.
