@@ -32,8 +32,8 @@ use super::mesh::Mesh;
 use super::probe::Probe;
 use super::redis::Login;
 use crate::clock;
-use crate::peer::{self, Inbound, News, Request};
-use crate::topology::{Addr, NodeId, RunId, ShardId};
+use crate::peer::{self, Inbound, News, Report, Request};
+use crate::topology::{Addr, Epoch, NodeId, RunId, ShardId};
 
 /// Inputs that wait for the machine.
 const INPUTS_MAX: usize = 256;
@@ -95,6 +95,8 @@ pub enum StoreRequest {
     Relay(Versioned),
     /// A history record.
     Record(Outcome),
+    /// What a proxy says that the change to an epoch cost it, for that epoch's record.
+    Report(String, Epoch, Report),
     /// What our Redis is by now.
     Describe(Described),
 }
@@ -155,6 +157,7 @@ pub async fn run(
 }
 
 struct Host {
+    shard: ShardId,
     machine: Machine,
     epochs: EpochFile,
     mesh: Mesh,
@@ -200,6 +203,7 @@ impl Host {
         tokio::spawn(stop.clone().run_until_cancelled_owned(watching));
         let secret = Arc::clone(&settings.secret);
         Ok(Self {
+            shard: settings.shard.clone(),
             machine: Machine::new(clock::now(), me, timings, epochs.read()?, seed),
             epochs,
             mesh: Mesh::new(
@@ -254,8 +258,15 @@ impl Host {
                     None
                 }
             },
+            Request::Report(shard, epoch, report) => {
+                if shard == self.shard {
+                    self.tell_store(StoreRequest::Report(inbound.id, epoch, report));
+                }
+                send(inbound.reply, &"noted");
+                None
+            }
             // Only a switchover waits for drains, and our own watch brings what others relay.
-            Request::Drained(..) | Request::Attached(..) | Request::Report(..) | Request::Relay(_) => {
+            Request::Drained(..) | Request::Attached(..) | Request::Relay(_) => {
                 send(inbound.reply, &"noted");
                 None
             }

@@ -49,9 +49,11 @@ impl Store {
                 })
             }
             StoreRequest::Read => StoreEvent::Synced(self.state.clone()),
-            StoreRequest::Suspect(_) | StoreRequest::Relay(_) | StoreRequest::Record(_) | StoreRequest::Describe(_) => {
-                return;
-            }
+            StoreRequest::Suspect(_)
+            | StoreRequest::Relay(_)
+            | StoreRequest::Record(_)
+            | StoreRequest::Report(..)
+            | StoreRequest::Describe(_) => return,
         };
         let _ = self.agents[from].2.try_send(answer);
     }

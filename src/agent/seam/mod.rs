@@ -4,7 +4,7 @@
 //!  connection, hints --> reader --Synced, Lost, State, Nodes, Suspects--> host
 //!                           |  serving states --> news --> whoever is connected to the peer port
 //!  host --Write--> writer --Written--> host
-//!       --Record--> historian          (its own pace: a history never holds up a failover)
+//!       --Record, Report--> historian  (its own pace: a history never holds up a failover)
 //!       --Describe, Suspect--> presence (ephemerals, kept by the store house)
 //! ```
 //!
@@ -16,6 +16,7 @@ mod historian;
 mod news;
 mod presence;
 mod reader;
+mod tally;
 mod writer;
 mod znode;
 
@@ -29,7 +30,7 @@ use crate::peer::News as Told;
 use crate::store::Store;
 use crate::topology::{NodeId, ShardId};
 
-use historian::Historian;
+use historian::{Historian, Reported};
 use news::News;
 use reader::Reader;
 use writer::{Write, Writer};
@@ -42,6 +43,8 @@ const EVENTS_MAX: usize = 64;
 const REQUESTS_MAX: usize = 64;
 /// Writes and reads that wait for their task.
 const WAITING_MAX: usize = 8;
+/// Reports of proxies that wait for the historian.
+const REPORTS_MAX: usize = 256;
 
 /// Starts the seam; it ends with `stop`. What is told to proxies at once comes out of the second part.
 pub fn start(
@@ -57,6 +60,7 @@ pub fn start(
     let (reads, to_read) = mpsc::channel(WAITING_MAX);
     let (writes, to_write) = mpsc::channel(WAITING_MAX);
     let (records, to_record) = mpsc::channel(WAITING_MAX);
+    let (reports, reported) = mpsc::channel(REPORTS_MAX);
     let reader = Reader::new(store.clone(), shard.clone(), events.clone(), news.clone());
     let writer = Writer::new(store.clone(), shard, events.clone());
     let historian = Historian::new(store.clone(), shard.clone(), node.clone());
@@ -64,13 +68,17 @@ pub fn start(
         reads,
         writes,
         records,
+        reports,
         presence,
         news,
         events,
     };
     tokio::spawn(stop.clone().run_until_cancelled_owned(reader.run(to_read)));
     tokio::spawn(stop.clone().run_until_cancelled_owned(writer.run(to_write)));
-    tokio::spawn(stop.clone().run_until_cancelled_owned(historian.run(to_record)));
+    tokio::spawn(
+        stop.clone()
+            .run_until_cancelled_owned(historian.run(to_record, reported)),
+    );
     tokio::spawn(stop.clone().run_until_cancelled_owned(sorter.run(asked)));
     let seam = StoreSeam { events: told, requests };
     (seam, heard)
@@ -81,6 +89,7 @@ struct Sorter {
     reads: mpsc::Sender<()>,
     writes: mpsc::Sender<Write>,
     records: mpsc::Sender<Box<Outcome>>,
+    reports: mpsc::Sender<Reported>,
     presence: Presence,
     news: News,
     events: mpsc::Sender<StoreEvent>,
@@ -105,6 +114,12 @@ impl Sorter {
                 StoreRequest::Record(outcome) => {
                     if self.records.try_send(Box::new(outcome)).is_err() {
                         tracing::warn!("a history record is dropped: the store has been away for long");
+                    }
+                }
+                StoreRequest::Report(proxy, epoch, report) => {
+                    let reported = Reported { proxy, epoch, report };
+                    if self.reports.try_send(reported).is_err() {
+                        tracing::debug!("a proxy's report is dropped: the store has been away for long");
                     }
                 }
             }
