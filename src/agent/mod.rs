@@ -12,6 +12,7 @@ pub mod info;
 pub mod machine;
 pub mod memory;
 mod mesh;
+pub mod petition;
 pub mod probe;
 pub mod process;
 pub mod redis;

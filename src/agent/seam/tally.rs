@@ -8,14 +8,12 @@ use std::time::Duration;
 
 use crate::peer::Report;
 use crate::topology::Epoch;
-use crate::topology::codec::Record;
+use crate::topology::codec::{Phases, Record};
 
 /// Epochs remembered: reports may come before the record they belong to, never long after it.
 const EPOCHS_MAX: usize = 8;
 /// Proxies remembered in one epoch.
 const PROXIES_MAX: usize = 1024;
-/// The phase that says how long the slowest proxy's clients stood still. It runs beside the others, not after them.
-pub(super) const REPOINT: &str = "repoint";
 
 /// See the module's note.
 #[derive(Debug, Default)]
@@ -56,8 +54,8 @@ impl Tally {
         record.indoubt = sum(|report| report.indoubt);
         record.failed = sum(|report| report.failed);
         let slowest = reports.values().map(|report| report.took_us).max().unwrap_or(0);
-        let repoint = (REPOINT.to_owned(), Duration::from_micros(slowest));
-        record.phases_ms.0.push(repoint);
+        let repoint = Duration::from_micros(slowest);
+        record.phases_ms.0.push((Phases::REPOINT.to_owned(), repoint));
         record
     }
 }
@@ -93,9 +91,9 @@ mod tests {
         assert!(tally.complete(epoch, &both));
         let filled = tally.fill(record(2));
         assert_eq!((filled.held, filled.failed), (Some(9), Some(0)));
-        let last = filled.phases_ms.0.last().unwrap();
-        assert_eq!(*last, (REPOINT.to_owned(), Duration::from_micros(12_345)));
-        assert_eq!(filled.phases_ms.0.len(), record(2).phases_ms.0.len() + 1);
+        let repoint = filled.phases_ms.of(Phases::REPOINT);
+        assert_eq!(repoint, Some(Duration::from_micros(12_345)));
+        assert_eq!(filled.phases_ms.took(), record(2).phases_ms.took());
     }
 
     #[test]
