@@ -125,7 +125,7 @@ impl Petition {
 
     /// Takes the request back if it still stands. What was begun with may yet come to its end.
     pub async fn withdraw(&self) -> Result<(), StoreError> {
-        self.again(async || {
+        self.again(|| async {
             let Some((version, request)) = self.standing().await? else {
                 return Ok(());
             };
@@ -145,14 +145,14 @@ impl Petition {
         let path = Place::Switch(self.shard.clone()).to_string();
         let bytes = encode(&self.request);
         let created = self
-            .again(async || self.store.create(&path, bytes.clone(), Lifetime::Persistent).await)
+            .again(|| self.store.create(&path, bytes.clone(), Lifetime::Persistent))
             .await;
         match created {
             Err(StoreError::Exists(_)) => {}
             other => return Ok(other?),
         }
         // It may be our own: the answer to an earlier attempt was lost.
-        let standing = self.again(async || self.standing().await).await?;
+        let standing = self.again(|| self.standing()).await?;
         let by = match standing {
             Some((_, Some(request))) if request.id == self.request.id => return Ok(()),
             Some((_, Some(request))) if !request.asked_by.is_empty() => request.asked_by,
@@ -217,7 +217,7 @@ impl Petition {
 
     async fn records(&self) -> Result<Vec<u64>, StoreError> {
         let path = Place::History(self.shard.clone()).to_string();
-        let names = self.again(async || self.store.children(&path).await).await?;
+        let names = self.again(|| self.store.children(&path)).await?;
         Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
     }
 
@@ -237,7 +237,10 @@ impl Petition {
     }
 
     /// Tries again what the store did not answer. Only for what may be done twice.
-    async fn again<T>(&self, step: impl AsyncFn() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    async fn again<T, F>(&self, step: impl Fn() -> F) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, StoreError>>,
+    {
         let mut last = step().await;
         for _ in 1..TRIES {
             match last {

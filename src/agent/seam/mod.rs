@@ -16,6 +16,7 @@ mod historian;
 mod news;
 mod presence;
 mod reader;
+mod rivals;
 mod tally;
 mod writer;
 mod znode;
@@ -35,7 +36,8 @@ use news::News;
 use reader::Reader;
 use writer::{Write, Writer};
 
-pub use presence::Presence;
+pub use presence::{Presence, patience};
+pub use rivals::{Rival, Rivals};
 
 /// Events that wait for the host.
 const EVENTS_MAX: usize = 64;
