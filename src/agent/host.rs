@@ -95,6 +95,8 @@ pub enum StoreRequest {
     Relay(Versioned),
     /// A history record.
     Record(Outcome),
+    /// How many bytes of the stream our Redis had and the master of this epoch did not.
+    Lost(Epoch, u64),
     /// What a proxy says that the change to an epoch cost it, for that epoch's record.
     Report(String, Epoch, Report),
     /// What our Redis is by now.
@@ -317,6 +319,7 @@ impl Host {
             Action::Suspect(suspicion) => self.tell_store(StoreRequest::Suspect(suspicion)),
             Action::Relay(state) => self.tell_store(StoreRequest::Relay(state)),
             Action::Record(outcome) => self.tell_store(StoreRequest::Record(*outcome)),
+            Action::Lost { epoch, bytes } => self.tell_store(StoreRequest::Lost(epoch, bytes)),
             Action::Ask { id, node, ask } => {
                 if let Err(why) = self.mesh.ask(&node, id, ask) {
                     self.come_back(Input::Answered(id, Reply::Failed(why.to_owned())));

@@ -53,6 +53,7 @@ impl Store {
             | StoreRequest::Relay(_)
             | StoreRequest::Record(_)
             | StoreRequest::Report(..)
+            | StoreRequest::Lost(..)
             | StoreRequest::Describe(_) => return,
         };
         let _ = self.agents[from].2.try_send(answer);

@@ -24,6 +24,7 @@ mod lead;
 pub mod obedience;
 pub mod quorum;
 pub mod state;
+mod stray;
 pub mod timings;
 #[cfg(test)]
 mod twin;
@@ -40,6 +41,7 @@ use election::Election;
 use facts::Cleanliness;
 use obedience::{Ask, Obedience, Step};
 use state::{MasterOf, Versioned};
+use stray::Stray;
 use timings::Timings;
 use writing::Pending;
 
@@ -131,6 +133,8 @@ pub struct Machine {
     own_since: Instant,
     own_reading: Option<Instant>,
     follow_again: Instant,
+    /// What our Redis held when it was told to follow, until it is known what of it the master lacks.
+    stray: Option<Stray>,
     shouted: BTreeSet<String>,
 
     actions: VecDeque<Action>,
@@ -170,6 +174,7 @@ impl Machine {
             own_since: now,
             own_reading: None,
             follow_again: now,
+            stray: None,
             shouted: BTreeSet::new(),
             actions: VecDeque::new(),
         }
@@ -300,6 +305,7 @@ impl Machine {
         }
         if let Seen::Up { facts, asked_at } = seen {
             self.master_reading = Some((facts.clone(), *asked_at));
+            self.tell_stray(facts);
         }
         self.detector.handle_master(now, master, seen);
     }

@@ -33,15 +33,22 @@ const AGAIN: Duration = Duration::from_millis(500);
 const LOOK_BACK: usize = 8;
 /// How long a record waits for the reports of proxies.
 const REPORTS_LIMIT: Duration = Duration::from_millis(300);
+/// How often adding a loss to a record is tried.
+const LOSS_TRIES: usize = 5;
 /// How long later reports are added to it.
 const LATE_LIMIT: Duration = Duration::from_secs(2);
 
-/// What a proxy says of a change of master.
+/// What is to be added to a record.
 #[derive(Clone, Debug)]
-pub(super) struct Reported {
-    pub(super) proxy: String,
-    pub(super) epoch: Epoch,
-    pub(super) report: Report,
+pub(super) enum Reported {
+    /// What a proxy says of the change to this epoch.
+    Proxy {
+        proxy: String,
+        epoch: Epoch,
+        report: Report,
+    },
+    /// Our Redis, master before, had this much of the stream that the master of this epoch did not have.
+    Lost { epoch: Epoch, bytes: u64 },
 }
 
 pub(super) struct Historian {
@@ -111,7 +118,10 @@ impl Historian {
             let due = self.open.iter().map(Open::due).min();
             tokio::select! {
                 biased;
-                Some(reported) = reports.recv() => self.tally.note(reported.proxy, reported.epoch, reported.report),
+                Some(reported) = reports.recv() => match reported {
+                    Reported::Proxy { proxy, epoch, report } => self.tally.note(proxy, epoch, report),
+                    Reported::Lost { epoch, bytes } => self.add_loss(epoch, bytes).await,
+                },
                 outcome = outcomes.recv() => match outcome {
                     Some(outcome) => self.begin(znode::record(&self.shard, *outcome, clock::unix_ms())).await,
                     None => return,
@@ -197,13 +207,57 @@ impl Historian {
         let done = async {
             let found = self.store.get(&path).await?;
             let found = found.ok_or_else(|| StoreError::Missing(path.clone()))?;
-            self.store.set(&path, encode(&record), found.version).await
+            // Whoever lost something may have said so meanwhile.
+            let lost_bytes = decode::<Record>(&found.bytes, &path)
+                .ok()
+                .and_then(|found| found.lost_bytes);
+            let whole = Record {
+                lost_bytes: record.lost_bytes.or(lost_bytes),
+                ..record.clone()
+            };
+            self.store.set(&path, encode(&whole), found.version).await
         };
         match done.await {
             Ok(_) => **stands = record,
             // Setting the same twice changes nothing: a later look may try again.
             Err(error) => tracing::debug!(%error, epoch = %record.epoch, "late reports are not in the history yet"),
         }
+    }
+}
+
+impl Historian {
+    /// Completes the record of the failover that put another in our place: somebody else wrote it, who could not know.
+    async fn add_loss(&self, epoch: Epoch, bytes: u64) {
+        for _ in 0..LOSS_TRIES {
+            match self.try_add_loss(epoch, bytes).await {
+                Ok(()) => return,
+                Err(error) => tracing::debug!(%error, %epoch, "the history does not tell of a loss yet"),
+            }
+            sleep(AGAIN).await;
+        }
+    }
+
+    async fn try_add_loss(&self, epoch: Epoch, bytes: u64) -> Result<(), StoreError> {
+        let parent = Place::History(self.shard.clone()).to_string();
+        let names = self.store.children(&parent).await?;
+        for name in names.iter().rev().take(LOOK_BACK) {
+            let path = format!("{parent}/{name}");
+            let Some(found) = self.store.get(&path).await? else {
+                continue;
+            };
+            let Ok(record) = decode::<Record>(&found.bytes, &path) else {
+                continue;
+            };
+            let ours = record.epoch == epoch && record.from.as_ref() == Some(&self.node);
+            if ours && record.kind == Kind::Failover && record.lost_bytes.is_none() {
+                let whole = Record {
+                    lost_bytes: Some(bytes),
+                    ..record
+                };
+                self.store.set(&path, encode(&whole), found.version).await?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -423,7 +477,8 @@ pub(super) mod tests {
                 ..Report::default()
             };
             let (proxy, epoch) = (proxy.to_owned(), Epoch(epoch));
-            self.reports.send(Reported { proxy, epoch, report }).await.unwrap();
+            let reported = Reported::Proxy { proxy, epoch, report };
+            self.reports.send(reported).await.unwrap();
         }
 
         async fn ends(&self, epoch: u64) {
@@ -468,6 +523,49 @@ pub(super) mod tests {
         assert_eq!(bench.until_held(None).await, 3);
         bench.report("p2", 4, 7).await;
         assert_eq!(bench.until_held(Some(7)).await, 3);
+    }
+
+    #[tokio::test]
+    async fn a_loss_is_added_by_who_was_master_and_stays_when_reports_come_late() {
+        let bench = Bench::start(&["p1"]).await;
+        for (node, bytes) in [("b", 7), ("a", 8)] {
+            let record = Record {
+                from: Some(NodeId::from(node)),
+                ..record(bytes)
+            };
+            bench.store.append("/history/s1", encode(&record)).await.unwrap();
+        }
+        for epoch in [7, 8] {
+            let lost = Reported::Lost {
+                epoch: Epoch(epoch),
+                bytes: 30,
+            };
+            bench.reports.send(lost).await.unwrap();
+        }
+        let lost = async |name: &str| {
+            let found = bench.store.get(&format!("/history/s1/{name}")).await.unwrap().unwrap();
+            decode::<Record>(&found.bytes, "p").unwrap().lost_bytes
+        };
+        let mut watch = bench.store.watch("/history");
+        while lost("0000000001").await.is_none() {
+            timeout(LIMIT, watch.changed()).await.expect("the loss is added");
+        }
+        assert_eq!((lost("0000000000").await, lost("0000000001").await), (None, Some(30)));
+
+        bench.ends(9).await;
+        while bench.until_held(None).await < 3 {
+            timeout(LIMIT, watch.changed()).await.expect("the next record comes");
+        }
+        let path = "/history/s1/0000000002";
+        let found = bench.store.get(path).await.unwrap().unwrap();
+        let whole = Record {
+            lost_bytes: Some(5),
+            ..decode(&found.bytes, path).unwrap()
+        };
+        bench.store.set(path, encode(&whole), found.version).await.unwrap();
+        bench.report("p1", 9, 4).await;
+        assert_eq!(bench.until_held(Some(4)).await, 3);
+        assert_eq!(lost("0000000002").await, Some(5));
     }
 
     #[tokio::test]

@@ -4,7 +4,7 @@
 //!  connection, hints --> reader --Synced, Lost, State, Nodes, Suspects--> host
 //!                           |  serving states --> news --> whoever is connected to the peer port
 //!  host --Write--> writer --Written--> host
-//!       --Record, Report--> historian  (its own pace: a history never holds up a failover)
+//!       --Record, Report, Lost--> historian  (its own pace: a history never holds up a failover)
 //!       --Describe, Suspect--> presence (ephemerals, kept by the store house)
 //! ```
 //!
@@ -118,13 +118,15 @@ impl Sorter {
                         tracing::warn!("a history record is dropped: the store has been away for long");
                     }
                 }
-                StoreRequest::Report(proxy, epoch, report) => {
-                    let reported = Reported { proxy, epoch, report };
-                    if self.reports.try_send(reported).is_err() {
-                        tracing::debug!("a proxy's report is dropped: the store has been away for long");
-                    }
-                }
+                StoreRequest::Report(proxy, epoch, report) => self.report(Reported::Proxy { proxy, epoch, report }),
+                StoreRequest::Lost(epoch, bytes) => self.report(Reported::Lost { epoch, bytes }),
             }
+        }
+    }
+
+    fn report(&self, reported: Reported) {
+        if self.reports.try_send(reported).is_err() {
+            tracing::debug!("a report for the history is dropped: the store has been away for long");
         }
     }
 }

@@ -294,7 +294,7 @@ impl World {
                 self.disks.insert(node.clone(), epoch);
             }
             Action::Relay(state) => self.spread(&state),
-            Action::Record(_) => {}
+            Action::Record(_) | Action::Lost { .. } => {}
             Action::Say(level, sentence) => {
                 let at = self.now.duration_since(self.start);
                 self.log.push(format!("{at:?} {node} {level:?} {sentence}"));
