@@ -25,5 +25,5 @@ mod store;
 mod stress;
 mod support;
 mod support_check;
-mod switchover;
+mod switchover_command;
 mod up;
