@@ -15,7 +15,6 @@ use super::timings::Timings;
 
 /// See the module's note.
 #[derive(Clone, Debug)]
-#[expect(clippy::large_enum_variant, reason = "one per agent; never in a collection")]
 pub(super) enum Course {
     Election(Election),
     Switchover(Switchover),

@@ -136,10 +136,32 @@ impl Up {
     /// without a word of doubt. A node may be linked a moment before.
     #[track_caller]
     pub fn all_count(&self, shard: &str) {
+        let done = self.watch_state(shard, |state| {
+            let members = state["members"].as_array().map_or(0, Vec::len);
+            let valid = state["valid"].as_object().map_or(0, serde_json::Map::len);
+            state["phase"] == "serving" && valid == members && self.lives(&state["valid"])
+        });
+        assert!(done, "not every member of {shard} counts");
+    }
+
+    /// What the shard has agreed on, as it stands in ZooKeeper.
+    #[track_caller]
+    pub fn state(&self, shard: &str) -> Json {
+        let mut found = Json::Null;
+        let done = self.watch_state(shard, |state| {
+            found = state.clone();
+            !state.is_null()
+        });
+        assert!(done, "{shard} has no state");
+        found
+    }
+
+    /// Reads the shard's state until `wanted` is content with it; says whether it was.
+    fn watch_state(&self, shard: &str, mut wanted: impl FnMut(&Json) -> bool) -> bool {
         let connect = self.json()["zookeeper"]["connect"].as_str().unwrap().to_owned();
         let path = format!("/shards/{shard}/state");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let done = runtime.unwrap().block_on(async {
+        runtime.unwrap().block_on(async {
             let settings = pointsman::store::Settings::new(&connect, self.json()["cluster"].as_str().unwrap());
             let store = Store::connect(&settings).await.unwrap();
             let end = clock::now() + START_DEADLINE;
@@ -148,15 +170,14 @@ impl Up {
                 let state = store.get(&path).await.ok().flatten().map_or(Json::Null, |value| {
                     serde_json::from_slice(&value.bytes).unwrap_or(Json::Null)
                 });
-                let members = state["members"].as_array().map_or(0, Vec::len);
-                let valid = state["valid"].as_object().map_or(0, serde_json::Map::len);
-                done = state["phase"] == "serving" && valid == members && self.lives(&state["valid"]);
-                tokio::time::sleep(POLL).await;
+                done = wanted(&state);
+                if !done {
+                    tokio::time::sleep(POLL).await;
+                }
             }
             store.close().await;
             done
-        });
-        assert!(done, "not every member of {shard} counts");
+        })
     }
 
     /// Whether these are the lives of the Redis that run now.
