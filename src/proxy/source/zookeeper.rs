@@ -116,12 +116,13 @@ impl Source {
         }
     }
 
-    /// A published state, told by an agent: as good as if it had been read.
+    /// A state told by an agent, which stands in ZooKeeper: as good as if it had been read. Of an election there is nothing
+    /// to know before its end.
     fn take_in(&mut self, relayed: Relayed) {
         let Relayed { shard, version, state } = relayed;
         let path = Place::State(shard.clone()).to_string();
         match decode::<ShardState>(&state, &path) {
-            Ok(state) if state.phase == Phase::Serving => {
+            Ok(state) if state.phase != Phase::Electing => {
                 if self.reader.picture.set_state(&shard, version, state) {
                     self.publish();
                 }
