@@ -66,11 +66,12 @@ pub async fn keep(
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            Ok(()) = snapshots.changed() => {
-                liaison.snapshot = snapshots.borrow_and_update().clone();
-                liaison.follow();
+            Ok(()) = snapshots.changed() => liaison.see(&mut snapshots),
+            Some(told) = desk.told.recv() => {
+                // Workers may have seen a newer one, which names the executor that has to be told.
+                liaison.see(&mut snapshots);
+                liaison.pass_on(told);
             }
-            Some(told) = desk.told.recv() => liaison.pass_on(told),
             Some(news) = heard.recv() => match news {
                 // The source looks at all of them, and soon: it waits for nothing else meanwhile.
                 News::State(relayed) => drop(relays.send(relayed).await),
@@ -106,6 +107,15 @@ impl Drop for Agent {
 }
 
 impl Liaison {
+    /// Follows the newest snapshot, if it has not done so already.
+    fn see(&mut self, snapshots: &mut watch::Receiver<Arc<Snapshot>>) {
+        let newest = snapshots.borrow_and_update().clone();
+        if !Arc::ptr_eq(&newest, &self.snapshot) {
+            self.snapshot = newest;
+            self.follow();
+        }
+    }
+
     /// Connects to whom the snapshot names, and to nobody else.
     fn follow(&mut self) {
         let snapshot = self.snapshot.clone();
