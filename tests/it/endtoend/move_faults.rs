@@ -15,6 +15,11 @@ use crate::support::{Client, Pointsman, Up, Value, eventually};
 /// When a fault strikes, in milliseconds after the request for a switchover is there.
 const MOMENTS_MS: [u64; 5] = [0, 3, 6, 10, 16];
 
+/// What an agent says when it takes a switchover back.
+const GIVEN_UP: &str = "stays the master";
+/// What it says when a proxy does not answer.
+const NOT_DRAINED: &str = "not waiting any longer";
+
 /// Who is what when a switchover begins.
 struct Cast {
     master: String,
@@ -104,7 +109,7 @@ fn a_target_that_is_killed_costs_nothing_but_the_move() {
         |up, cast| back(up, &cast.target),
         &Wanted {
             all_kept: false,
-            declared: &[NO_MASTER, "switchover", "no master for epoch", "attach to the master"],
+            declared: &[NO_MASTER, GIVEN_UP, "no master for epoch", "attach to the master"],
         },
     );
 }
@@ -117,7 +122,7 @@ fn an_old_master_that_is_killed_is_replaced_like_any_other() {
         |up, cast| back(up, &cast.master),
         &Wanted {
             all_kept: false,
-            declared: &[NO_MASTER, "switchover", "no master for epoch"],
+            declared: &[NO_MASTER, GIVEN_UP, NOT_DRAINED, "no master for epoch"],
         },
     );
 }
@@ -130,7 +135,7 @@ fn an_executor_that_is_killed_leaves_a_shard_that_serves_again() {
         |up, cast| back(up, &cast.master),
         &Wanted {
             all_kept: true,
-            declared: &[NO_MASTER, "switchover", "no master for epoch"],
+            declared: &[NO_MASTER, GIVEN_UP, NOT_DRAINED, "no master for epoch"],
         },
     );
 }
@@ -143,7 +148,7 @@ fn an_agent_of_the_target_that_is_killed_leaves_a_shard_that_serves_again() {
         |up, cast| back(up, &cast.target),
         &Wanted {
             all_kept: true,
-            declared: &[NO_MASTER, "switchover", "no master for epoch"],
+            declared: &[NO_MASTER, GIVEN_UP, NOT_DRAINED, "no master for epoch"],
         },
     );
 }
@@ -156,7 +161,7 @@ fn a_proxy_that_is_killed_is_waited_for_in_vain_and_not_for_long() {
         |up, _| eventually(SOON, || !up.json()["proxies"][0]["pid"].is_null()),
         &Wanted {
             all_kept: true,
-            declared: &[NO_MASTER, "switchover", "did not drain"],
+            declared: &[NO_MASTER, GIVEN_UP, NOT_DRAINED],
         },
     );
 }
@@ -176,7 +181,7 @@ fn a_zookeeper_leader_that_is_killed_leaves_a_shard_that_serves() {
         },
         &Wanted {
             all_kept: true,
-            declared: &[NO_MASTER, "switchover", "ZooKeeper", "no master for epoch", "store"],
+            declared: &[NO_MASTER, GIVEN_UP, NOT_DRAINED, "ZooKeeper", "no master for epoch", "store"],
         },
     );
 }
@@ -189,7 +194,7 @@ fn a_target_that_hangs_is_given_up() {
         |up, cast| up.signal(&cast.target, "redis", Signal::SIGCONT),
         &Wanted {
             all_kept: true,
-            declared: &[NO_MASTER, "switchover", "no master for epoch", "attach to the master"],
+            declared: &[NO_MASTER, GIVEN_UP, "no master for epoch", "attach to the master"],
         },
     );
 }
