@@ -49,7 +49,12 @@ impl Store {
                 })
             }
             StoreRequest::Read => StoreEvent::Synced(self.state.clone()),
-            StoreRequest::Suspect(_) | StoreRequest::Relay(_) | StoreRequest::Record(_) | StoreRequest::Describe(_) => {
+            StoreRequest::Suspect(_)
+            | StoreRequest::Relay(_)
+            | StoreRequest::Record(_)
+            | StoreRequest::Attach(_)
+            | StoreRequest::Report(..)
+            | StoreRequest::Describe(_) => {
                 return;
             }
         };

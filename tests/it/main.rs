@@ -24,4 +24,5 @@ mod store;
 mod stress;
 mod support;
 mod support_check;
+mod switchover;
 mod up;

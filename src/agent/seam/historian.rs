@@ -7,8 +7,8 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
-use super::znode;
-use crate::agent::machine::election::Outcome;
+use super::{request, znode};
+use crate::agent::machine::outcome::Outcome;
 use crate::clock;
 use crate::store::{Store, StoreError};
 use crate::topology::codec::{Place, Record, encode};
@@ -36,6 +36,9 @@ impl Historian {
         while let Some(outcome) = outcomes.recv().await {
             let record = znode::record(&self.shard, *outcome, clock::unix_ms());
             self.keep(&record).await;
+            if let Some(request) = &record.request {
+                request::end(&self.store, &self.shard, request).await;
+            }
         }
     }
 
@@ -102,15 +105,21 @@ mod tests {
     use crate::agent::machine::quorum::Grounds;
     use crate::store::{Loss, Memory};
     use crate::topology::Epoch;
+    use crate::topology::codec::{Ending, Kind};
 
     fn outcome(epoch: u64) -> Outcome {
         Outcome {
+            kind: Kind::Failover,
+            result: Ending::Done,
             epoch: Epoch(epoch),
             from: None,
-            to: NodeId::from("a"),
+            to: Some(NodeId::from("a")),
             why: "a test".to_owned(),
-            grounds: Grounds::Quorum,
-            offset: 0,
+            grounds: Some(Grounds::Quorum),
+            offset: Some(0),
+            lost_bytes: None,
+            asked_by: None,
+            request: None,
             phases: vec![("claim", Duration::from_millis(2))],
         }
     }
