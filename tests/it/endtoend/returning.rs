@@ -206,7 +206,9 @@ fn a_shard_that_is_restarted_whole_with_its_files_has_its_data() {
     for node in &others {
         up.signal(node, "redis", Signal::SIGKILL);
     }
-    eventually(SOON, || nodes.into_iter().all(|node| up.node(node)["redis"]["pid"].is_null()));
+    eventually(SOON, || {
+        nodes.into_iter().all(|node| up.node(node)["redis"]["pid"].is_null())
+    });
     std::thread::scope(|scope| {
         for node in nodes {
             let up = &up;
