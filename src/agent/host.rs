@@ -102,6 +102,8 @@ pub enum StoreRequest {
     Attach(Attach),
     /// A history record; the request that it ends is deleted afterwards.
     Record(Outcome),
+    /// How many bytes of the stream our Redis had and the master of this epoch did not.
+    Lost(Epoch, u64),
     /// What a proxy went through because of the change to this epoch's master, for its history record.
     Report(String, Epoch, Report),
     /// What our Redis is by now.
@@ -343,6 +345,7 @@ impl Host {
                 run_id: target.run_id,
             })),
             Action::Record(outcome) => self.tell_store(StoreRequest::Record(*outcome)),
+            Action::Lost { epoch, bytes } => self.tell_store(StoreRequest::Lost(epoch, bytes)),
             Action::Ask { id, node, ask } => {
                 if let Err(why) = self.mesh.ask(&node, id, ask) {
                     self.come_back(Input::Answered(id, Reply::Failed(why.to_owned())));

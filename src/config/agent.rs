@@ -2,9 +2,11 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
 
 use super::error::Problem;
 use super::proxy::ZooKeeper;
@@ -51,8 +53,41 @@ pub struct AgentFile {
     pub ack_replicas: u64,
     /// Where the agent keeps what it must not forget.
     pub data_dir: PathBuf,
+    /// What it does when it is to stop.
+    pub on_stop: OnStop,
+    /// How long a handover may take.
+    #[serde(deserialize_with = "within::<0, 600_000, _>")]
+    pub stop_patience_ms: u64,
     /// Waiting times.
     pub timings: TimingsFile,
+}
+
+/// What an agent does at SIGTERM.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnStop {
+    /// It leaves, and its Redis goes on as what it is.
+    #[default]
+    Leave,
+    /// If its Redis is the master, another one is made the master first.
+    Handover,
+}
+
+/// Why a text is no [`OnStop`].
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[error("'{0}' is nothing an agent does when it stops: write leave or handover")]
+pub struct OnStopError(String);
+
+impl FromStr for OnStop {
+    type Err = OnStopError;
+
+    fn from_str(text: &str) -> Result<Self, OnStopError> {
+        match text {
+            "leave" => Ok(Self::Leave),
+            "handover" => Ok(Self::Handover),
+            other => Err(OnStopError(other.to_owned())),
+        }
+    }
 }
 
 /// `[agent.timings]`, and one measure of lag: none of them is needed for safety; they trade the length of an outage against needless elections.
@@ -140,6 +175,8 @@ impl Default for AgentFile {
             members: Vec::new(),
             ack_replicas: 0,
             data_dir: PathBuf::from("/var/lib/pointsman"),
+            on_stop: OnStop::Leave,
+            stop_patience_ms: 5000,
             timings: TimingsFile::default(),
         }
     }
@@ -169,6 +206,8 @@ pub struct Agent {
     pub members: Vec<Name>,
     pub ack_replicas: u32,
     pub data_dir: PathBuf,
+    pub on_stop: OnStop,
+    pub stop_patience: Duration,
     pub timings: TimingsFile,
 }
 
@@ -223,6 +262,8 @@ impl AgentFile {
             members,
             ack_replicas: 0,
             data_dir: self.data_dir.clone(),
+            on_stop: self.on_stop,
+            stop_patience: Duration::from_millis(self.stop_patience_ms),
             timings: self.timings,
         })
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use pointsman::agent::host;
 use pointsman::agent::machine::facts::Role;
 use pointsman::agent::machine::timings::Timings;
-use pointsman::agent::serve::{AgentError, Start, serve};
+use pointsman::agent::serve::{AgentError, OnStop, Start, serve};
 use pointsman::clock;
 use pointsman::peer::{Client, Kind, News};
 use pointsman::store::{Lifetime, Settings, Store};
@@ -44,7 +44,7 @@ pub fn shard() -> ShardId {
     ShardId::from("s1")
 }
 
-fn start(id: &NodeId, port: u16, redis: Addr, zookeeper: &str, dir: &Path) -> Start {
+pub fn start(id: &NodeId, port: u16, redis: Addr, zookeeper: &str, dir: &Path) -> Start {
     Start {
         host: host::Settings {
             node: id.clone(),
@@ -61,6 +61,7 @@ fn start(id: &NodeId, port: u16, redis: Addr, zookeeper: &str, dir: &Path) -> St
         listen: Addr::new("127.0.0.1", port),
         store: Settings::new(zookeeper, "test"),
         zone: "z1".to_owned(),
+        on_stop: OnStop::Leave,
     }
 }
 

@@ -54,6 +54,7 @@ impl Store {
             | StoreRequest::Record(_)
             | StoreRequest::Attach(_)
             | StoreRequest::Report(..)
+            | StoreRequest::Lost(..)
             | StoreRequest::Describe(_) => {
                 return;
             }

@@ -127,6 +127,13 @@ pub enum Action {
     Attach(Epoch, Target),
     /// Write a history record; afterwards the request that it ends is deleted.
     Record(Box<Outcome>),
+    /// Add to the history how much our Redis had that the master of this epoch did not, if it was master before.
+    Lost {
+        /// The published epoch.
+        epoch: Epoch,
+        /// Bytes of the stream.
+        bytes: u64,
+    },
     /// Log a sentence.
     Say(Level, String),
 }

@@ -14,6 +14,7 @@ use super::detector::{Health, Seen};
 use super::facts::{Facts, Role};
 use super::obedience::Ask;
 use super::state::{MasterOf, State};
+use super::stray::Stray;
 use super::writing::Purpose;
 use super::{Knowledge, Machine, Running, Source};
 
@@ -140,6 +141,7 @@ impl Machine {
             run_id: master.run_id.clone(),
             fence: 0,
         };
+        self.stray = Stray::of(state, facts);
         self.follow_again = now + FOLLOW_AGAIN;
         self.obedience.follow_published(epoch);
         self.say(
@@ -147,6 +149,23 @@ impl Machine {
             format!("{} follows {} in epoch {epoch}", self.me.node, master.node),
         );
         self.act(Source::Published, ask);
+    }
+
+    /// The master was read: says what we held and it did not have, which its stream now replaces.
+    pub(super) fn tell_stray(&mut self, master: &Facts) {
+        let Some(stray) = self.stray.take_if(|stray| stray.concerns(master)) else {
+            return;
+        };
+        let Some(bytes) = stray.bytes(master) else { return };
+        let epoch = stray.epoch;
+        if bytes > 0 {
+            let node = &self.me.node;
+            let sentence = format!(
+                "{node} held {bytes} bytes of the stream that the master of epoch {epoch} does not have: they are dropped"
+            );
+            self.say(Level::Warn, sentence);
+        }
+        self.actions.push_back(Action::Lost { epoch, bytes });
     }
 
     fn holds_foreign_data(&self, facts: &Facts, state: &State) -> bool {

@@ -28,6 +28,7 @@ pub mod outcome;
 mod proving;
 pub mod quorum;
 pub mod state;
+mod stray;
 pub mod switch;
 pub mod timings;
 #[cfg(test)]
@@ -46,6 +47,7 @@ use detector::{Detector, Health, Seen, Status};
 use facts::Cleanliness;
 use obedience::{Ask, Obedience, Step};
 use state::{MasterOf, Versioned};
+use stray::Stray;
 use timings::Timings;
 use wish::Wish;
 use writing::Pending;
@@ -144,6 +146,8 @@ pub struct Machine {
     own_since: Instant,
     own_reading: Option<Instant>,
     follow_again: Instant,
+    /// What our Redis held when it was told to follow, until it is known what of it the master lacks.
+    stray: Option<Stray>,
     shouted: BTreeSet<String>,
 
     actions: VecDeque<Action>,
@@ -186,6 +190,7 @@ impl Machine {
             own_since: now,
             own_reading: None,
             follow_again: now,
+            stray: None,
             shouted: BTreeSet::new(),
             actions: VecDeque::new(),
         }
@@ -330,6 +335,7 @@ impl Machine {
         }
         if let Seen::Up { facts, asked_at } = seen {
             self.master_reading = Some((facts.clone(), *asked_at));
+            self.tell_stray(facts);
         }
         self.detector.handle_master(now, master, seen);
     }

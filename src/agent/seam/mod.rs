@@ -4,7 +4,7 @@
 //!  connection, hints --> reader --Synced, Lost, State, Nodes, Suspects, Wish, Proxies--> host
 //!                           |  serving states --> news --> whoever is connected to the peer port
 //!  host --Write--> writer --Written--> host
-//!       --Record--> historian          (its own pace: a history never holds up a failover)
+//!       --Record, Report, Lost--> historian  (its own pace: a history never holds up a failover)
 //!       --Describe, Suspect--> presence (ephemerals, kept by the store house)
 //! ```
 //!
@@ -17,6 +17,8 @@ mod news;
 mod presence;
 mod reader;
 mod request;
+mod rivals;
+mod tally;
 mod writer;
 mod znode;
 
@@ -30,12 +32,13 @@ use crate::peer::News as Told;
 use crate::store::Store;
 use crate::topology::{NodeId, ShardId};
 
-use historian::Historian;
+use historian::{Historian, Reported};
 use news::News;
 use reader::Reader;
 use writer::{Write, Writer};
 
-pub use presence::Presence;
+pub use presence::{Presence, patience};
+pub use rivals::{Rival, Rivals};
 
 /// Events that wait for the host.
 const EVENTS_MAX: usize = 64;
@@ -43,6 +46,8 @@ const EVENTS_MAX: usize = 64;
 const REQUESTS_MAX: usize = 64;
 /// Writes and reads that wait for their task.
 const WAITING_MAX: usize = 8;
+/// Reports of proxies that wait for the historian.
+const REPORTS_MAX: usize = 256;
 
 /// Starts the seam; it ends with `stop`. What is told to proxies at once comes out of the second part.
 pub fn start(
@@ -58,6 +63,7 @@ pub fn start(
     let (reads, to_read) = mpsc::channel(WAITING_MAX);
     let (writes, to_write) = mpsc::channel(WAITING_MAX);
     let (records, to_record) = mpsc::channel(WAITING_MAX);
+    let (reports, reported) = mpsc::channel(REPORTS_MAX);
     let reader = Reader::new(store.clone(), shard.clone(), events.clone(), news.clone());
     let writer = Writer::new(store.clone(), shard, events.clone());
     let historian = Historian::new(store.clone(), shard.clone(), node.clone());
@@ -65,13 +71,17 @@ pub fn start(
         reads,
         writes,
         records,
+        reports,
         presence,
         news,
         events,
     };
     tokio::spawn(stop.clone().run_until_cancelled_owned(reader.run(to_read)));
     tokio::spawn(stop.clone().run_until_cancelled_owned(writer.run(to_write)));
-    tokio::spawn(stop.clone().run_until_cancelled_owned(historian.run(to_record)));
+    tokio::spawn(
+        stop.clone()
+            .run_until_cancelled_owned(historian.run(to_record, reported)),
+    );
     tokio::spawn(stop.clone().run_until_cancelled_owned(sorter.run(asked)));
     let seam = StoreSeam { events: told, requests };
     (seam, heard)
@@ -82,6 +92,7 @@ struct Sorter {
     reads: mpsc::Sender<()>,
     writes: mpsc::Sender<Write>,
     records: mpsc::Sender<Box<Outcome>>,
+    reports: mpsc::Sender<Reported>,
     presence: Presence,
     news: News,
     events: mpsc::Sender<StoreEvent>,
@@ -104,16 +115,20 @@ impl Sorter {
                 StoreRequest::Describe(described) => self.presence.describe(&described),
                 StoreRequest::Relay(state) => self.news.tell(state.version, &znode::from_state(&state.state)),
                 StoreRequest::Attach(attach) => self.news.attach(attach),
-                // The proxies' own metrics have it, too.
-                StoreRequest::Report(proxy, epoch, report) => {
-                    tracing::debug!(%proxy, %epoch, ?report, "a proxy followed");
-                }
                 StoreRequest::Record(outcome) => {
                     if self.records.try_send(Box::new(outcome)).is_err() {
                         tracing::warn!("a history record is dropped: the store has been away for long");
                     }
                 }
+                StoreRequest::Report(proxy, epoch, report) => self.report(Reported::Proxy { proxy, epoch, report }),
+                StoreRequest::Lost(epoch, bytes) => self.report(Reported::Lost { epoch, bytes }),
             }
+        }
+    }
+
+    fn report(&self, reported: Reported) {
+        if self.reports.try_send(reported).is_err() {
+            tracing::debug!("a report for the history is dropped: the store has been away for long");
         }
     }
 }

@@ -337,6 +337,7 @@ impl World {
                 self.disks.insert(node.clone(), epoch);
             }
             Action::Relay(state) => self.spread(&state),
+            Action::Lost { .. } => {}
             Action::Attach(epoch, _) => self.soon(Event::Proxied(Input::Attached(PROXY.to_owned(), epoch))),
             Action::Record(outcome) => self.record(*outcome),
             Action::Say(level, sentence) => {
