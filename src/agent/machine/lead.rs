@@ -4,6 +4,7 @@
 //! Refuses: touching any Redis but through its agent. Invariant: a claim is a compare-and-set on the state
 //! that the verdict was about, so a verdict that is out of date loses.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use crate::topology::codec::Ending;
@@ -266,7 +267,8 @@ impl Machine {
             return self.carry_out(now, vec![Order::Abandon(why)]);
         }
         let Some(course) = &mut self.course else { return };
-        let orders = course.advance(now, &self.timings, &self.proxies);
+        let proxies = self.proxies.as_ref().unwrap_or(const { &BTreeSet::new() });
+        let orders = course.advance(now, &self.timings, proxies);
         self.carry_out(now, orders);
     }
 

@@ -131,8 +131,8 @@ pub struct Machine {
     wish: Option<Wish>,
     /// The highest epoch this agent reserved for a switchover: after a rollback it is not used again.
     reserved: Epoch,
-    /// The proxies that tell of drains.
-    proxies: BTreeSet<String>,
+    /// The proxies that tell of drains; none before they were read.
+    proxies: Option<BTreeSet<String>>,
     claim_again: Instant,
     asks: BTreeMap<AskId, (NodeId, Ask, Instant)>,
 
@@ -179,7 +179,7 @@ impl Machine {
             course: None,
             wish: None,
             reserved: Epoch::default(),
-            proxies: BTreeSet::new(),
+            proxies: None,
             claim_again: now,
             asks: BTreeMap::new(),
             obedience: Obedience::new(epoch),
@@ -207,7 +207,7 @@ impl Machine {
             Input::Nodes(nodes) => self.handle_nodes(nodes),
             Input::Suspects(suspects) => self.suspects = suspects,
             Input::Wish(request) => self.handle_wish(now, request),
-            Input::Proxies(proxies) => self.proxies = proxies,
+            Input::Proxies(proxies) => self.proxies = Some(proxies),
             Input::Drained(proxy, epoch) => {
                 if let Some(Course::Switchover(switchover)) = &mut self.course {
                     switchover.handle_drained(proxy, epoch);

@@ -106,7 +106,7 @@ impl Machine {
             }
             return;
         };
-        if busy || master.node != self.me.node {
+        if busy || master.node != self.me.node || self.proxies.is_none() {
             return;
         }
         if let Some((executor, switch)) = &wish.begun {

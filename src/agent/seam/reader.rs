@@ -38,7 +38,8 @@ pub(super) struct Reader {
     nodes: Vec<(NodeId, Addr, Addr)>,
     suspects: Vec<Suspicion>,
     wish: Option<SwitchRequest>,
-    proxies: BTreeSet<String>,
+    /// None until they were read.
+    proxies: Option<BTreeSet<String>>,
     said: HashSet<String>,
 }
 
@@ -78,7 +79,7 @@ impl Reader {
             nodes: Vec::new(),
             suspects: Vec::new(),
             wish: None,
-            proxies: BTreeSet::new(),
+            proxies: None,
             said: HashSet::new(),
         }
     }
@@ -160,15 +161,15 @@ impl Reader {
                 Err(error) => self.complain(&error),
             }
         }
-        if due.wish {
-            match self.read_wish().await? {
-                Ok(()) => due.wish = false,
-                Err(error) => self.complain(&error),
-            }
-        }
         if due.proxies {
             match self.read_proxies().await? {
                 Ok(()) => due.proxies = false,
+                Err(error) => self.complain(&error),
+            }
+        }
+        if due.wish {
+            match self.read_wish().await? {
+                Ok(()) => due.wish = false,
                 Err(error) => self.complain(&error),
             }
         }
@@ -283,8 +284,8 @@ impl Reader {
                 .collect(),
             Err(error) => return Ok(Err(error)),
         };
-        if proxies != self.proxies {
-            self.proxies.clone_from(&proxies);
+        if self.proxies.as_ref() != Some(&proxies) {
+            self.proxies = Some(proxies.clone());
             self.tell(StoreEvent::Proxies(proxies)).await?;
         }
         Ok(Ok(()))

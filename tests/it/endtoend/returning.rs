@@ -206,6 +206,9 @@ fn a_shard_that_is_restarted_whole_with_its_files_has_its_data() {
     for node in &others {
         up.signal(node, "redis", Signal::SIGKILL);
     }
+    eventually(SOON, || {
+        nodes.into_iter().all(|node| up.node(node)["redis"]["pid"].is_null())
+    });
     std::thread::scope(|scope| {
         for node in nodes {
             let up = &up;
@@ -245,7 +248,7 @@ fn a_master_that_is_back_empty_at_once_wipes_nobody() {
     assert_eq!(reads.end().refused, 0);
     appender.runner.end().check(&mut client, &[]);
     hold(&up, &["s1-a", "s1-b", "s1-c"], KEYS + 1);
-    up.assert_calm(&[NO_MASTER]);
+    up.assert_calm(&[NO_MASTER, DROPPED]);
 }
 
 /// A node that `up` knows nothing of: a Redis and its agent, started by hand.

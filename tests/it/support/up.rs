@@ -17,6 +17,9 @@ use super::{Client, Output, POLL, Pointsman, START_DEADLINE, free_port, holds_wi
 /// How long the processes of an `up` may take to be gone.
 const GONE_DEADLINE: Duration = Duration::from_secs(15);
 
+/// How long a record may take to be written.
+const RECORD_DEADLINE: Duration = Duration::from_secs(5);
+
 /// How often one log may say the same.
 const SAME_MAX: usize = 25;
 
@@ -99,10 +102,21 @@ impl Up {
         self.answer("status")
     }
 
-    /// The records of `history --json` of one kind.
+    /// The records of `history --json` of one kind. That of the last change is written a moment after it, when the
+    /// proxies have said what it was to them; never, if its executor died before.
     #[track_caller]
     pub fn history(&self, kind: &str) -> Vec<Json> {
-        let all = self.answer("history");
+        let mut all = Json::Null;
+        holds_within(RECORD_DEADLINE, || {
+            all = self.answer("history");
+            let status = self.status();
+            let shards = status["shards"].as_array().unwrap().iter();
+            let told = |shard: &Json| {
+                let mut records = all.as_array().unwrap().iter();
+                records.any(|record| record["shard"] == shard["id"] && record["epoch"] == shard["epoch"])
+            };
+            shards.into_iter().all(told)
+        });
         let all = all.as_array().unwrap().iter();
         all.filter(|record| record["kind"] == kind).cloned().collect()
     }
