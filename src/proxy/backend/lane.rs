@@ -22,7 +22,7 @@ use thiserror::Error;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
-use super::connect::{ConnectError, Login, connect, identify_replica};
+use super::connect::{ConnectError, Login, connect, connect_to, identify_replica};
 use super::ledger::Ledger;
 use super::target::Target;
 use super::wreck::{Traits, Wreck};
@@ -64,6 +64,9 @@ pub enum LaneEnd {
     /// We need it no more.
     #[error("closed by pointsman")]
     Released,
+    /// The server is not what it was in this lane's epoch.
+    #[error("the server is of this epoch no more")]
+    Deposed,
 }
 
 /// One connection to Redis.
@@ -83,7 +86,14 @@ pub struct Lane {
     private: Cell<bool>,
     released: Cell<bool>,
     abandoned: Cell<bool>,
+    /// The server may act against its epoch: nothing more is written, and only what has come already is read.
+    deposed: Cell<bool>,
     ended: Cell<bool>,
+    /// It is opened before its target is master: what proves the epoch comes by another connection.
+    ahead: Cell<bool>,
+    /// Commands appended so far, and how many there were with the last one that may change something.
+    appended: Cell<u64>,
+    last_write: Cell<u64>,
     /// Our end of the connection, by which Redis knows it.
     local: Cell<Option<SocketAddr>>,
     /// Replies that came, and how many had come at the last look at the pace.
@@ -173,7 +183,11 @@ impl Lane {
             private: Cell::new(false),
             released: Cell::new(false),
             abandoned: Cell::new(false),
+            deposed: Cell::new(false),
             ended: Cell::new(false),
+            ahead: Cell::new(false),
+            appended: Cell::new(0),
+            last_write: Cell::new(0),
             local: Cell::new(None),
             answered: Cell::new(0),
             heard: Cell::new(0),
@@ -189,6 +203,11 @@ impl Lane {
     /// Makes it one session's own.
     pub fn make_private(&self) {
         self.private.set(true);
+    }
+
+    /// Opens it without asking whether its target is master yet. To be called before it runs.
+    pub fn go_ahead(&self) {
+        self.ahead.set(true);
     }
 
     /// Whether one session owns it, or did.
@@ -231,6 +250,7 @@ impl Lane {
     /// Appends `count` whole requests, whose writes are in `footprint`; the flusher runs after all ready sessions of
     /// this turn.
     pub fn append(&self, session: &Rc<Session>, run: RunId, count: u32, bytes: &[u8], footprint: &Footprint) {
+        self.appended.set(self.appended.get() + u64::from(count));
         let mut state = self.state.borrow_mut();
         if let Some(fences) = &mut state.fences {
             fences.appended(count, footprint);
@@ -245,6 +265,8 @@ impl Lane {
 
     /// Appends a whole transaction of `count` commands, MULTI and EXEC included.
     pub fn append_block(&self, session: &Rc<Session>, run: RunId, count: u32, bytes: &[u8], footprint: &Footprint) {
+        self.appended.set(self.appended.get() + u64::from(count));
+        self.writes();
         let mut state = self.state.borrow_mut();
         if let Some(fences) = &mut state.fences {
             fences.appended(count, footprint);
@@ -259,6 +281,8 @@ impl Lane {
     pub fn append_part(&self, first: Option<(&Rc<Session>, RunId, Traits, &Footprint)>, bytes: &[u8]) {
         let mut state = self.state.borrow_mut();
         if let Some((session, run, traits, footprint)) = first {
+            self.appended.set(self.appended.get() + 1);
+            self.writes();
             if let Some(fences) = &mut state.fences {
                 fences.appended(1, footprint);
             }
@@ -268,6 +292,19 @@ impl Lane {
         }
         state.out.extend_from_slice(bytes);
         self.wake.wake();
+    }
+
+    /// What was appended last may change something.
+    #[inline]
+    pub fn writes(&self) {
+        self.last_write.set(self.appended.get());
+    }
+
+    /// Whether something is in flight that may change something, and does not block.
+    pub fn has_write_in_flight(&self) -> bool {
+        let state = self.state.borrow();
+        let answered = self.appended.get() - state.ledger.unanswered();
+        !self.ended.get() && (state.wreck.is_some() || answered < self.last_write.get())
     }
 
     /// Ends the lane once nothing is in flight on it.
@@ -312,6 +349,12 @@ impl Lane {
         self.wake.wake();
     }
 
+    /// Ends the lane once what has come already is read: nothing that its server says from now on is believed.
+    pub fn depose(&self) {
+        self.deposed.set(true);
+        self.wake.wake();
+    }
+
     /// Looks again whether reading may go on.
     pub fn nudge(&self) {
         self.wake.wake();
@@ -320,7 +363,12 @@ impl Lane {
     /// Lives until the connection ends, and then says why.
     pub async fn run(self: &Rc<Self>, worker: &Rc<Worker>) -> LaneEnd {
         let addr = &self.target.addr;
-        let mut stream = match connect(addr, &self.login, worker.connect_timeout()).await {
+        let opened = if self.ahead.get() {
+            connect(addr, &self.login, worker.connect_timeout()).await
+        } else {
+            connect_to(&self.target, &self.login, worker.connect_timeout()).await
+        };
+        let mut stream = match opened {
             Ok(stream) => stream,
             Err(error) => return error.into(),
         };
@@ -382,6 +430,10 @@ impl Lane {
             }
             drop(scratch);
             worker.flush_dirty();
+            self.shard.drained_some(worker);
+        }
+        if self.deposed.get() {
+            return Err(LaneEnd::Deposed);
         }
         self.flush(context, writer)?;
         let state = self.state.borrow();

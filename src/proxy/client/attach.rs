@@ -36,7 +36,6 @@ pub(super) struct Moving {
 
 /// Brings this worker's subscribers of a shard to the node that is about to be its master; done once all of them hear it,
 /// or it took too long.
-#[expect(dead_code, reason = "the worker calls it as soon as agents say when")]
 pub async fn attach(worker: &Rc<Worker>, shard: &Rc<Shard>, attach: &Attach) {
     let late = shard.serving().is_some_and(|master| master.epoch >= attach.epoch);
     // Feeds are at the first shard only.
@@ -48,6 +47,8 @@ pub async fn attach(worker: &Rc<Worker>, shard: &Rc<Shard>, attach: &Attach) {
         addr: attach.addr.clone(),
         epoch: attach.epoch,
         run_id: Some(attach.run_id.clone()),
+        // It knows no proxies of that epoch before it is promoted.
+        pass: None,
     });
     let (done, mut all_done) = mpsc::channel(1);
     let movers: Vec<Rc<Session>> = worker.clients();

@@ -154,7 +154,12 @@ async fn tell_one(node: &Addr, login: &Login, request: &[u8], connect_limit: Dur
     let mut stream = match connect(node, login, connect_limit).await {
         Ok(stream) => stream,
         Err(ConnectError::Refused(_, line)) => return Err(Failure::Refused(line)),
-        Err(error @ (ConnectError::Network(..) | ConnectError::Silent(..) | ConnectError::Unfit(..))) => {
+        Err(
+            error @ (ConnectError::Network(..)
+            | ConnectError::Silent(..)
+            | ConnectError::NotOfEpoch(..)
+            | ConnectError::Unfit(..)),
+        ) => {
             return Err(Failure::Unreachable(error.to_string()));
         }
     };

@@ -207,6 +207,7 @@ impl Session {
             let run = window.reserve(FEED_LANE, 1);
             feed.fence(1, asked.may_write());
             feed.line.ask(asked, Some(run), tap.send(frame), frame.len());
+            feed.count_writes();
         }
         Outcome::Done
     }

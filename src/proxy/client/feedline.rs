@@ -9,70 +9,16 @@
 
 use std::collections::VecDeque;
 
-use super::subscriptions::{Family, Kind, Name, Subscriptions, Verb, put_family};
+use super::subscriptions::{Family, Subscriptions, Verb};
 use super::window::RunId;
 use crate::proxy::backend::put_request;
 use crate::resp::{Heed, ReplyScanner, Stop};
 use crate::route::{Fate, Line, Verdict, plan, refusal};
+use asked::Entry;
+pub(super) use asked::{Asked, Plain};
 
 /// A longer frame is passed on in parts. Every confirmation is shorter, because names are.
 const FRAME_BYTES_MAX: usize = 128 * 1024;
-
-/// One request in flight.
-#[derive(Debug)]
-pub(super) enum Asked {
-    /// Each name has a confirmation.
-    Names(Family, VecDeque<Name>),
-    /// An unsubscribe without names: as many confirmations as there are subscriptions, at least one.
-    All(Kind),
-    /// `+OK`, and from then on a line for each command of anybody.
-    Monitor,
-    /// One reply, passed on.
-    Plain(Plain),
-    /// One reply that must be no error; the client sees these bytes in its place, and the protocol changes.
-    Hello { greeting: Vec<u8>, resp3: bool },
-    /// One reply that must be an error; the client sees this line in its place.
-    Poison(&'static [u8]),
-    /// Ours: one reply that must be no error, not shown.
-    Silent,
-    /// Ours: subscribes to what the client believes it is subscribed to; not shown.
-    Again(Kind, u32),
-    /// Ours: the same for MONITOR.
-    MonitorAgain,
-    /// Ours: one reply of whatever kind, not shown, that says that everything before it was heard.
-    Marker,
-}
-
-impl Asked {
-    /// Whether it may change data.
-    pub(super) fn may_write(&self) -> bool {
-        matches!(self, Self::Plain(plain) if plain.is_write)
-    }
-}
-
-/// A command like any other.
-#[derive(Debug)]
-pub(super) struct Plain {
-    /// Kept for another connection; empty if it is too large for that.
-    pub bytes: Vec<u8>,
-    pub is_write: bool,
-    /// Whether Redis' refusals prove that it was not executed (rule A4).
-    pub again: bool,
-    /// When it was asked, for one that blocks.
-    pub since_ms: Option<u64>,
-    /// It means something only on the connection that it was sent on.
-    pub transaction: bool,
-}
-
-#[derive(Debug)]
-struct Entry {
-    asked: Asked,
-    /// The client's place for it; ours have none.
-    run: Option<RunId>,
-    /// How many bytes were sent on the connection with it.
-    end: u64,
-    bytes: usize,
-}
 
 /// What a client gets to see.
 #[derive(Debug, PartialEq, Eq)]
@@ -195,6 +141,13 @@ impl FeedLine {
     pub(super) fn ask(&mut self, asked: Asked, run: Option<RunId>, end: u64, bytes: usize) {
         self.unanswered_bytes += bytes;
         self.asked.push_back(Entry { asked, run, end, bytes });
+    }
+
+    /// Whether something may change because of what was sent. What stands behind a request that blocks has not begun.
+    pub(super) fn writes(&self) -> bool {
+        let blocks = |entry: &&Entry| matches!(&entry.asked, Asked::Plain(plain) if plain.since_ms.is_some());
+        let mut begun = self.asked.iter().take_while(|entry| !blocks(entry));
+        begun.any(|entry| entry.asked.may_write())
     }
 
     /// Notes a request that is sent once the server at the other end is master.
@@ -539,41 +492,6 @@ impl FeedLine {
     }
 }
 
-impl Entry {
-    fn fate(&self, written: u64) -> Fate {
-        let is_write = self.asked.may_write();
-        let kept = !matches!(&self.asked, Asked::Plain(plain) if plain.bytes.is_empty());
-        match (self.end <= written, is_write) {
-            _ if !kept => Fate::SentWrite,
-            (false, _) => Fate::Unsent,
-            (true, false) => Fate::SentRead,
-            (true, true) => Fate::SentWrite,
-        }
-    }
-
-    /// Appends the request as it is to be sent again: without the names that were confirmed.
-    fn put(&self, out: &mut Vec<u8>) {
-        match &self.asked {
-            Asked::Names(family, names) => {
-                put_family(*family, &names.iter().map(|name| &**name).collect::<Vec<_>>(), out);
-            }
-            Asked::All(kind) => {
-                let verb = Verb::Unsubscribe;
-                put_family(Family { verb, kind: *kind }, &[], out);
-            }
-            Asked::Monitor => put_request(out, &[b"MONITOR"]),
-            Asked::Plain(plain) => out.extend_from_slice(&plain.bytes),
-            // None of these waits for another connection.
-            Asked::Hello { .. }
-            | Asked::Poison(_)
-            | Asked::Silent
-            | Asked::Again(..)
-            | Asked::MonitorAgain
-            | Asked::Marker => {}
-        }
-    }
-}
-
 /// `1700000000.123456 [0 127.0.0.1:50000] "PING"`, or the beginning of one.
 fn is_monitor_line(line: &[u8]) -> bool {
     let time = line.iter().take_while(|byte| byte.is_ascii_digit() || **byte == b'.');
@@ -598,5 +516,6 @@ fn line(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((line, &bytes[end + 1..]))
 }
 
+mod asked;
 #[cfg(test)]
 mod tests;

@@ -47,6 +47,9 @@ impl Session {
             state.wrote(&lane.shard);
         }
         lane.append(self, id, run.count, bytes, &self.worker.footprint());
+        if run.changes && !state.blocks_on(&lane) {
+            lane.writes();
+        }
         self.worker.watch_lanes();
         true
     }
@@ -56,7 +59,12 @@ impl Session {
         let shard = self.worker.shard(run.shard);
         if let Some(pinned) = &state.pinned {
             if pinned.serves(&shard, state) {
-                return Some(pinned.lane.clone());
+                let lane = pinned.lane.clone();
+                if run.changes && shard.is_leaving() {
+                    self.hold_run(state, &shard, run);
+                    return None;
+                }
+                return Some(lane);
             }
             if state.window.unanswered() > 0 {
                 state.park = Park::Drain;
@@ -71,8 +79,8 @@ impl Session {
             Some(current) if busy && !current.is_reader() => None,
             Some(_) | None => self.reader_for(state, &shard, run),
         };
-        let Some(wanted) = reader.or_else(|| shard.lane(&self.worker, &state.login)) else {
-            self.hold_in(state, &shard);
+        let Some(wanted) = reader.or_else(|| shard.lane(&self.worker, &state.login, run.changes)) else {
+            self.hold_run(state, &shard, run);
             return None;
         };
         if busy && current.is_some_and(|current| !Rc::ptr_eq(&current, &wanted)) {
@@ -120,7 +128,9 @@ impl Session {
             // A server that runs a script takes this, but no SELECT before it (rule B1).
             (login.database, login.no_touch) = (0, false);
         }
-        if let Some(park) = self.pin_as(&mut state, shard, login) {
+        let queues = state.transaction == Transaction::Queueing && &*command.name != "exec";
+        let changes = !queues && (command.is_write() || command.class != Class::Read);
+        if let Some(park) = self.pin_as(&mut state, shard, login, changes) {
             return Outcome::Park(park);
         }
         let state = &mut *state;
@@ -171,6 +181,9 @@ impl Session {
             state.wrote(&lane.shard);
         }
         lane.append(self, run, 1, frame, &footprint);
+        if changes && !state.blocks_on(&lane) && (command.is_write() || &*command.name == "exec") {
+            lane.writes();
+        }
         self.worker.watch_lanes();
         Outcome::Done
     }
@@ -181,6 +194,7 @@ impl Session {
             shard: block.shard,
             count: block.count,
             writes: true,
+            changes: true,
             ..Run::default()
         };
         let outcome = self.append_whole(bytes, &run);
@@ -207,15 +221,19 @@ impl Session {
     /// Sees to it that the session owns a connection to a shard; what it has to wait for if it cannot yet.
     pub(super) fn pin(self: &Rc<Self>, state: &mut State, shard: ShardIndex) -> Option<Park> {
         let login = state.login.clone();
-        self.pin_as(state, shard, login)
+        self.pin_as(state, shard, login, true)
     }
 
-    /// The same, for a connection of another login than the session's.
-    fn pin_as(self: &Rc<Self>, state: &mut State, shard: ShardIndex, login: Login) -> Option<Park> {
+    /// The same, for a connection of another login than the session's, and for what changes nothing.
+    fn pin_as(self: &Rc<Self>, state: &mut State, shard: ShardIndex, login: Login, changes: bool) -> Option<Park> {
         let shard = self.worker.shard(shard);
         if let Some(pinned) = &state.pinned {
             if pinned.serves(&shard, state) {
-                return None;
+                if !changes || !shard.is_leaving() {
+                    return None;
+                }
+                self.hold_in(state, &shard);
+                return Some(Park::Hold);
             }
             if state.window.unanswered() > 0 {
                 return Some(Park::Drain);
@@ -258,6 +276,11 @@ impl Session {
         Some(Park::Hold)
     }
 
+    fn hold_run(self: &Rc<Self>, state: &mut State, shard: &Rc<Shard>, run: &Run) {
+        shard.count_held(run.count.saturating_sub(1));
+        self.hold_in(state, shard);
+    }
+
     fn hold_in(self: &Rc<Self>, state: &mut State, shard: &Rc<Shard>) {
         state.park = Park::Hold;
         state.held_since_ms = clock::monotonic_ms();
@@ -287,7 +310,7 @@ impl Session {
             let lane = if held.private {
                 self.private_lane(state, &held.shard)
             } else {
-                held.shard.lane(&self.worker, &state.login)
+                held.shard.lane(&self.worker, &state.login, true)
             };
             let Some(lane) = lane else {
                 waits_for.get_or_insert_with(|| held.shard.clone());
@@ -301,6 +324,13 @@ impl Session {
             } else {
                 lane.append(self, held.run, held.count, &held.bytes, &footprint);
             }
+            match &mut state.pinned {
+                Some(pinned) if held.private => pinned.blocks |= self.blocks(&held.bytes),
+                Some(_) | None => {}
+            }
+            if !state.blocks_on(&lane) {
+                lane.writes();
+            }
             if !held.private {
                 seats.push((held.shard, lane));
             }
@@ -313,6 +343,18 @@ impl Session {
         state.park = Park::Hold;
         shard.hold(&self.worker, self.clone());
         false
+    }
+
+    /// Whether a request that is to be sent again blocks.
+    fn blocks(&self, request: &[u8]) -> bool {
+        let mut spans = Vec::new();
+        let scan = RequestScanner::default().scan(request, &mut spans, &self.worker.request_limits());
+        let Ok(Scan::Frame(len)) = scan else { return false };
+        let args = Args::new(&request[..len], &spans);
+        match self.worker.commands().lookup(&args) {
+            Lookup::Known(command) => command.class_for(&args) == Class::Blocking,
+            Lookup::Unknown | Lookup::UnknownSubcommand(_) => false,
+        }
     }
 
     /// Tells what waited longer than it may for `shard` that there is no master; none of it was sent. Says whether
@@ -332,6 +374,7 @@ impl Session {
         }
         let worker = self.worker.clone();
         for held in expired {
+            shard.count_failed(held.count);
             for _ in 0..held.count {
                 self.fill(held.run, NO_MASTER, 1, &worker);
             }
@@ -360,6 +403,7 @@ impl Session {
                     if !self.waits_for(&args, shard) {
                         return at;
                     }
+                    shard.count_failed(1);
                     let line = self.refused_line(&args, NO_MASTER);
                     self.refuse(|out| out.extend_from_slice(line));
                     at += len;
@@ -386,6 +430,15 @@ impl Session {
             Place::Shard(index) => Rc::ptr_eq(&self.worker.shard(index), shard),
             Place::Several | Place::CrossSlot => false,
         }
+    }
+}
+
+impl State {
+    /// Whether what is sent on a lane of the session's own may stand behind a command that blocks.
+    fn blocks_on(&self, lane: &Rc<Lane>) -> bool {
+        self.pinned
+            .as_ref()
+            .is_some_and(|pinned| pinned.blocks && Rc::ptr_eq(&pinned.lane, lane))
     }
 }
 

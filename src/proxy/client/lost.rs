@@ -28,26 +28,37 @@ impl Session {
             match told {
                 // Too large to have been kept, or held long enough.
                 Told::Verdict(Verdict::Resend) if too_late || lost.bytes.is_empty() => {
+                    lane.shard.count_failed(lost.replies);
                     self.answer_lost(&lost, Told::Verdict(Verdict::MasterDown));
                 }
                 Told::Verdict(Verdict::Show) => {
                     self.fill(lost.run, &lost.answer, lost.replies, &worker);
                 }
-                Told::Verdict(Verdict::Resend) => held.push(Held {
-                    shard: lane.shard.clone(),
-                    run: lost.run,
-                    count: lost.replies,
-                    bytes: match lost.since_ms {
-                        Some(since_ms) => {
-                            with_time_left(&lost.bytes, now_ms.saturating_sub(since_ms), worker.commands())
-                                .unwrap_or(lost.bytes)
-                        }
-                        None => lost.bytes,
-                    },
-                    block: lost.role == Role::Block,
-                    private: lane.is_private(),
-                }),
-                told => self.answer_lost(&lost, told),
+                Told::Verdict(Verdict::Resend) => {
+                    lane.shard.count_resent(lost.replies);
+                    held.push(Held {
+                        shard: lane.shard.clone(),
+                        run: lost.run,
+                        count: lost.replies,
+                        bytes: match lost.since_ms {
+                            Some(since_ms) => {
+                                with_time_left(&lost.bytes, now_ms.saturating_sub(since_ms), worker.commands())
+                                    .unwrap_or(lost.bytes)
+                            }
+                            None => lost.bytes,
+                        },
+                        block: lost.role == Role::Block,
+                        private: lane.is_private(),
+                    });
+                }
+                told => {
+                    match told {
+                        Told::Verdict(Verdict::InDoubt) => lane.shard.count_indoubt(lost.replies),
+                        Told::Verdict(Verdict::MasterDown) => lane.shard.count_failed(lost.replies),
+                        _ => {}
+                    }
+                    self.answer_lost(&lost, told);
+                }
             }
         }
         let mut state = self.state();
@@ -162,7 +173,10 @@ impl Session {
     pub(super) fn check_pinned(self: &Rc<Self>) -> bool {
         let again = {
             let mut state = self.state();
-            let Some(pinned) = state.pinned.take_if(|pinned| pinned.lane.has_ended()) else {
+            // One that is retired ends at once, too.
+            let idle = state.window.unanswered() == 0;
+            let is_lost = |pinned: &mut Box<Pinned>| pinned.lane.has_ended() || (idle && pinned.lane.is_released());
+            let Some(pinned) = state.pinned.take_if(is_lost) else {
                 return true;
             };
             state.held_since_ms = clock::monotonic_ms();

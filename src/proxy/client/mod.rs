@@ -27,7 +27,6 @@ mod transaction;
 mod wait;
 mod window;
 
-#[expect(unused_imports, reason = "the worker calls it as soon as agents say when")]
 pub use attach::attach;
 pub use close::CloseReason;
 pub use roster::answer;

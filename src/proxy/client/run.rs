@@ -28,6 +28,8 @@ pub(super) struct Run {
     pub shard: ShardIndex,
     /// Whether one of them may change something, or is the master's own to answer.
     pub writes: bool,
+    /// Whether one of them may change something.
+    pub changes: bool,
     /// What a replica must have passed to answer them, as long as they are reads only.
     pub need: Need,
 }
@@ -51,5 +53,6 @@ impl Run {
         self.count += 1;
         self.shard = ride.shard;
         self.writes |= ride.is_write || ride.is_masters;
+        self.changes |= ride.is_write;
     }
 }

@@ -21,7 +21,7 @@ use super::session::{Park, Session};
 use super::window::RunId;
 use crate::clock;
 use crate::command::Command;
-use crate::proxy::backend::{Login, Target, connect, put_request};
+use crate::proxy::backend::{Login, Target, connect_to, put_request};
 use crate::proxy::shard::{Reign, Shard};
 use crate::resp::{Heed, ReplyScanner, Stop};
 use crate::route::{Line, refusal};
@@ -247,7 +247,7 @@ impl Session {
 }
 
 async fn ask(target: &Target, login: &Login, request: &[u8], limit: Duration) -> Answer {
-    let Ok(mut stream) = connect(&target.addr, login, limit).await else {
+    let Ok(mut stream) = connect_to(target, login, limit).await else {
         return Answer::CutShort("the master is not reached");
     };
     match replies(&mut stream, request).await {

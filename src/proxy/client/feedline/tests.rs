@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::proxy::client::subscriptions::Kind;
 use crate::proxy::client::window::Window;
 use crate::route::Verdict;
 
