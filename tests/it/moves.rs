@@ -317,6 +317,33 @@ fn transactions_in_pieces_are_finished_by_the_next_master() {
 }
 
 #[test]
+fn transactions_of_subscribers_move_along_too() {
+    let mut stage = Stage::start();
+    let (mut plain, mut watching) = (stage.resp3(), stage.resp3());
+    for client in [&mut plain, &mut watching] {
+        client.command(&["SUBSCRIBE", "c"]);
+    }
+    assert_eq!(watching.command(&["WATCH", "a"]), Value::ok());
+    for client in [&mut plain, &mut watching] {
+        assert_eq!(client.command(&["MULTI"]), Value::ok());
+        assert_eq!(client.command(&["INCR", "a"]), queued());
+    }
+    stage.switch_over();
+    plain.send(b"GET a\r\nEXEC\r\nMULTI\r\nGET a\r\n");
+    let done = Value::Array(vec![Value::Int(1), Value::bulk("1")]);
+    assert_eq!(replies(&mut plain, 4), [queued(), done, Value::ok(), queued()]);
+    watching.send(b"EXEC\r\nGET a\r\n");
+    assert_eq!(replies(&mut watching, 2), [Value::Null, Value::bulk("1")]);
+    stage.switch_over();
+    assert_eq!(plain.command(&["EXEC"]), Value::Array(vec![Value::bulk("1")]));
+    assert_eq!(stage.client().command(&["PUBLISH", "c", "x"]), Value::Int(2));
+    for client in [&mut plain, &mut watching] {
+        assert_eq!(text_of(&["message", "c"])(&client.read_reply()), Some("x".to_owned()));
+    }
+    stage.proxy.assert_no_undeclared_warnings(&[]);
+}
+
+#[test]
 fn clients_that_block_go_on_blocking_at_the_next_master_and_get_each_value_once() {
     let mut stage = Stage::start();
     let mut other = stage.client();

@@ -9,13 +9,14 @@
 
 use std::collections::VecDeque;
 
+use super::queue::{Prospect, Queue};
 use super::subscriptions::{Family, Subscriptions, Verb};
 use super::window::RunId;
-use crate::proxy::backend::put_request;
+use crate::proxy::backend::{Role, put_request};
 use crate::resp::{Heed, ReplyScanner, Stop};
-use crate::route::{Fate, Line, Verdict, plan, refusal};
+use crate::route::{Fate, Verdict, plan};
 use asked::Entry;
-pub(super) use asked::{Asked, Plain};
+pub(super) use asked::{Asked, POISON, Plain};
 
 /// A longer frame is passed on in parts. Every confirmation is shorter, because names are.
 const FRAME_BYTES_MAX: usize = 128 * 1024;
@@ -51,7 +52,7 @@ pub(super) enum Left {
     Answers(Vec<(RunId, Vec<u8>)>),
     /// Half of a frame was shown: nothing true can follow.
     CutOff,
-    /// A transaction was open.
+    /// A transaction was open, and cannot be brought to another connection.
     Transaction,
 }
 
@@ -63,6 +64,10 @@ pub(super) struct FeedLine {
     pub multi: bool,
     /// WATCH was asked for, and nothing that ends it.
     pub watch: bool,
+    /// What was watched may have changed unseen: EXEC has to do nothing.
+    pub stale: bool,
+    /// What was answered since MULTI.
+    queue: Option<Box<Queue>>,
     monitoring: bool,
     resp3: bool,
     /// Sent, in this order.
@@ -147,7 +152,12 @@ impl FeedLine {
     pub(super) fn writes(&self) -> bool {
         let blocks = |entry: &&Entry| matches!(&entry.asked, Asked::Plain(plain) if plain.since_ms.is_some());
         let mut begun = self.asked.iter().take_while(|entry| !blocks(entry));
-        begun.any(|entry| entry.asked.may_write())
+        begun.any(|entry| entry.asked.writes())
+    }
+
+    /// EXEC or DISCARD was asked for.
+    pub(super) fn end_transaction(&mut self) {
+        (self.multi, self.watch, self.stale) = (false, false, false);
     }
 
     /// Notes a request that is sent once the server at the other end is master.
@@ -310,7 +320,7 @@ impl FeedLine {
         let refused = || Trouble::Refused(String::from_utf8_lossy(frame).trim_end().to_owned());
         match self.asked.front_mut().map(|entry| &mut entry.asked) {
             None => return Err(Trouble::Poisoned),
-            Some(Asked::Plain(plain)) if plain.again && refusal::of_command(frame) == Line::Refusal => {
+            Some(Asked::Plain(plain)) if plain.is_refused(frame) => {
                 if let Some(entry) = self.asked.front_mut() {
                     entry.end = u64::MAX;
                 }
@@ -335,8 +345,24 @@ impl FeedLine {
                 self.answered(&greeting, show);
                 return Ok(());
             }
+            Some(Asked::Queue(replies, _)) => {
+                *replies -= 1;
+                if *replies == 0 {
+                    self.pop();
+                }
+                return Ok(());
+            }
             Some(Asked::Poison(line)) => {
                 let line = *line;
+                let mut poison = Vec::new();
+                put_request(&mut poison, &POISON);
+                self.queue_answered(&poison);
+                self.answered(line, show);
+                return Ok(());
+            }
+            Some(Asked::Discard(line)) => {
+                let line = *line;
+                self.queue = None;
                 self.answered(line, show);
                 return Ok(());
             }
@@ -346,10 +372,33 @@ impl FeedLine {
                 }
             }
             Some(Asked::Monitor) => self.monitoring |= !is_error,
-            Some(Asked::All(_) | Asked::Plain(_)) => {}
+            Some(Asked::Plain(plain)) if plain.queued => {
+                let bytes = std::mem::take(&mut plain.bytes);
+                if plain.role == Role::Multi && self.queue.is_none() {
+                    self.queue = Some(Queue::begin(&bytes, false));
+                } else {
+                    self.queue_answered(&bytes);
+                }
+            }
+            Some(Asked::Plain(plain)) => {
+                if matches!(plain.role, Role::Exec | Role::Discard) {
+                    self.queue = None;
+                }
+            }
+            Some(Asked::All(_)) => {}
         }
         self.answered(frame, show);
         Ok(())
+    }
+
+    fn queue_answered(&mut self, request: &[u8]) {
+        if let Some(queue) = &mut self.queue {
+            if request.is_empty() {
+                queue.forget();
+            } else {
+                queue.add(request);
+            }
+        }
     }
 
     /// The oldest request is done.
@@ -376,8 +425,16 @@ impl FeedLine {
             entry.end = u64::MAX;
             self.asked.push_back(entry);
         }
-        let is_transaction = |entry: &Entry| matches!(&entry.asked, Asked::Plain(plain) if plain.transaction);
-        if self.multi || self.watch || self.asked.iter().any(is_transaction) {
+        self.stale |= self.watch;
+        let too_long = |queue: &Queue| queue.prospect() != Prospect::Again;
+        let unkept =
+            |entry: &Entry| matches!(&entry.asked, Asked::Plain(plain) if plain.queued && plain.bytes.is_empty());
+        if self.queue.as_deref().is_some_and(too_long)
+            || self
+                .asked
+                .iter()
+                .any(|entry| entry.ends_transaction(written) || unkept(entry))
+        {
             return Left::Transaction;
         }
         self.asked.retain(|entry| entry.run.is_some());
@@ -439,6 +496,15 @@ impl FeedLine {
         self.drained = false;
         self.resp3 = resp3;
         self.ask_again(&mut send);
+        if let Some(queue) = &self.queue {
+            let (bytes, count) = queue.answered([].iter());
+            self.unsent.push_front(Entry {
+                asked: Asked::Queue(count, bytes),
+                run: None,
+                end: u64::MAX,
+                bytes: 0,
+            });
+        }
         self.release(is_master, send);
     }
 

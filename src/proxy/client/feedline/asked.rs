@@ -2,10 +2,13 @@
 
 use std::collections::VecDeque;
 
-use crate::proxy::backend::put_request;
+use crate::proxy::backend::{Role, put_request};
 use crate::proxy::client::subscriptions::{Family, Kind, Name, Verb, put_family};
 use crate::proxy::client::window::RunId;
-use crate::route::Fate;
+use crate::route::{Fate, Line, refusal};
+
+/// Redis refuses it for its arity and remembers that inside MULTI, so that EXEC runs nothing.
+pub(in crate::proxy::client) const POISON: [&[u8]; 1] = [b"SUBSCRIBE"];
 
 /// One request in flight.
 #[derive(Debug)]
@@ -22,6 +25,10 @@ pub(in crate::proxy::client) enum Asked {
     Hello { greeting: Vec<u8>, resp3: bool },
     /// One reply that must be an error; the client sees this line in its place.
     Poison(&'static [u8]),
+    /// One reply; the client sees this line in its place. It was asked for EXEC, but is DISCARD.
+    Discard(&'static [u8]),
+    /// Ours: so many replies, not shown, to these bytes, which bring the connection to where a transaction was.
+    Queue(usize, Vec<u8>),
     /// Ours: one reply that must be no error, not shown.
     Silent,
     /// Ours: subscribes to what the client believes it is subscribed to; not shown.
@@ -33,9 +40,14 @@ pub(in crate::proxy::client) enum Asked {
 }
 
 impl Asked {
-    /// Whether it may change data.
+    /// Whether only a master takes it, or all of what it belongs to.
     pub(in crate::proxy::client) fn may_write(&self) -> bool {
-        matches!(self, Self::Plain(plain) if plain.is_write)
+        matches!(self, Self::Plain(plain) if plain.is_write) || matches!(self, Self::Queue(..))
+    }
+
+    /// Whether it may change data when it arrives.
+    pub(super) fn writes(&self) -> bool {
+        matches!(self, Self::Plain(plain) if plain.is_write && !plain.queued)
     }
 }
 
@@ -49,8 +61,10 @@ pub(in crate::proxy::client) struct Plain {
     pub again: bool,
     /// When it was asked, for one that blocks.
     pub since_ms: Option<u64>,
-    /// It means something only on the connection that it was sent on.
-    pub transaction: bool,
+    /// What it is to a transaction.
+    pub role: Role,
+    /// It is MULTI, or was asked behind one: nothing happens before EXEC.
+    pub queued: bool,
 }
 
 #[derive(Debug)]
@@ -63,9 +77,41 @@ pub(super) struct Entry {
     pub bytes: usize,
 }
 
+impl Plain {
+    /// Whether a reply proves that it was not executed.
+    pub(super) fn is_refused(&self, reply: &[u8]) -> bool {
+        let line = match self.role {
+            Role::Exec => refusal::of_exec(reply, None),
+            Role::Plain | Role::Block | Role::Multi | Role::Discard | Role::Watch | Role::Forgotten => {
+                refusal::of_command(reply)
+            }
+        };
+        self.again && line == Line::Refusal
+    }
+}
+
 impl Entry {
+    /// Whether it was sent, and ends a transaction: nobody knows what became of that.
+    pub(super) fn ends_transaction(&self, written: u64) -> bool {
+        let ends = match &self.asked {
+            Asked::Plain(plain) => matches!(plain.role, Role::Exec | Role::Discard),
+            Asked::Names(..)
+            | Asked::All(_)
+            | Asked::Monitor
+            | Asked::Hello { .. }
+            | Asked::Poison(_)
+            | Asked::Discard(_)
+            | Asked::Queue(..)
+            | Asked::Silent
+            | Asked::Again(..)
+            | Asked::MonitorAgain
+            | Asked::Marker => false,
+        };
+        ends && self.end <= written
+    }
+
     pub(super) fn fate(&self, written: u64) -> Fate {
-        let is_write = self.asked.may_write();
+        let is_write = self.asked.writes();
         let kept = !matches!(&self.asked, Asked::Plain(plain) if plain.bytes.is_empty());
         match (self.end <= written, is_write) {
             _ if !kept => Fate::SentWrite,
@@ -87,13 +133,11 @@ impl Entry {
             }
             Asked::Monitor => put_request(out, &[b"MONITOR"]),
             Asked::Plain(plain) => out.extend_from_slice(&plain.bytes),
+            Asked::Poison(_) => put_request(out, &POISON),
+            Asked::Discard(_) => put_request(out, &[b"DISCARD"]),
+            Asked::Queue(_, bytes) => out.extend_from_slice(bytes),
             // None of these waits for another connection.
-            Asked::Hello { .. }
-            | Asked::Poison(_)
-            | Asked::Silent
-            | Asked::Again(..)
-            | Asked::MonitorAgain
-            | Asked::Marker => {}
+            Asked::Hello { .. } | Asked::Silent | Asked::Again(..) | Asked::MonitorAgain | Asked::Marker => {}
         }
     }
 }
