@@ -181,7 +181,7 @@ async fn talk_to_agents(
 
 /// Samples masters and replicas until `shutdown`, if reads are split.
 async fn sample_all(
-    settings: &Settings,
+    settings: &Arc<Settings>,
     replicas: Arc<Replicas>,
     snapshots: watch::Receiver<Arc<Snapshot>>,
     shutdown: &CancellationToken,
@@ -207,10 +207,14 @@ fn raise_descriptors(clients_max: usize) {
     }
 }
 
-fn sampler_settings(settings: &Settings) -> SamplerSettings {
+fn sampler_settings(settings: &Arc<Settings>) -> SamplerSettings {
+    let known = settings.clone();
     SamplerSettings {
         max_lag_ms: settings.max_lag_ms,
-        login: Arc::new(|_, _| ControlLogin::default()),
+        login: Arc::new(move |shard, epoch, master| {
+            let (user, password) = known.pass(shard, epoch, master.run_id.as_ref()).unzip();
+            ControlLogin { user, password }
+        }),
     }
 }
 

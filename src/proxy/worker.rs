@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use super::backend::{ConnectError, Greeting, Login, Pass, ask, connect_to};
+use super::backend::{ConnectError, Greeting, Login, Pass, Target, ask, connect_to};
 use super::client::{CloseReason, Session, answer, attach};
 use super::handover::{Order, Teller, What};
 use super::pause::Pause;
@@ -21,7 +21,7 @@ use crate::clock;
 use crate::command::{Command, KeyPositions, Table};
 use crate::resp::{Args, RequestLimits, RequestScanner, Span};
 use crate::route::{Fences, Footprint, Place, ReadPolicy, place};
-use crate::topology::{Addr, Epoch, RunId, ShardId, ShardIndex, Snapshot};
+use crate::topology::{Epoch, RunId, ShardId, ShardIndex, Snapshot};
 use tokio::sync::mpsc;
 
 /// Bytes read at once; one buffer for all of a worker's sockets.
@@ -412,18 +412,23 @@ impl Worker {
     }
 
     /// Every node of every shard, the first shard's master first; none while that is not known to serve.
-    pub fn nodes(&self) -> Vec<Addr> {
+    pub fn nodes(&self) -> Vec<Rc<Target>> {
         let Some(master) = self.shard(ShardIndex(0)).serving() else {
             return Vec::new();
         };
         let snapshot = self.snapshot.borrow();
-        let all = snapshot
-            .shards
-            .iter()
-            .flat_map(|shard| &shard.nodes)
-            .map(|node| &node.addr);
-        let others = all.filter(|addr| **addr != master.addr).cloned();
-        std::iter::once(master.addr.clone()).chain(others).collect()
+        let mut nodes = vec![master];
+        for shard in &snapshot.shards {
+            let life = shard.master.as_ref().and_then(|master| master.run_id.as_ref());
+            let pass = self.pass(&shard.id, shard.epoch, life);
+            let all = shard
+                .nodes
+                .iter()
+                .map(|node| Target::replica(node, shard.epoch, pass.clone()));
+            let others: Vec<_> = all.filter(|node| node.addr != nodes[0].addr).map(Rc::new).collect();
+            nodes.extend(others);
+        }
+        nodes
     }
 
     /// Closes a client that reads too slowly while others wait behind its reply (rule B2).

@@ -565,3 +565,47 @@ fn what_a_move_cost_is_reported() {
     assert!(report.held >= 2 && report.took_us >= 100_000, "{report:?}");
     assert_eq!((report.indoubt, report.failed), (0, 0));
 }
+
+#[test]
+fn named_users_move_along() {
+    let mut bench = Bench::start();
+    for node in &bench.nodes {
+        node.command(&[
+            "ACL", "SETUSER", "alice", "on", ">wonder", "~*", "&*", "+@all", "-select",
+        ]);
+    }
+    let (mut alice, mut other) = (bench.client(), bench.client());
+    assert_eq!(alice.command(&["SELECT", "3"]), Value::ok());
+    assert_eq!(alice.command(&["AUTH", "alice", "wonder"]), Value::ok());
+    assert_eq!(alice.command(&["SET", "k", "3"]), Value::ok());
+    assert_eq!(other.command(&["SET", "k", "0"]), Value::ok());
+    bench.switch_over();
+    assert_eq!(alice.command(&["INCR", "k"]), Value::Int(4));
+    assert_eq!(other.command(&["INCR", "k"]), Value::Int(1));
+    assert_eq!(alice.command(&["ACL", "WHOAMI"]), Value::bulk("alice"));
+    bench.proxy.assert_no_undeclared_warnings(&[]);
+}
+
+#[test]
+fn a_move_that_the_proxy_hears_of_too_late_costs_time_and_no_error() {
+    const COMMANDS: i64 = 60_000;
+    let mut bench = Bench::start();
+    let mut client = bench.client();
+    let mut writer = client.stream().try_clone().unwrap();
+    thread::scope(|scope| {
+        scope.spawn(move || std::io::Write::write_all(&mut writer, &b"INCR n\r\n".repeat(COMMANDS as usize)).unwrap());
+        scope.spawn(move || {
+            for n in 1..=COMMANDS {
+                assert_eq!(client.read_reply(), Value::Int(n));
+            }
+        });
+        for _ in 0..2 {
+            let offset = bench.fence();
+            bench.log_has("no master", usize::try_from(bench.epoch).unwrap());
+            bench.reach(offset);
+            bench.promote();
+            bench.publish_master();
+            eventually(SOON, || bench.report().is_some());
+        }
+    });
+}

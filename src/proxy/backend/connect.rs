@@ -120,33 +120,57 @@ async fn open_socket(addr: &Addr) -> Result<TcpStream, ConnectError> {
 
 async fn open(addr: &Addr, pass: Option<&Pass>, login: &Login) -> Result<TcpStream, ConnectError> {
     let mut stream = open_socket(addr).await?;
-    if let Some(pass) = pass {
-        show_pass(&mut stream, pass, addr).await?;
-    }
-    let early = settle_before_login(&mut stream, login, addr).await?;
-    let (request, commands) = login_request(login, early, pass.is_some());
-    if commands == 0 {
-        return Ok(stream);
-    }
-    match ask(&mut stream, &request, commands, addr).await {
-        Ok(_) => Ok(stream),
-        // As it would have said to who shows no password at all.
-        Err(ConnectError::Refused(addr, line)) if login.credential.is_none() && line.starts_with("-WRONGPASS") => {
-            Err(ConnectError::Refused(addr, NO_PASSWORD.to_owned()))
+    let early = if login.is_named_user() {
+        if let Some(pass) = pass {
+            log_in(&mut stream, pass_request(pass), 1, true, addr).await?;
         }
-        Err(error) => Err(error),
+        settle_before_login(&mut stream, login, addr).await?
+    } else {
+        Early::default()
+    };
+    let (mut request, mut commands) = login_request(login, early, pass.is_some());
+    let mut shows_pass = false;
+    if let Some(pass) = pass.filter(|_| !login.is_named_user()) {
+        request = [pass_request(pass), request].concat();
+        (commands, shows_pass) = (commands + 1, true);
     }
+    if commands > 0 {
+        log_in(&mut stream, request, commands, shows_pass, addr)
+            .await
+            .map_err(|error| match error {
+                // As it would have said to who shows no password at all.
+                ConnectError::Refused(addr, line) if login.credential.is_none() && line.starts_with("-WRONGPASS") => {
+                    ConnectError::Refused(addr, NO_PASSWORD.to_owned())
+                }
+                error => error,
+            })?;
+    }
+    Ok(stream)
 }
 
-/// Has the server prove its epoch, before anything else is asked of it.
-async fn show_pass(stream: &mut TcpStream, pass: &Pass, addr: &Addr) -> Result<(), ConnectError> {
+fn pass_request(pass: &Pass) -> Vec<u8> {
     let mut request = Vec::new();
     put_request(&mut request, &[b"AUTH", pass.user.as_bytes(), pass.token.as_bytes()]);
-    match ask(stream, &request, 1, addr).await {
-        Ok(_) => Ok(()),
-        Err(ConnectError::Refused(addr, line)) => Err(ConnectError::NotOfEpoch(addr, line)),
-        Err(error) => Err(error),
-    }
+    request
+}
+
+/// Sends what begins a connection in one write. If the first of it shows a pass, its refusal means another epoch.
+async fn log_in(
+    stream: &mut TcpStream,
+    request: Vec<u8>,
+    commands: u32,
+    shows_pass: bool,
+    addr: &Addr,
+) -> Result<(), ConnectError> {
+    let replies = exchange(stream, &request, commands as usize, addr).await?;
+    let refused = replies.iter().position(|reply| reply.starts_with(b"-"));
+    let Some(at) = refused else { return Ok(()) };
+    let line = String::from_utf8_lossy(&replies[at]).trim_end().to_owned();
+    Err(if shows_pass && at == 0 {
+        ConnectError::NotOfEpoch(addr.clone(), line)
+    } else {
+        ConnectError::Refused(addr.clone(), line)
+    })
 }
 
 /// Sends `request` of `commands` commands and returns the bytes of all replies; an error reply fails it.

@@ -86,7 +86,7 @@ pub struct Lane {
     private: Cell<bool>,
     released: Cell<bool>,
     abandoned: Cell<bool>,
-    /// The server may act against its epoch: nothing more is written, and only what has come already is read.
+    /// The server is fenced: nothing more is written, and what it still answers is judged as a whole.
     deposed: Cell<bool>,
     ended: Cell<bool>,
     /// It is opened before its target is master: what proves the epoch comes by another connection.
@@ -349,7 +349,7 @@ impl Lane {
         self.wake.wake();
     }
 
-    /// Ends the lane once what has come already is read: nothing that its server says from now on is believed.
+    /// Ends the lane once what its server was sent is answered: no more is written to it.
     pub fn depose(&self) {
         self.deposed.set(true);
         self.wake.wake();
@@ -385,7 +385,9 @@ impl Lane {
             Err(end) => Poll::Ready(end),
         })
         .await;
-        if self.state.borrow().wreck.is_some() {
+        if self.deposed.get() {
+            LaneEnd::Deposed
+        } else if self.state.borrow().wreck.is_some() {
             LaneEnd::Refused
         } else {
             end
@@ -433,7 +435,7 @@ impl Lane {
             self.shard.drained_some(worker);
         }
         if self.deposed.get() {
-            return Err(LaneEnd::Deposed);
+            return self.state.borrow_mut().condemn(self.private.get(), worker.commands());
         }
         self.flush(context, writer)?;
         let state = self.state.borrow();
@@ -478,6 +480,26 @@ impl Lane {
 }
 
 impl State {
+    /// Makes a wreck of everything unanswered, but for a reply of which a part is shown already. An error: nothing more
+    /// is to be waited for.
+    fn condemn(&mut self, private: bool, commands: &Table) -> Result<(), LaneEnd> {
+        if self.wreck.is_none() {
+            let kept_back = self.ledger.front_mut().is_none_or(|entry| entry.block);
+            if self.scanner.is_inside() && !kept_back {
+                return Ok(());
+            }
+            let begun = [std::mem::take(&mut self.queued), std::mem::take(&mut self.peeked)].concat();
+            let mut wreck = self.take_wreck(private, commands);
+            wreck.log(&begun);
+            self.wreck = Some(Box::new(wreck));
+            self.stuck_on = None;
+        }
+        match &self.wreck {
+            Some(wreck) if wreck.awaits_replies() => Ok(()),
+            Some(_) | None => Err(LaneEnd::Deposed),
+        }
+    }
+
     /// Everything unanswered, behind what is a wreck already.
     pub(super) fn take_wreck(&mut self, private: bool, commands: &Table) -> Wreck {
         let mut wreck = match self.wreck.take() {

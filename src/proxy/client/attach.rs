@@ -47,7 +47,7 @@ pub async fn attach(worker: &Rc<Worker>, shard: &Rc<Shard>, attach: &Attach) {
         addr: attach.addr.clone(),
         epoch: attach.epoch,
         run_id: Some(attach.run_id.clone()),
-        // It knows no proxies of that epoch before it is promoted.
+        // It has that user only once it is master.
         pass: None,
     });
     let (done, mut all_done) = mpsc::channel(1);

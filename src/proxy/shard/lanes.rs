@@ -49,22 +49,25 @@ impl Shard {
         for lane in &lanes {
             lane.release();
         }
-        tokio::task::spawn_local(async move {
-            tokio::time::sleep(LAST_REPLIES).await;
-            for lane in lanes {
-                lane.abandon();
-            }
-        });
+        abandon_later(lanes);
         self.lose_taps(Some(still));
     }
 
-    /// Nothing that is on its way to or from `target` is worth anything from now on, but what has come already.
+    /// Sends nothing more to `target`, which may be fenced. What it still answers is heard: a fence turns it into a replica
+    /// in the same moment, so that it executes nothing after it.
     pub(super) fn depose(&self, target: &Target) {
         let leads_there = |lane: &Lane| !lane.is_reader() && *lane.target == *target;
         self.lanes.borrow_mut().retain(|_, lane| !leads_there(lane));
         self.spares.retain(|lane| !leads_there(lane));
-        for lane in self.open.borrow().values().filter(|lane| leads_there(lane)) {
+        let open = self.open.borrow();
+        let lanes: Vec<Rc<Lane>> = open.values().filter(|lane| leads_there(lane)).cloned().collect();
+        for lane in &lanes {
             lane.depose();
+        }
+        abandon_later(lanes);
+        let taps: Vec<Rc<Tap>> = self.taps.borrow().iter().filter_map(Weak::upgrade).collect();
+        for tap in taps.iter().filter(|tap| *tap.target == *target) {
+            tap.lose();
         }
     }
 
@@ -77,11 +80,12 @@ impl Shard {
         open.values().filter(|lane| leads_astray(lane)).cloned().collect()
     }
 
-    /// Some lead to `still` already.
     fn lose_taps(&self, still: Option<&Target>) {
         let taps: Vec<Rc<Tap>> = self.taps.borrow().iter().filter_map(Weak::upgrade).collect();
-        let astray = |tap: &&Rc<Tap>| still.is_none_or(|still| *tap.target != *still);
-        taps.iter().filter(astray).for_each(|tap| tap.lose());
+        let leads_astray = |tap: &&Rc<Tap>| still.is_none_or(|still| *tap.target != *still);
+        for tap in taps.iter().filter(leads_astray) {
+            tap.lose();
+        }
     }
 
     fn lane_ended(self: &Rc<Self>, worker: &Rc<Worker>, lane: &Rc<Lane>, end: &LaneEnd) {
@@ -136,11 +140,7 @@ impl Shard {
         );
         self.lanes.borrow_mut().retain(|_, known| !Rc::ptr_eq(known, lane));
         self.lost(worker, &lane.target);
-        let lane = lane.clone();
-        tokio::task::spawn_local(async move {
-            tokio::time::sleep(LAST_REPLIES).await;
-            lane.abandon();
-        });
+        abandon_later(vec![lane.clone()]);
     }
 
     /// Ends `tap` when there is another master than the server that it leads to.
@@ -149,6 +149,19 @@ impl Shard {
         taps.retain(|tap| tap.strong_count() > 0);
         taps.push(Rc::downgrade(tap));
     }
+}
+
+/// Listens to lanes for a while yet.
+fn abandon_later(lanes: Vec<Rc<Lane>>) {
+    if lanes.is_empty() {
+        return;
+    }
+    tokio::task::spawn_local(async move {
+        tokio::time::sleep(LAST_REPLIES).await;
+        for lane in lanes {
+            lane.abandon();
+        }
+    });
 }
 
 /// Whether a server refuses a login for reasons that say nothing against it: it runs a script that takes long, or the

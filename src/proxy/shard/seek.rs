@@ -37,8 +37,8 @@ impl Shard {
         self.start_seeking(worker);
     }
 
-    /// The connection that proves the epoch has ended (rule A15). While a switchover is under way that is its fence, and
-    /// what was sent before it is still answered; else whatever the server says from now on may be void.
+    /// The connection that proves the epoch has ended (rule A15): nothing more is sent to a server that may be fenced. While
+    /// a switchover is under way nothing that matters was, so that lanes may stay if it is taken back.
     pub(super) fn witness_lost(self: &Rc<Self>, worker: &Rc<Worker>, target: &Rc<Target>, why: &str) {
         info!(shard = %self.id, master = %target.addr, epoch = %target.epoch, "the witness is lost: {why}");
         if self.serving().is_some_and(|serving| serving == *target) {
