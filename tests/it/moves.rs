@@ -416,6 +416,52 @@ fn clients_that_block_go_on_blocking_at_the_next_master_and_get_each_value_once(
 }
 
 #[test]
+fn a_client_may_block_through_moves_for_longer_than_anything_waits_for_a_master() {
+    let mut stage = Stage::with("hold_max_ms = 300\n");
+    let (mut blocked, mut other) = (stage.client(), stage.client());
+    blocked.send(b"BLPOP l 0\r\n");
+    for _ in 0..3 {
+        let master = stage.master;
+        eventually(SOON, || stage.blocked(master) == "1");
+        assert_eq!(other.command(&["BLPOP", "none", "0.4"]), Value::Null);
+        stage.switch_over();
+    }
+    assert_eq!(other.command(&["RPUSH", "l", "1"]), Value::Int(1));
+    let popped = Value::Array(vec![Value::bulk("l"), Value::bulk("1")]);
+    assert_eq!(blocked.read_reply(), popped);
+}
+
+#[test]
+fn what_is_added_to_a_stream_during_a_move_reaches_who_waits_for_news() {
+    let mut stage = Stage::start();
+    let (mut adding, mut waiting, mut empty) = (stage.client(), stage.client(), stage.client());
+    adding.command(&["XADD", "x", "1-1", "f", "old"]);
+    waiting.send(b"XREAD BLOCK 0 STREAMS y x 0 $\r\n");
+    empty.send(b"XREAD BLOCK 0 STREAMS z $\r\n");
+    let master = stage.master;
+    eventually(SOON, || stage.blocked(master) == "2");
+    stage.begin();
+    stage.drained();
+    stage.fence();
+    stage.attach();
+    stage.attached();
+    stage.promote();
+    // Before anybody who waits can be there.
+    for key in ["x", "z"] {
+        stage.redis[stage.master].command(&["XADD", key, "2-1", "f", "new"]);
+    }
+    stage.publish();
+    let entry = Value::Array(vec![
+        Value::bulk("2-1"),
+        Value::Array(vec![Value::bulk("f"), Value::bulk("new")]),
+    ]);
+    for (client, key) in [(&mut waiting, "x"), (&mut empty, "z")] {
+        let stream = Value::Array(vec![Value::bulk(key), Value::Array(vec![entry.clone()])]);
+        assert_eq!(client.read_reply(), Value::Array(vec![stream]), "{key}");
+    }
+}
+
+#[test]
 fn a_wait_is_asked_of_the_next_master_and_has_the_right_number() {
     let mut stage = Stage::start();
     let (mut waiting, mut late) = (stage.client(), stage.client());

@@ -45,6 +45,12 @@ impl Stage {
     /// Starts everything: `a` is the master in epoch 1, `b` follows it, the proxy serves and is connected to the agents.
     #[track_caller]
     pub fn start() -> Self {
+        Self::with("")
+    }
+
+    /// The same with lines of the proxy's config.
+    #[track_caller]
+    pub fn with(config: &str) -> Self {
         let redis = [(), ()].map(|()| Redis::start(&["--repl-diskless-sync-delay", "0"]));
         let zookeeper = ZooKeeper::start();
         let runtime = Runtime::new().unwrap();
@@ -58,6 +64,8 @@ impl Stage {
         std::fs::write(&secret, SECRET).unwrap();
         let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
         std::fs::set_permissions(&secret, private).unwrap();
+        let file = dir.path().join("proxy.toml");
+        std::fs::write(&file, format!("[proxy]\n{config}")).unwrap();
         let listen = format!("127.0.0.1:{}", free_port());
         let mut stage = Self {
             redis,
@@ -70,6 +78,8 @@ impl Stage {
                 &connect,
                 "--cluster",
                 "test",
+                "--config",
+                file.to_str().unwrap(),
                 "--secret-file",
                 secret.to_str().unwrap(),
                 "--workers",
