@@ -22,7 +22,7 @@ use crate::agent::Server;
 use crate::support::{Process, ZooKeeper, free_port};
 
 const LIMIT: Duration = Duration::from_secs(30);
-const SECRET: &[u8] = b"a secret of the cluster";
+pub const SECRET: &[u8] = b"a secret of the cluster";
 
 struct Agent {
     stop: CancellationToken,
@@ -138,7 +138,7 @@ impl Shard {
         records
     }
 
-    async fn until_history(&self, what: &str, wanted: impl Fn(&[Record]) -> bool) -> Vec<Record> {
+    pub async fn until_history(&self, what: &str, wanted: impl Fn(&[Record]) -> bool) -> Vec<Record> {
         let end = clock::now() + LIMIT;
         loop {
             let records = self.history().await;
