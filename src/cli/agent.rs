@@ -214,6 +214,10 @@ fn timings(file: &TimingsFile) -> Timings {
         last_resort: ms(file.last_resort_ms),
         founding: ms(file.founding_ms),
         stall: ms(file.stall_ms),
+        drain_max: ms(file.drain_max_ms),
+        catch_up: ms(file.catch_up_ms),
+        switch_wait: ms(file.switch_wait_ms),
+        switch_lag_max_bytes: file.switch_lag_max_bytes,
     }
 }
 

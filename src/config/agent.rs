@@ -90,7 +90,7 @@ impl FromStr for OnStop {
     }
 }
 
-/// `[agent.timings]`: none of them is needed for safety; they trade the length of an outage against needless elections.
+/// `[agent.timings]`, and one measure of lag: none of them is needed for safety; they trade the length of an outage against needless elections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 #[expect(missing_docs, reason = "conf/agent.toml documents each key, and Timings each field")]
@@ -121,6 +121,14 @@ pub struct TimingsFile {
     pub founding_ms: u64,
     #[serde(deserialize_with = "within::<10, 600_000, _>")]
     pub stall_ms: u64,
+    #[serde(deserialize_with = "within::<0, 10_000, _>")]
+    pub drain_max_ms: u64,
+    #[serde(deserialize_with = "within::<1, 10_000, _>")]
+    pub catch_up_ms: u64,
+    #[serde(deserialize_with = "within::<0, 600_000, _>")]
+    pub switch_wait_ms: u64,
+    #[serde(deserialize_with = "within::<0, 1_000_000_000_000, _>")]
+    pub switch_lag_max_bytes: u64,
 }
 
 impl Default for TimingsFile {
@@ -139,6 +147,10 @@ impl Default for TimingsFile {
             last_resort_ms: 10_000,
             founding_ms: 5000,
             stall_ms: 400,
+            drain_max_ms: 200,
+            catch_up_ms: 300,
+            switch_wait_ms: 2000,
+            switch_lag_max_bytes: 64 * 1024 * 1024,
         }
     }
 }

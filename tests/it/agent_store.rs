@@ -21,12 +21,12 @@ use tokio_util::sync::CancellationToken;
 use crate::agent::Server;
 use crate::support::{Process, ZooKeeper, free_port};
 
-const LIMIT: Duration = Duration::from_secs(30);
+pub const LIMIT: Duration = Duration::from_secs(30);
 pub const SECRET: &[u8] = b"a secret of the cluster";
 
-struct Agent {
+pub struct Agent {
     stop: CancellationToken,
-    peer: Addr,
+    pub peer: Addr,
     task: JoinHandle<Result<(), AgentError>>,
 }
 
@@ -36,11 +36,11 @@ pub struct Shard {
     /// A session of our own, to look with.
     pub store: Store,
     pub nodes: BTreeMap<NodeId, Server>,
-    agents: BTreeMap<NodeId, Agent>,
+    pub agents: BTreeMap<NodeId, Agent>,
     dir: tempfile::TempDir,
 }
 
-fn shard() -> ShardId {
+pub fn shard() -> ShardId {
     ShardId::from("s1")
 }
 
@@ -90,14 +90,14 @@ impl Shard {
         start(id, port, redis, &self.zookeeper.connect(), self.dir.path())
     }
 
-    fn start_agent(&mut self, id: &NodeId, port: u16) {
+    pub fn start_agent(&mut self, id: &NodeId, port: u16) {
         let stop = CancellationToken::new();
         let task = tokio::spawn(serve(self.settings(id, port), stop.clone()));
         let peer = Addr::new("127.0.0.1", port);
         self.agents.insert(id.clone(), Agent { stop, peer, task });
     }
 
-    async fn end_agent(&mut self, id: &NodeId) {
+    pub async fn end_agent(&mut self, id: &NodeId) {
         let agent = self.agents.remove(id).unwrap();
         agent.stop.cancel();
         agent.task.await.unwrap().unwrap();
@@ -130,7 +130,7 @@ impl Shard {
         self.until("whole", |state| state.valid.len() == count).await
     }
 
-    async fn history(&self) -> Vec<Record> {
+    pub async fn history(&self) -> Vec<Record> {
         let mut records = Vec::new();
         for name in self.store.children(&Place::History(shard()).to_string()).await.unwrap() {
             records.push(self.read(&Place::Record(shard(), name.parse().unwrap())).await.unwrap());
@@ -334,7 +334,7 @@ async fn an_agent_process() {
 const PROCESS: &str = "POINTSMAN_TEST_AGENT";
 
 impl Shard {
-    fn start_agent_process(&self, id: &NodeId, port: u16, zone: &str, session_ms: u32) -> Process {
+    pub fn start_agent_process(&self, id: &NodeId, port: u16, zone: &str, session_ms: u32) -> Process {
         let redis = &self.nodes[id].addr;
         let (zookeeper, dir) = (self.zookeeper.connect(), self.dir.path());
         let mut command = Command::new(std::env::current_exe().unwrap());

@@ -52,9 +52,12 @@ impl Store {
             StoreRequest::Suspect(_)
             | StoreRequest::Relay(_)
             | StoreRequest::Record(_)
+            | StoreRequest::Attach(_)
             | StoreRequest::Report(..)
             | StoreRequest::Lost(..)
-            | StoreRequest::Describe(_) => return,
+            | StoreRequest::Describe(_) => {
+                return;
+            }
         };
         let _ = self.agents[from].2.try_send(answer);
     }

@@ -25,5 +25,6 @@ mod store;
 mod stress;
 mod support;
 mod support_check;
+mod switchover;
 mod switchover_command;
 mod up;

@@ -17,12 +17,12 @@ use tokio::sync::mpsc;
 use tokio::time::{sleep, sleep_until};
 
 use super::tally::Tally;
-use super::znode;
-use crate::agent::machine::election::Outcome;
+use super::{request, znode};
+use crate::agent::machine::outcome::Outcome;
 use crate::clock;
 use crate::peer::Report;
 use crate::store::{Store, StoreError};
-use crate::topology::codec::{Ending, Kind, Place, ProxyInfo, Record, SwitchRequest, decode, encode};
+use crate::topology::codec::{Ending, Kind, Place, ProxyInfo, Record, decode, encode};
 use crate::topology::{Epoch, NodeId, ShardId};
 
 /// Records kept per shard.
@@ -284,13 +284,7 @@ async fn keep(store: &Store, shard: &ShardId, node: &NodeId, record: &Record) ->
         sleep(AGAIN).await;
     };
     if let Some(request) = &record.request {
-        while let Err(error) = end_request(store, shard, request).await {
-            if !matches!(error, StoreError::Away | StoreError::Unknown | StoreError::Conflict(_)) {
-                tracing::warn!(%error, request, "a switchover's request cannot be deleted");
-                break;
-            }
-            sleep(AGAIN).await;
-        }
+        request::end(store, shard, request).await;
     }
     if let Err(error) = trim(store, shard).await {
         // The next record's trimming takes these along.
@@ -320,21 +314,6 @@ async fn stands(store: &Store, shard: &ShardId, bytes: &[u8]) -> Result<Option<u
     Ok(None)
 }
 
-/// Deletes the shard's request if it still is this one.
-async fn end_request(store: &Store, shard: &ShardId, id: &str) -> Result<(), StoreError> {
-    let path = Place::Switch(shard.clone()).to_string();
-    let Some(found) = store.get(&path).await? else {
-        return Ok(());
-    };
-    match decode::<SwitchRequest>(&found.bytes, &path) {
-        Ok(request) if request.id == id => match store.delete(&path, Some(found.version)).await {
-            Err(StoreError::Missing(_)) => Ok(()),
-            other => other,
-        },
-        Ok(_) | Err(_) => Ok(()),
-    }
-}
-
 async fn trim(store: &Store, shard: &ShardId) -> Result<(), StoreError> {
     let parent = Place::History(shard.clone()).to_string();
     let names = store.children(&parent).await?;
@@ -362,12 +341,17 @@ pub(super) mod tests {
 
     pub(in crate::agent::seam) fn outcome(epoch: u64) -> Outcome {
         Outcome {
+            kind: Kind::Failover,
+            result: Ending::Done,
             epoch: Epoch(epoch),
             from: None,
-            to: NodeId::from("a"),
+            to: Some(NodeId::from("a")),
             why: "a test".to_owned(),
-            grounds: Grounds::Quorum,
-            offset: 0,
+            grounds: Some(Grounds::Quorum),
+            offset: Some(0),
+            lost_bytes: None,
+            asked_by: None,
+            request: None,
             phases: vec![("claim", Duration::from_millis(2))],
         }
     }
@@ -405,36 +389,6 @@ pub(super) mod tests {
         keep_one(&store, &record(1)).await;
         let names = store.children("/history/s1").await.unwrap();
         assert_eq!((names.len(), names[0].as_str()), (RECORDS_MAX, "0000000001"));
-    }
-
-    #[tokio::test]
-    async fn only_the_request_that_a_record_answers_is_ended() {
-        let ensemble = Memory::default();
-        let store = ensemble.store();
-        let request = |id: &str| {
-            encode(&SwitchRequest {
-                id: id.to_owned(),
-                to: None,
-                asked_by: String::new(),
-            })
-        };
-        let create = async |id| {
-            store
-                .create("/shards/s1/switch", request(id), Lifetime::Persistent)
-                .await
-        };
-        create("other").await.unwrap();
-        let answer = Record {
-            request: Some("r1".to_owned()),
-            ..record(1)
-        };
-        keep_one(&store, &answer).await;
-        let left = store.get("/shards/s1/switch").await.unwrap().unwrap();
-        assert_eq!(left.bytes, request("other"));
-        store.delete("/shards/s1/switch", None).await.unwrap();
-        create("r1").await.unwrap();
-        keep_one(&store, &answer).await;
-        assert_eq!(store.get("/shards/s1/switch").await.unwrap(), None);
     }
 
     /// A historian that runs, and what can be told it.

@@ -1,7 +1,7 @@
 //! The seam between an agent and the store: what host asks is done to znodes, what znodes say becomes events.
 //!
 //! ```text
-//!  connection, hints --> reader --Synced, Lost, State, Nodes, Suspects--> host
+//!  connection, hints --> reader --Synced, Lost, State, Nodes, Suspects, Wish, Proxies--> host
 //!                           |  serving states --> news --> whoever is connected to the peer port
 //!  host --Write--> writer --Written--> host
 //!       --Record, Report, Lost--> historian  (its own pace: a history never holds up a failover)
@@ -16,6 +16,7 @@ mod historian;
 mod news;
 mod presence;
 mod reader;
+mod request;
 mod rivals;
 mod tally;
 mod writer;
@@ -26,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::host::{StoreEvent, StoreRequest, StoreSeam};
 use super::machine::action::Written;
-use super::machine::election::Outcome;
+use super::machine::outcome::Outcome;
 use crate::peer::News as Told;
 use crate::store::Store;
 use crate::topology::{NodeId, ShardId};
@@ -113,6 +114,7 @@ impl Sorter {
                 StoreRequest::Suspect(suspicion) => self.presence.suspect(suspicion.as_ref()),
                 StoreRequest::Describe(described) => self.presence.describe(&described),
                 StoreRequest::Relay(state) => self.news.tell(state.version, &znode::from_state(&state.state)),
+                StoreRequest::Attach(attach) => self.news.attach(attach),
                 StoreRequest::Record(outcome) => {
                     if self.records.try_send(Box::new(outcome)).is_err() {
                         tracing::warn!("a history record is dropped: the store has been away for long");
