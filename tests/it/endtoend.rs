@@ -9,6 +9,7 @@ mod ensemble;
 mod hang;
 mod kills;
 mod move_faults;
+mod planned;
 mod proxies;
 mod returning;
 mod switchovers;
