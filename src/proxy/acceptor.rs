@@ -21,6 +21,7 @@ use tracing::{debug, info, warn};
 
 use super::client::Session;
 use super::roll::{Question, Roll};
+use super::scripts;
 use super::settings::Settings;
 use super::shared::{ControlLogin, Replicas, SamplerSettings, sample};
 use super::source::{self, SourceError};
@@ -98,7 +99,9 @@ where
         monitors: Arc::default(),
         roll,
         pause: Arc::default(),
+        scripts: Arc::default(),
     };
+    let scripts = view.scripts.clone();
     let mut threads = Vec::new();
     let mut workers = Vec::new();
     for (number, questions) in questions.into_iter().enumerate() {
@@ -129,7 +132,8 @@ where
         );
         tokio::select! {
             Err(error) = source => Err(error.into()),
-            () = sample_all(&settings, replicas, snapshots, shutdown) => Ok(()),
+            () = scripts::load(scripts, snapshots.clone(), sampler_settings(&settings).login, shutdown.clone()) => Ok(()),
+            () = sample_all(&settings, replicas, snapshots.clone(), shutdown) => Ok(()),
             () = accept_all(listeners, workers, settings.clone(), shutdown) => Ok(()),
             Err(error) = pages => Err(ProxyError::Admin(error)),
         }

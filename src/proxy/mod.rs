@@ -12,6 +12,7 @@ mod backend;
 mod client;
 mod pause;
 mod roll;
+mod scripts;
 mod settings;
 mod shard;
 pub mod shared;

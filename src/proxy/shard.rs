@@ -27,7 +27,7 @@ use super::spares::Spares;
 use super::worker::Worker;
 use crate::clock;
 use crate::route::{Ask, Choice, FenceLog, ShardFences, Standing, Stickiness, choose};
-use crate::topology::{self, Phase, ShardId};
+use crate::topology::{self, Phase, RunId, ShardId};
 
 /// How long a lane that was refused something is listened to.
 const LAST_REPLIES: Duration = Duration::from_secs(1);
@@ -65,6 +65,8 @@ pub struct Shard {
     reign: Cell<Reign>,
     /// Which life the reign is of, where the server told.
     life: RefCell<Option<String>>,
+    /// Which life serves, or served last, where that is known.
+    run_id: RefCell<Option<RunId>>,
     /// How many shards of all workers have no master that serves.
     unserved: Arc<AtomicUsize>,
     /// Whether [`Shard::seek`] is running.
@@ -94,6 +96,7 @@ impl Shard {
             mastership: RefCell::new(Mastership::Nobody),
             reign: Cell::default(),
             life: RefCell::default(),
+            run_id: RefCell::default(),
             unserved,
             seeking: Cell::new(false),
             removed: Cell::new(false),
@@ -180,6 +183,11 @@ impl Shard {
     /// The reign of the master that serves, or served last.
     pub fn reign(&self) -> Reign {
         self.reign.get()
+    }
+
+    /// Which life serves, or served last, where that is known.
+    pub fn life(&self) -> Option<RunId> {
+        self.run_id.borrow().clone()
     }
 
     /// Wakes `session` when there is a master again, or its time is up.
@@ -321,6 +329,9 @@ impl Shard {
 
     fn open(self: &Rc<Self>, worker: &Rc<Worker>, login: &Login, target: Rc<Target>, purpose: Purpose) -> Rc<Lane> {
         let lane = Lane::new(worker.next_lane_number(), login.clone(), self.clone(), target, purpose);
+        if !lane.is_reader() {
+            lane.leads_to(self.life());
+        }
         self.open.borrow_mut().insert(lane.number, lane.clone());
         let (worker, running, shard) = (worker.clone(), lane.clone(), self.clone());
         tokio::task::spawn_local(async move {
@@ -454,11 +465,15 @@ impl Shard {
             Mastership::Nobody | Mastership::Serving(_) => return Err(None),
         };
         let greeting = greet(&target, worker.connect_timeout()).await.map_err(Some)?;
+        let told = greeting.run_id.as_deref().map(RunId::from);
+        let life = target.run_id.clone().or(told);
+        worker.scripts().before_serving(&target.addr, life.as_ref()).await;
         let still = matches!(&*self.mastership.borrow(), Mastership::Sought(sought) if *sought == target);
         if !still {
             return Err(None);
         }
         worker.learn(&greeting);
+        self.run_id.replace(life);
         // From here on it may acknowledge what replicas of older epochs never get.
         self.fences.enter(target.epoch);
         self.begin_reign(&target, greeting.run_id);

@@ -28,13 +28,14 @@ use super::target::Target;
 use super::wreck::{Traits, Wreck};
 use crate::clock;
 use crate::command::Table;
-use crate::proxy::client::{RunId, Session};
+use crate::proxy::client::{RunId as WindowRun, Session};
 use crate::proxy::shard::Shard;
 use crate::proxy::shared::{Bond, ReplicaFacts};
 use crate::proxy::wake::Wake;
 use crate::proxy::worker::Worker;
 use crate::resp::ReplyScanner;
 use crate::route::{FenceLog, Footprint, Standing};
+use crate::topology::RunId;
 
 /// Unanswered bytes above which a lane takes no more.
 pub const UNANSWERED_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -86,6 +87,8 @@ pub struct Lane {
     ended: Cell<bool>,
     /// Our end of the connection, by which Redis knows it.
     local: Cell<Option<SocketAddr>>,
+    /// Which life of a master it was opened to, where that is known.
+    life: OnceCell<RunId>,
     /// Replies that came, and how many had come at the last look at the pace.
     pub(super) answered: Cell<u64>,
     /// Times that bytes came.
@@ -175,6 +178,7 @@ impl Lane {
             abandoned: Cell::new(false),
             ended: Cell::new(false),
             local: Cell::new(None),
+            life: OnceCell::new(),
             answered: Cell::new(0),
             heard: Cell::new(0),
             looked_at: Cell::new(None),
@@ -206,6 +210,18 @@ impl Lane {
         self.local.get()
     }
 
+    /// Which life of a master is at the other end, where that is known.
+    pub fn life(&self) -> Option<&RunId> {
+        self.life.get()
+    }
+
+    /// Tells it once which life that is.
+    pub fn leads_to(&self, life: Option<RunId>) {
+        if let Some(life) = life {
+            let _ = self.life.set(life);
+        }
+    }
+
     /// Whether there is room for more.
     pub fn has_room(&self) -> bool {
         let state = self.state.borrow();
@@ -230,7 +246,7 @@ impl Lane {
 
     /// Appends `count` whole requests, whose writes are in `footprint`; the flusher runs after all ready sessions of
     /// this turn.
-    pub fn append(&self, session: &Rc<Session>, run: RunId, count: u32, bytes: &[u8], footprint: &Footprint) {
+    pub fn append(&self, session: &Rc<Session>, run: WindowRun, count: u32, bytes: &[u8], footprint: &Footprint) {
         let mut state = self.state.borrow_mut();
         if let Some(fences) = &mut state.fences {
             fences.appended(count, footprint);
@@ -244,7 +260,7 @@ impl Lane {
     }
 
     /// Appends a whole transaction of `count` commands, MULTI and EXEC included.
-    pub fn append_block(&self, session: &Rc<Session>, run: RunId, count: u32, bytes: &[u8], footprint: &Footprint) {
+    pub fn append_block(&self, session: &Rc<Session>, run: WindowRun, count: u32, bytes: &[u8], footprint: &Footprint) {
         let mut state = self.state.borrow_mut();
         if let Some(fences) = &mut state.fences {
             fences.appended(count, footprint);
@@ -256,7 +272,7 @@ impl Lane {
 
     /// Passes on a part of a request too large to be kept: it is dropped once written, and never sent again. The
     /// first part says whose it is. Only for private lanes with nothing else in flight.
-    pub fn append_part(&self, first: Option<(&Rc<Session>, RunId, Traits, &Footprint)>, bytes: &[u8]) {
+    pub fn append_part(&self, first: Option<(&Rc<Session>, WindowRun, Traits, &Footprint)>, bytes: &[u8]) {
         let mut state = self.state.borrow_mut();
         if let Some((session, run, traits, footprint)) = first {
             if let Some(fences) = &mut state.fences {

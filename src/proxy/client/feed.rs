@@ -16,13 +16,14 @@ use tracing::{debug, info, warn};
 
 use super::close::CloseReason;
 use super::feedline::{Asked, FeedLine, Left, Shown, Trouble};
+use super::listener::{Which, move_to};
 use super::session::{Session, State};
-use super::window::RunId;
+use super::window::RunId as WindowRun;
 use crate::clock;
 use crate::proxy::backend::{ConnectError, LaneEnd, Login, Tap, put_request};
 use crate::proxy::worker::{Monitoring, Worker};
 use crate::route::{FenceLog, Footprint};
-use crate::topology::ShardIndex;
+use crate::topology::{RunId, ShardIndex};
 
 /// The feed's number among the lanes of the session's window; no lane has it.
 pub(super) const FEED_LANE: u32 = u32::MAX - 1;
@@ -40,6 +41,8 @@ pub(super) struct Feed {
     pub link: Link,
     /// Who the connection acts for.
     login: Login,
+    /// Which life of the master it leads to, where that is known.
+    pub life: Option<RunId>,
     /// Connections in a row that ended before everything was subscribed again: the next one is put off a little.
     failures: u32,
     /// Whether Redis has said anything on this connection.
@@ -47,7 +50,7 @@ pub(super) struct Feed {
     /// Whether [`Session::watch_lost_feed`] is running.
     watched: bool,
     /// Where a message that is shown in parts stands in the window.
-    flow: Option<RunId>,
+    flow: Option<WindowRun>,
     /// The fences that what is unanswered holds raised.
     fences: Option<FenceLog>,
     /// For a monitor: as long as there is one, all reads are the master's (rule B6).
@@ -69,6 +72,7 @@ impl Feed {
             line: FeedLine::default(),
             link: Link::down(),
             login,
+            life: None,
             failures: 0,
             heard: false,
             watched: false,
@@ -135,13 +139,18 @@ impl Session {
         let shard = self.worker.shard(ShardIndex(0));
         let Some(master) = shard.serving() else { return false };
         let mut state = self.state();
-        let State { feed, login, .. } = &mut *state;
+        let State {
+            feed, login, listeners, ..
+        } = &mut *state;
         let Some(feed) = feed else { return false };
         let tap = Rc::new(Tap::default());
         shard.watch_tap(&tap);
         let log = || FenceLog::new(self.worker.fences().clone(), shard.fences().clone());
         feed.fences = self.worker.splits_reads().then(log);
         feed.fence(feed.line.awaited(), true);
+        feed.life = shard.life();
+        // The requests of scans are kept so that they begin anew.
+        move_to(listeners, Which::Lane(FEED_LANE), feed.life.as_ref());
         feed.line.begin(login.resp3, |bytes| tap.send(bytes));
         feed.login = login.clone();
         feed.link = Link::Up(tap.clone());
@@ -244,7 +253,7 @@ impl Session {
         self.worker.shard(ShardIndex(0)).suspect(&self.worker);
     }
 
-    fn answer(self: &Rc<Self>, worker: &Worker, answers: Vec<(RunId, Vec<u8>)>) {
+    fn answer(self: &Rc<Self>, worker: &Worker, answers: Vec<(WindowRun, Vec<u8>)>) {
         for (run, line) in answers {
             self.fill(run, &line, 1, worker);
         }

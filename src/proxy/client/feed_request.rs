@@ -5,13 +5,15 @@
 
 use std::rc::Rc;
 
+use super::cursor::begun_anew;
 use super::dispatch::Outcome;
 use super::feed::{FEED_LANE, Feed, Link};
 use super::feedline::{Asked, Plain};
+use super::listener::{Listener, reserve_for};
 use super::session::{Park, Session, State};
 use super::stream::COLLECTED_BYTES_MAX;
 use super::subscriptions::{Family, NAMES_MAX, Verb};
-use crate::command::{Class, Command, Flags, refusal};
+use crate::command::{Class, Command, Concern, Flags, refusal};
 use crate::proxy::backend::put_request;
 use crate::resp::Args;
 use crate::route::Place;
@@ -89,7 +91,7 @@ impl Session {
             return Some(self.ask_monitor(frame));
         }
         if name == "ping" {
-            return Some(self.ask_plain(command, frame));
+            return Some(self.ask_plain(command, args, frame));
         }
         if !self.state().login.resp3 {
             if self.state().window.unanswered() > 0 {
@@ -105,13 +107,14 @@ impl Session {
         if may_ride(command, args) && self.worker.place(command, args) != Place::Shard(ShardIndex(0)) {
             return Some(self.refuse(|out| refusal::not_yet(command, out)));
         }
-        may_ride(command, args).then(|| self.ask_plain(command, frame))
+        may_ride(command, args).then(|| self.ask_plain(command, args, frame))
     }
 
     /// A transaction on the feed: what may stand in one goes there, anything else ends it.
     fn request_in_multi(self: &Rc<Self>, command: &Command, args: &Args, frame: &[u8]) -> Outcome {
-        if may_ride(command, args) && self.worker.place(command, args) == Place::Shard(ShardIndex(0)) {
-            return self.ask_plain(command, frame);
+        let rides = may_ride(command, args) && !matches!(command.concern, Concern::Cursor(_));
+        if rides && self.worker.place(command, args) == Place::Shard(ShardIndex(0)) {
+            return self.ask_plain(command, args, frame);
         }
         // Redis refuses it for its arity and remembers that, so that EXEC runs nothing.
         let mut poison = Vec::new();
@@ -156,7 +159,7 @@ impl Session {
         }
     }
 
-    fn ask_plain(self: &Rc<Self>, command: &Command, frame: &[u8]) -> Outcome {
+    fn ask_plain(self: &Rc<Self>, command: &Command, args: &Args, frame: &[u8]) -> Outcome {
         let transaction = command.class == Class::Transaction;
         let is_write = command.is_write() || &*command.name == "exec";
         // A script may have written before it was refused (rule A4).
@@ -165,14 +168,21 @@ impl Session {
             let shard = self.worker.shard(ShardIndex(0));
             self.state().wrote(&shard);
         }
+        // What is said inside MULTI is no reply to listen to.
+        let (ear, instead) = match self.with_feed(|feed| (feed.line.multi, feed.life.clone())) {
+            Some((false, life)) => self.listen(command, args, life.as_ref()),
+            Some((true, _)) | None => (None, None),
+        };
         let kept = frame.len() <= COLLECTED_BYTES_MAX;
+        let again = || begun_anew(frame, self.worker.commands()).unwrap_or_else(|| frame.to_vec());
         let asked = Asked::Plain(Plain {
-            bytes: if kept { frame.to_vec() } else { Vec::new() },
+            bytes: if kept { again() } else { Vec::new() },
             is_write,
             transaction,
             again: is_write && kept && !transaction && !is_script,
         });
-        let outcome = self.ask(asked, frame);
+        let frame = instead.as_deref().unwrap_or(frame);
+        let outcome = self.ask_and_listen(asked, frame, ear.map(Listener::One));
         self.with_feed(|feed| match &*command.name {
             "multi" => feed.line.multi = true,
             "watch" => feed.line.watch = true,
@@ -184,8 +194,17 @@ impl Session {
     }
 
     fn ask(self: &Rc<Self>, asked: Asked, frame: &[u8]) -> Outcome {
+        self.ask_and_listen(asked, frame, None)
+    }
+
+    fn ask_and_listen(self: &Rc<Self>, asked: Asked, frame: &[u8], listener: Option<Listener>) -> Outcome {
         let mut state = self.state();
-        let State { feed, window, .. } = &mut *state;
+        let State {
+            feed,
+            window,
+            listeners,
+            ..
+        } = &mut *state;
         if let Some(feed) = feed
             && let Link::Up(tap) = &feed.link
         {
@@ -193,7 +212,7 @@ impl Session {
             if matches!(asked, Asked::Monitor) {
                 feed.monitors = Some(self.worker.monitoring());
             }
-            let run = window.reserve(FEED_LANE, 1);
+            let run = reserve_for(window, listeners, FEED_LANE, listener);
             feed.fence(1, asked.may_write());
             feed.line.ask(asked, Some(run), tap.send(frame), frame.len());
         }

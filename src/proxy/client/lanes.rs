@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use super::block::Block;
 use super::dispatch::Outcome;
+use super::listener::{Elements, Listener, reserve_for};
 use super::run::Run;
 use super::session::{Held, Park, Pinned, Session, State};
 use super::transaction::Transaction;
@@ -42,11 +43,15 @@ impl Session {
             lane.wait_for_room(self);
             return false;
         }
-        let id = state.window.reserve(lane.number, run.count);
         if run.writes {
             state.wrote(&lane.shard);
         }
-        lane.append(self, id, run.count, bytes, &self.worker.footprint());
+        if run.alone {
+            self.append_alone(&mut state, &lane, bytes);
+        } else {
+            let id = state.window.reserve(lane.number, run.count);
+            lane.append(self, id, run.count, bytes, &self.worker.footprint());
+        }
         self.worker.watch_lanes();
         true
     }
@@ -114,6 +119,9 @@ impl Session {
         args: &Args,
         frame: &[u8],
     ) -> Outcome {
+        if let Some(outcome) = self.listens_to_too_much(command) {
+            return outcome;
+        }
         let mut state = self.state();
         let mut login = state.login.clone();
         if command.class == Class::Node && command.flags.has(Flags::ALLOW_BUSY) {
@@ -135,15 +143,19 @@ impl Session {
             || command.rides_lane(args)
             || (command.class == Class::Node && &*command.name != "debug");
         pinned.blocks |= command.class_for(args) == Class::Blocking && state.transaction != Transaction::Queueing;
+        let (mut ear, instead) = self.listen(command, args, pinned.lane.life());
+        let mut listener = None;
         let mut footprint = Footprint::default();
         match (state.transaction, &*command.name) {
             (Transaction::Queueing, "exec") => {
+                listener = std::mem::take(&mut pinned.elements).listener();
                 footprint = std::mem::take(&mut pinned.queued);
                 pinned.queued_count = 0;
                 pinned.queued_writes = false;
                 pinned.selects = None;
             }
             (Transaction::Queueing, "discard") => {
+                pinned.elements = Elements::default();
                 pinned.queued.clear();
                 pinned.queued_count = 0;
                 pinned.queued_writes = false;
@@ -153,17 +165,21 @@ impl Session {
             (Transaction::Queueing, _) => {
                 self.mark(command, args, 0, &mut pinned.queued);
                 pinned.queued.bound();
+                pinned.elements.queue(&command.name, ear.take());
                 pinned.queued_count += 1;
                 pinned.queued_writes |= command.is_write();
             }
-            (_, _) => self.mark(command, args, 0, &mut footprint),
+            (_, _) => {
+                listener = ear.map(Listener::One);
+                self.mark(command, args, 0, &mut footprint);
+            }
         }
-        let run = state.window.reserve(pinned.lane.number, 1);
         let lane = pinned.lane.clone();
+        let run = reserve_for(&mut state.window, &mut state.listeners, lane.number, listener);
         if command.is_write() || matches!(command.class, Class::Blocking | Class::Transaction) {
             state.wrote(&lane.shard);
         }
-        lane.append(self, run, 1, frame, &footprint);
+        lane.append(self, run, 1, instead.as_deref().unwrap_or(frame), &footprint);
         self.worker.watch_lanes();
         Outcome::Done
     }
@@ -272,7 +288,7 @@ impl Session {
         let state = &mut *state;
         let mut waits_for = None;
         let (mut kept, mut seats) = (Vec::new(), Vec::new());
-        for held in std::mem::take(&mut state.held) {
+        for mut held in std::mem::take(&mut state.held) {
             let lane = if held.private {
                 self.private_lane(state, &held.shard)
             } else {
@@ -283,6 +299,7 @@ impl Session {
                 kept.push(held);
                 continue;
             };
+            self.begin_anew(&mut state.listeners, &mut held, lane.life());
             let mut footprint = Footprint::default();
             self.mark_held(&held, &mut footprint);
             if held.block {
@@ -380,6 +397,7 @@ impl Pinned {
             lane,
             blocks: false,
             queued: Footprint::default(),
+            elements: Elements::default(),
             queued_count: 0,
             queued_writes: false,
             clean: true,

@@ -2,6 +2,7 @@
 
 mod block;
 mod close;
+mod cursor;
 mod dispatch;
 mod everynode;
 mod feed;
@@ -9,6 +10,8 @@ mod feed_request;
 mod feedline;
 mod fencing;
 mod lanes;
+mod listener;
+mod listening;
 mod local;
 mod lost;
 mod multi;
