@@ -330,7 +330,7 @@ impl Shard {
     fn open(self: &Rc<Self>, worker: &Rc<Worker>, login: &Login, target: Rc<Target>, purpose: Purpose) -> Rc<Lane> {
         let lane = Lane::new(worker.next_lane_number(), login.clone(), self.clone(), target, purpose);
         if !lane.is_reader() {
-            lane.leads_to(self.life());
+            lane.leads_to(self.life(), self.is_watched(&lane.target));
         }
         self.open.borrow_mut().insert(lane.number, lane.clone());
         let (worker, running, shard) = (worker.clone(), lane.clone(), self.clone());
@@ -339,6 +339,13 @@ impl Shard {
             shard.lane_ended(&worker, &running, &end);
         });
         lane
+    }
+
+    /// Whether a connection would tell at once if the master were started anew.
+    fn is_watched(&self, target: &Target) -> bool {
+        let open = self.open.borrow();
+        open.values()
+            .any(|lane| !lane.is_reader() && *lane.target == *target && lane.local_addr().is_some())
     }
 
     /// Ends all lanes to masters but those to `still`: they lead to a server that is master no more.

@@ -380,17 +380,25 @@ fn a_page_of_any_size_streams_through_with_its_cursor() {
 }
 
 #[test]
-fn a_server_started_anew_is_another_life() {
-    let mut circuit = Circuit::start(&[]);
+fn a_server_started_anew_is_another_life_also_if_nobody_was_connected_meanwhile() {
+    let mut circuit = Circuit::start(&["--timeout", "2"]);
     let mut client = circuit.client();
     fill(&mut client);
-    let mut scan = Scan::of("SCAN", "COUNT 100");
-    scan.steps(&mut client, 100);
-    circuit.redis.kill9();
-    circuit.redis.restart();
-    let mut direct = circuit.redis.client();
-    fill(&mut direct);
-    scan.finish(&mut client);
-    scan.has_all("key:");
-    eventually(SOON, || client.command(&["PING"]) == Value::Simple("PONG".into()));
+    for first in ["SCAN", "GET key:1"] {
+        let mut scan = Scan::of("SCAN", "COUNT 100");
+        scan.steps(&mut client, 100);
+        // The lanes are closed, and nothing tells of the end.
+        eventually(SOON, || {
+            circuit.redis.command(&["CLIENT", "LIST"]).text().lines().count() == 1
+        });
+        circuit.redis.kill9();
+        circuit.redis.restart();
+        let mut direct = circuit.redis.client();
+        fill(&mut direct);
+        if first != "SCAN" {
+            assert_eq!(client.command(&words(first)), Value::bulk("1"));
+        }
+        scan.finish(&mut client);
+        scan.has_all("key:");
+    }
 }

@@ -20,22 +20,23 @@ use std::task::{Context, Poll};
 
 use thiserror::Error;
 use tokio::io::{AsyncRead, ReadBuf};
+use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
-use super::connect::{ConnectError, Login, connect, identify_replica};
+use super::connect::{ConnectError, Login, ask_life, connect, identify_replica};
 use super::ledger::Ledger;
 use super::target::Target;
 use super::wreck::{Traits, Wreck};
 use crate::clock;
 use crate::command::Table;
-use crate::proxy::client::{RunId as WindowRun, Session};
+use crate::proxy::client::{RunId, Session};
 use crate::proxy::shard::Shard;
 use crate::proxy::shared::{Bond, ReplicaFacts};
 use crate::proxy::wake::Wake;
 use crate::proxy::worker::Worker;
 use crate::resp::ReplyScanner;
 use crate::route::{FenceLog, Footprint, Standing};
-use crate::topology::RunId;
+use crate::topology::RunId as Life;
 
 /// Unanswered bytes above which a lane takes no more.
 pub const UNANSWERED_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -88,7 +89,9 @@ pub struct Lane {
     /// Our end of the connection, by which Redis knows it.
     local: Cell<Option<SocketAddr>>,
     /// Which life of a master it was opened to, where that is known.
-    life: OnceCell<RunId>,
+    life: OnceCell<Life>,
+    /// Whether that has to be asked, because no other connection has held on to that life.
+    unwatched: Cell<bool>,
     /// Replies that came, and how many had come at the last look at the pace.
     pub(super) answered: Cell<u64>,
     /// Times that bytes came.
@@ -179,6 +182,7 @@ impl Lane {
             ended: Cell::new(false),
             local: Cell::new(None),
             life: OnceCell::new(),
+            unwatched: Cell::new(false),
             answered: Cell::new(0),
             heard: Cell::new(0),
             looked_at: Cell::new(None),
@@ -211,13 +215,14 @@ impl Lane {
     }
 
     /// Which life of a master is at the other end, where that is known.
-    pub fn life(&self) -> Option<&RunId> {
+    pub fn life(&self) -> Option<&Life> {
         self.life.get()
     }
 
-    /// Tells it once which life that is.
-    pub fn leads_to(&self, life: Option<RunId>) {
+    /// Tells it once which life that is, and whether another connection leads there.
+    pub fn leads_to(&self, life: Option<Life>, watched: bool) {
         if let Some(life) = life {
+            self.unwatched.set(!watched);
             let _ = self.life.set(life);
         }
     }
@@ -246,7 +251,7 @@ impl Lane {
 
     /// Appends `count` whole requests, whose writes are in `footprint`; the flusher runs after all ready sessions of
     /// this turn.
-    pub fn append(&self, session: &Rc<Session>, run: WindowRun, count: u32, bytes: &[u8], footprint: &Footprint) {
+    pub fn append(&self, session: &Rc<Session>, run: RunId, count: u32, bytes: &[u8], footprint: &Footprint) {
         let mut state = self.state.borrow_mut();
         if let Some(fences) = &mut state.fences {
             fences.appended(count, footprint);
@@ -260,7 +265,7 @@ impl Lane {
     }
 
     /// Appends a whole transaction of `count` commands, MULTI and EXEC included.
-    pub fn append_block(&self, session: &Rc<Session>, run: WindowRun, count: u32, bytes: &[u8], footprint: &Footprint) {
+    pub fn append_block(&self, session: &Rc<Session>, run: RunId, count: u32, bytes: &[u8], footprint: &Footprint) {
         let mut state = self.state.borrow_mut();
         if let Some(fences) = &mut state.fences {
             fences.appended(count, footprint);
@@ -272,7 +277,7 @@ impl Lane {
 
     /// Passes on a part of a request too large to be kept: it is dropped once written, and never sent again. The
     /// first part says whose it is. Only for private lanes with nothing else in flight.
-    pub fn append_part(&self, first: Option<(&Rc<Session>, WindowRun, Traits, &Footprint)>, bytes: &[u8]) {
+    pub fn append_part(&self, first: Option<(&Rc<Session>, RunId, Traits, &Footprint)>, bytes: &[u8]) {
         let mut state = self.state.borrow_mut();
         if let Some((session, run, traits, footprint)) = first {
             if let Some(fences) = &mut state.fences {
@@ -340,6 +345,11 @@ impl Lane {
             Ok(stream) => stream,
             Err(error) => return error.into(),
         };
+        if self.unwatched.get()
+            && let Err(error) = self.prove_life(&mut stream, worker).await
+        {
+            return error.into();
+        }
         self.local.set(stream.local_addr().ok());
         if let Some(reader) = &self.reader {
             match identify_replica(&mut stream, addr, worker.connect_timeout()).await {
@@ -357,6 +367,19 @@ impl Lane {
             LaneEnd::Refused
         } else {
             end
+        }
+    }
+
+    /// Asks on this very connection whether it leads to the life that was greeted.
+    async fn prove_life(&self, stream: &mut TcpStream, worker: &Worker) -> Result<(), ConnectError> {
+        let addr = &self.target.addr;
+        let there = ask_life(stream, addr, worker.connect_timeout()).await?;
+        match (there, self.life()) {
+            (Some(there), Some(greeted)) if there != greeted.as_str() => {
+                let anew = io::Error::other("it was started anew since it was greeted");
+                Err(ConnectError::Network(addr.clone(), anew))
+            }
+            _ => Ok(()),
         }
     }
 

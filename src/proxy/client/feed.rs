@@ -18,12 +18,13 @@ use super::close::CloseReason;
 use super::feedline::{Asked, FeedLine, Left, Shown, Trouble};
 use super::listener::{Which, move_to};
 use super::session::{Session, State};
-use super::window::RunId as WindowRun;
+use super::window::RunId;
 use crate::clock;
 use crate::proxy::backend::{ConnectError, LaneEnd, Login, Tap, put_request};
 use crate::proxy::worker::{Monitoring, Worker};
 use crate::route::{FenceLog, Footprint};
-use crate::topology::{RunId, ShardIndex};
+use crate::topology::RunId as Life;
+use crate::topology::ShardIndex;
 
 /// The feed's number among the lanes of the session's window; no lane has it.
 pub(super) const FEED_LANE: u32 = u32::MAX - 1;
@@ -42,7 +43,7 @@ pub(super) struct Feed {
     /// Who the connection acts for.
     login: Login,
     /// Which life of the master it leads to, where that is known.
-    pub life: Option<RunId>,
+    pub life: Option<Life>,
     /// Connections in a row that ended before everything was subscribed again: the next one is put off a little.
     failures: u32,
     /// Whether Redis has said anything on this connection.
@@ -50,7 +51,7 @@ pub(super) struct Feed {
     /// Whether [`Session::watch_lost_feed`] is running.
     watched: bool,
     /// Where a message that is shown in parts stands in the window.
-    flow: Option<WindowRun>,
+    flow: Option<RunId>,
     /// The fences that what is unanswered holds raised.
     fences: Option<FenceLog>,
     /// For a monitor: as long as there is one, all reads are the master's (rule B6).
@@ -253,7 +254,7 @@ impl Session {
         self.worker.shard(ShardIndex(0)).suspect(&self.worker);
     }
 
-    fn answer(self: &Rc<Self>, worker: &Worker, answers: Vec<(WindowRun, Vec<u8>)>) {
+    fn answer(self: &Rc<Self>, worker: &Worker, answers: Vec<(RunId, Vec<u8>)>) {
         for (run, line) in answers {
             self.fill(run, &line, 1, worker);
         }

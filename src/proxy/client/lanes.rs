@@ -43,15 +43,15 @@ impl Session {
             lane.wait_for_room(self);
             return false;
         }
+        if run.alone {
+            self.append_alone(&mut state, &lane, run, bytes);
+            return true;
+        }
+        let id = state.window.reserve(lane.number, run.count);
         if run.writes {
             state.wrote(&lane.shard);
         }
-        if run.alone {
-            self.append_alone(&mut state, &lane, bytes);
-        } else {
-            let id = state.window.reserve(lane.number, run.count);
-            lane.append(self, id, run.count, bytes, &self.worker.footprint());
-        }
+        lane.append(self, id, run.count, bytes, &self.worker.footprint());
         self.worker.watch_lanes();
         true
     }

@@ -108,6 +108,16 @@ impl Ear {
             }
         }
     }
+
+    fn moves_to(&mut self, life: Option<&RunId>) -> bool {
+        match self {
+            Self::Cursor(reply) => reply.moves_to(life.map(Tag::of)),
+            Self::Script(reply) => {
+                reply.comes_from(life);
+                false
+            }
+        }
+    }
 }
 
 impl Listener {
@@ -122,13 +132,14 @@ impl Listener {
     /// The request is sent again, to a server in this life. Says whether it is a scan that must begin anew there.
     fn moves_to(&mut self, life: Option<&RunId>) -> bool {
         match self {
-            Self::One(Ear::Cursor(reply)) => reply.moves_to(life.map(Tag::of)),
-            Self::One(Ear::Script(reply)) => {
-                reply.comes_from(life);
+            Self::One(ear) => ear.moves_to(life),
+            // What was queued is kept so that its scans begin anew.
+            Self::Exec(reply) => {
+                for (_, ear) in &mut reply.ears {
+                    ear.moves_to(life);
+                }
                 false
             }
-            // What of a transaction is sent again is not its EXEC.
-            Self::Exec(_) => false,
         }
     }
 }

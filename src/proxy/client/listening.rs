@@ -9,7 +9,7 @@ use std::rc::Rc;
 use super::cursor::{self, CursorReply, Tag};
 use super::dispatch::Outcome;
 use super::listener::{Ear, Listener, Listeners, Which, move_to, reserve_for};
-use super::run::Ride;
+use super::run::{Ride, Run};
 use super::session::{Held, Session, State};
 use super::transaction::Transaction;
 use crate::command::{Command, Concern, Lookup};
@@ -77,7 +77,10 @@ impl Session {
     }
 
     /// Appends a run of one request whose reply is listened to.
-    pub(super) fn append_alone(self: &Rc<Self>, state: &mut State, lane: &Rc<Lane>, frame: &[u8]) {
+    pub(super) fn append_alone(self: &Rc<Self>, state: &mut State, lane: &Rc<Lane>, run: &Run, frame: &[u8]) {
+        if run.writes {
+            state.wrote(&lane.shard);
+        }
         let mut spans = Vec::new();
         let scan = RequestScanner::default().scan(frame, &mut spans, &self.worker.request_limits());
         let args = Args::new(frame, &spans);
@@ -86,9 +89,10 @@ impl Session {
             _ => (None, None),
         };
         let listener = ear.map(Listener::One);
-        let run = reserve_for(&mut state.window, &mut state.listeners, lane.number, listener);
+        let id = reserve_for(&mut state.window, &mut state.listeners, lane.number, listener);
         let frame = instead.as_deref().unwrap_or(frame);
-        lane.append(self, run, 1, frame, &self.worker.footprint());
+        lane.append(self, id, 1, frame, &self.worker.footprint());
+        self.worker.watch_lanes();
     }
 
     /// Prepares a request to be sent again to a server in this life.
