@@ -352,7 +352,7 @@ fn bad_cursors_and_cursors_of_a_clients_own_are_the_servers_affair() {
 
 #[test]
 fn a_page_of_any_size_streams_through_with_its_cursor() {
-    let circuit = Circuit::start(&["--hash-max-listpack-value", "64"]);
+    let circuit = Circuit::start(&[]);
     let mut client = circuit.client();
     let value = "v".repeat(100_000);
     for n in 0..200 {
