@@ -1,8 +1,9 @@
 //! The other end: one connection to an agent.
 //!
 //! Owns: [`Client`]: the handshake, asking, hearing news. Refuses: reconnecting (the owner decides when). Invariant:
-//! replies come in the order of the requests; news between them is kept apart, and only the newest.
+//! replies come in the order of the requests; news between them is kept apart, the newest [`NEWS_MAX`] of it.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,6 +19,9 @@ use super::frame::{Bounded, array, parts};
 use super::message::{Kind, News, Request};
 use super::proof::{End, Nonces, nonce, prove, proven};
 use crate::topology::Addr;
+
+/// News that comes while a reply is awaited.
+const NEWS_MAX: usize = 16;
 
 /// Why an agent did not answer.
 #[derive(Debug, Error)]
@@ -43,7 +47,7 @@ pub enum PeerError {
 #[derive(Debug)]
 pub struct Client {
     wire: Framed<TcpStream, Bounded>,
-    news: Option<News>,
+    news: VecDeque<News>,
 }
 
 impl Client {
@@ -61,7 +65,7 @@ impl Client {
                 .map_err(|error| PeerError::Lost(error.to_string()))?;
             let mut client = Self {
                 wire: Framed::new(stream, Bounded::default()),
-                news: None,
+                news: VecDeque::new(),
             };
             client.introduce(addr, kind, id, secret).await?;
             Ok(client)
@@ -100,7 +104,10 @@ impl Client {
             loop {
                 let frame = self.receive().await?;
                 if let Some(news) = News::parse(&frame) {
-                    self.news = Some(news);
+                    if self.news.len() >= NEWS_MAX {
+                        self.news.pop_front();
+                    }
+                    self.news.push_back(news);
                     continue;
                 }
                 return match frame {
@@ -118,7 +125,7 @@ impl Client {
 
     /// The next news. May be dropped and called again without losing any.
     pub async fn hear(&mut self) -> Result<News, PeerError> {
-        if let Some(news) = self.news.take() {
+        if let Some(news) = self.news.pop_front() {
             return Ok(news);
         }
         let frame = self.receive().await?;

@@ -20,6 +20,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::client::Session;
+use super::handover::{Desk, Order, Teller, desk};
+use super::liaison::{self, RELAYS_MAX};
 use super::roll::{Question, Roll};
 use super::scripts;
 use super::settings::Settings;
@@ -27,6 +29,7 @@ use super::shared::{ControlLogin, Replicas, SamplerSettings, sample};
 use super::source::{self, SourceError};
 use super::view::View;
 use super::worker::Worker;
+use crate::peer::Relayed;
 use crate::route::{Fences, ReadPolicy};
 use crate::topology::{Addr, Snapshot};
 
@@ -65,6 +68,7 @@ struct Dealt {
 struct Inboxes {
     dealt: mpsc::Receiver<std::net::TcpStream>,
     questions: mpsc::Receiver<Question>,
+    orders: mpsc::Receiver<Order>,
 }
 
 /// Runs a proxy until `shutdown`; blocks its thread. `admin` serves the admin port, on the control thread.
@@ -102,11 +106,17 @@ where
         scripts: Arc::default(),
     };
     let scripts = view.scripts.clone();
+    let (desk, ends) = desk(settings.workers);
+    let (relays, relayed) = mpsc::channel(RELAYS_MAX);
     let mut threads = Vec::new();
     let mut workers = Vec::new();
-    for (number, questions) in questions.into_iter().enumerate() {
+    for (number, (questions, (teller, orders))) in questions.into_iter().zip(ends).enumerate() {
         let (sender, dealt) = mpsc::channel(DEALT_MAX);
-        let inboxes = Inboxes { dealt, questions };
+        let inboxes = Inboxes {
+            dealt,
+            questions,
+            orders,
+        };
         let clients = Arc::new(AtomicUsize::new(0));
         workers.push(Dealt {
             clients: clients.clone(),
@@ -114,7 +124,7 @@ where
         });
         let (settings, ids, shutdown) = (settings.clone(), ids.clone(), shutdown.clone());
         let (view, replicas) = (view.clone(), replicas.clone());
-        let work = move || work(settings, inboxes, view, replicas, &clients, &ids, &shutdown);
+        let work = move || work(settings, inboxes, teller, view, replicas, &clients, &ids, &shutdown);
         threads.push(thread::Builder::new().name(format!("worker-{number}")).spawn(work)?);
     }
     let served = runtime.block_on(async {
@@ -127,9 +137,17 @@ where
         let source = source::run(
             settings.topology.clone(),
             settings.identity(),
+            relayed,
             topology,
             shutdown.clone(),
         );
+        tokio::spawn(talk_to_agents(
+            settings.clone(),
+            snapshots.clone(),
+            desk,
+            relays,
+            shutdown.clone(),
+        ));
         tokio::select! {
             Err(error) = source => Err(error.into()),
             () = scripts::load(scripts, snapshots.clone(), sampler_settings(&settings).login, shutdown.clone()) => Ok(()),
@@ -147,9 +165,27 @@ where
     served
 }
 
+/// Talks to the agents until `shutdown`, if there are any that would listen.
+async fn talk_to_agents(
+    settings: Arc<Settings>,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    desk: Desk,
+    relays: mpsc::Sender<Relayed>,
+    shutdown: CancellationToken,
+) {
+    let Some(secret) = settings.agents_secret() else {
+        return;
+    };
+    let me = liaison::Me {
+        id: settings.id.clone(),
+        secret: secret.clone(),
+    };
+    liaison::keep(me, snapshots, desk, relays, shutdown).await;
+}
+
 /// Samples masters and replicas until `shutdown`, if reads are split.
 async fn sample_all(
-    settings: &Settings,
+    settings: &Arc<Settings>,
     replicas: Arc<Replicas>,
     snapshots: watch::Receiver<Arc<Snapshot>>,
     shutdown: &CancellationToken,
@@ -175,10 +211,14 @@ fn raise_descriptors(clients_max: usize) {
     }
 }
 
-fn sampler_settings(settings: &Settings) -> SamplerSettings {
+fn sampler_settings(settings: &Arc<Settings>) -> SamplerSettings {
+    let known = settings.clone();
     SamplerSettings {
         max_lag_ms: settings.max_lag_ms,
-        login: Arc::new(|_, _| ControlLogin::default()),
+        login: Arc::new(move |shard, epoch, master| {
+            let (user, password) = known.pass(shard, epoch, master.run_id.as_ref()).unzip();
+            ControlLogin { user, password }
+        }),
     }
 }
 
@@ -253,9 +293,11 @@ fn deal(stream: TcpStream, workers: &[Dealt], settings: &Settings) -> io::Result
     })
 }
 
+#[expect(clippy::too_many_arguments, reason = "what a thread is started with")]
 fn work(
     settings: Arc<Settings>,
     mut inboxes: Inboxes,
+    teller: Teller,
     view: View,
     replicas: Arc<Replicas>,
     clients: &Arc<AtomicUsize>,
@@ -273,7 +315,7 @@ fn work(
         }
     };
     runtime.block_on(async {
-        let worker = Worker::new(settings, replicas, &view);
+        let worker = Worker::new(settings, replicas, teller, &view);
         let mut snapshots = view.snapshots;
         let serving = async {
             while let Some(stream) = inboxes.dealt.recv().await {
@@ -302,6 +344,7 @@ fn work(
             () = following => {}
             () = worker.clone().close_idle_lanes() => {}
             () = worker.clone().answer_questions(inboxes.questions) => {}
+            () = worker.clone().take_orders(inboxes.orders) => {}
             () = shutdown.cancelled() => {}
         }
     });

@@ -10,6 +10,8 @@
 mod acceptor;
 mod backend;
 mod client;
+mod handover;
+mod liaison;
 mod pause;
 mod roll;
 mod scripts;

@@ -4,8 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::source::{Identity, Topology};
+use crate::peer;
 use crate::route::ReadPolicy;
-use crate::topology::Addr;
+use crate::topology::{Addr, Epoch, RunId, ShardId};
+
+/// Whether agents give proxies a user for each epoch.
+const PASSES: bool = false;
 
 /// The settings of one proxy, checked.
 #[derive(Clone, Debug)]
@@ -61,6 +65,21 @@ impl Settings {
         }
     }
 
+    /// The cluster's secret, if there are agents to talk to.
+    pub fn agents_secret(&self) -> Option<&Arc<[u8]>> {
+        match &self.topology {
+            Topology::ZooKeeper(_) => self.secret.as_ref(),
+            Topology::Fixed { .. } | Topology::File(_) => None,
+        }
+    }
+
+    /// Name and password of the proxies' user at the servers of an epoch, if the secret and its master's life are known.
+    pub fn pass(&self, shard: &ShardId, epoch: Epoch, master: Option<&RunId>) -> Option<(String, String)> {
+        let (secret, master) = (self.agents_secret().filter(|_| PASSES)?, master?);
+        let token = peer::token(secret, peer::Role::Proxy, shard, epoch, master);
+        Some((peer::name(peer::Role::Proxy, epoch), token))
+    }
+
     /// What it says of itself in `/proxies`.
     pub fn identity(&self) -> Identity {
         Identity {
@@ -72,6 +91,7 @@ impl Settings {
                 .unwrap_or_else(|| Addr::new("127.0.0.1", 0)),
             admin: self.admin.clone(),
             zone: self.zone.clone(),
+            drains: self.agents_secret().is_some(),
         }
     }
 }

@@ -1,14 +1,25 @@
 //! One worker's view of one shard: who takes its commands, the lanes that lead there, and who waits while nobody does.
 //!
 //! ```text
-//!            topology names a master        it answers and is one
-//!  Nobody -------------------------> Sought ----------------------> Serving
-//!     ^                                ^                               |
-//!     +--- election, switchover -------+---------- lane lost ----------+
+//!            topology names a master        it answers and is one             a switchover begins
+//!  Nobody -------------------------> Sought ----------------------> Serving ----------------------> Leaving
+//!     ^                                ^                             |   ^                          |  |
+//!     +--- election -------------------+--------- lane lost ---------+   +------ taken back --------+  |
+//!     ^                                ^------------ the next master is published ---------------------+
+//!     +---------------------------------------------- fenced, lost -----------------------------------+
 //! ```
 //! Owns: holding and re-pointing. Invariants: commands go only to a master that was greeted in its epoch; a lane
 //! belongs to one target for life, so that nothing appended for one master ever reaches another; whoever waits is
 //! woken when there is a master, or told after `hold_max_ms` that there is none.
+//!
+//! `seek` looks for the master, `moving` is what a switchover adds, `lanes` what becomes of connections, `witness` the one
+//! that proves the epoch, `toll` what a change cost.
+
+mod lanes;
+mod moving;
+mod seek;
+mod toll;
+mod witness;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -18,21 +29,24 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Notify;
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
-use super::backend::{ConnectError, Lane, LaneEnd, Login, Pace, Purpose, Tap, Target, greet};
-use super::client::{CloseReason, Session};
+use super::backend::{Lane, Login, Pace, Purpose, Tap, Target};
+use super::client::Session;
 use super::shared::ReplicaFacts;
 use super::spares::Spares;
 use super::worker::Worker;
-use crate::clock;
-use crate::route::{Ask, Choice, FenceLog, ShardFences, Standing, Stickiness, choose};
-use crate::topology::{self, Phase, RunId, ShardId};
+use moving::{Ahead, Move};
+use toll::Toll;
+use witness::Witness;
 
-/// How long a lane that was refused something is listened to.
+use crate::route::{Ask, Choice, ShardFences, Standing, Stickiness, choose};
+use crate::topology::{self, Epoch, Phase, RunId, ShardId};
+
+/// How long a lane is listened to that gets no more commands.
 const LAST_REPLIES: Duration = Duration::from_secs(1);
-const RETRY_FIRST: Duration = Duration::from_millis(5);
-const RETRY_LAST: Duration = Duration::from_millis(50);
+/// How long a replica is left alone that a lane could not be opened to.
+const REST_MS: u64 = 20;
 /// Lanes at once that have stalled and were replaced; past that a stalled one keeps its newcomers.
 const STALLED_MAX: usize = 4;
 
@@ -48,6 +62,8 @@ enum Mastership {
     Sought(Rc<Target>),
     /// The one that topology names, and it answers.
     Serving(Rc<Target>),
+    /// The same, but it is about to be another: what may change something waits.
+    Leaving(Rc<Target>),
 }
 
 /// A replica that reads may go to.
@@ -55,6 +71,8 @@ struct Reader {
     target: Rc<Target>,
     facts: Arc<ReplicaFacts>,
     lanes: HashMap<Login, Rc<Lane>>,
+    /// No lane is opened before.
+    rests_until_ms: u64,
 }
 
 /// One shard, as one worker sees it.
@@ -67,6 +85,16 @@ pub struct Shard {
     life: RefCell<Option<String>>,
     /// Which life serves, or served last, where that is known.
     run_id: RefCell<Option<RunId>>,
+    /// The switchover that topology says is under way.
+    moving: RefCell<Option<Move>>,
+    /// Whether the lanes' progress matters to that.
+    drains: Cell<bool>,
+    /// What was made ready for the next master.
+    ahead: RefCell<Option<Ahead>>,
+    /// What proves that the master is still one.
+    witness: RefCell<Option<Witness>>,
+    /// What the change under way costs.
+    toll: RefCell<Toll>,
     /// How many shards of all workers have no master that serves.
     unserved: Arc<AtomicUsize>,
     /// Whether [`Shard::seek`] is running.
@@ -97,6 +125,11 @@ impl Shard {
             reign: Cell::default(),
             life: RefCell::default(),
             run_id: RefCell::default(),
+            moving: RefCell::default(),
+            drains: Cell::new(false),
+            ahead: RefCell::default(),
+            witness: RefCell::default(),
+            toll: RefCell::default(),
             unserved,
             seeking: Cell::new(false),
             removed: Cell::new(false),
@@ -111,9 +144,10 @@ impl Shard {
         })
     }
 
-    /// The shared lane of a login to the master, opened if need be; `None` while there is no master.
-    pub fn lane(self: &Rc<Self>, worker: &Rc<Worker>, login: &Login) -> Option<Rc<Lane>> {
-        let target = self.serving()?;
+    /// The shared lane of a login to the master, opened if need be; `None` while there is no master, or while the one
+    /// there is must get nothing that may change something and this does (`changes`).
+    pub fn lane(self: &Rc<Self>, worker: &Rc<Worker>, login: &Login, changes: bool) -> Option<Rc<Lane>> {
+        let target = if changes { self.serving() } else { self.answering() }?;
         if let Some(lane) = self.lanes.borrow().get(login) {
             return Some(lane.clone());
         }
@@ -149,7 +183,7 @@ impl Shard {
     ) -> Option<Rc<Lane>> {
         let mut readers = self.readers.borrow_mut();
         for reader in readers.iter_mut().filter(|reader| reader.facts.is_in_service()) {
-            if !reader.lanes.contains_key(login) {
+            if !reader.lanes.contains_key(login) && reader.rests_until_ms <= ask.now_ms {
                 let purpose = Purpose::Replica(reader.facts.clone());
                 let lane = self.open(worker, login, reader.target.clone(), purpose);
                 reader.lanes.insert(login.clone(), lane);
@@ -172,10 +206,18 @@ impl Shard {
         &self.fences
     }
 
-    /// The master, if it takes commands.
+    /// The master, if it takes commands of all kinds.
     pub fn serving(&self) -> Option<Rc<Target>> {
         match &*self.mastership.borrow() {
             Mastership::Serving(target) => Some(target.clone()),
+            Mastership::Nobody | Mastership::Sought(_) | Mastership::Leaving(_) => None,
+        }
+    }
+
+    /// The master, if it answers what changes nothing.
+    pub fn answering(&self) -> Option<Rc<Target>> {
+        match &*self.mastership.borrow() {
+            Mastership::Serving(target) | Mastership::Leaving(target) => Some(target.clone()),
             Mastership::Nobody | Mastership::Sought(_) => None,
         }
     }
@@ -185,9 +227,13 @@ impl Shard {
         self.reign.get()
     }
 
-    /// Which life serves, or served last, where that is known.
-    pub fn life(&self) -> Option<RunId> {
-        self.run_id.borrow().clone()
+    /// Which life is at a master's place, where that is known.
+    pub fn life_of(&self, target: &Target) -> Option<RunId> {
+        let greeted = || {
+            let serves = self.answering().is_some_and(|serving| *serving == *target);
+            self.run_id.borrow().clone().filter(|_| serves)
+        };
+        target.run_id.clone().or_else(greeted)
     }
 
     /// Wakes `session` when there is a master again, or its time is up.
@@ -197,38 +243,58 @@ impl Shard {
             session.wake();
             return;
         }
+        self.count_held(1);
         self.holding.borrow_mut().push(session);
         self.start_seeking(worker);
     }
 
     /// Follows what topology says of the shard.
     pub fn follow(self: &Rc<Self>, worker: &Rc<Worker>, offered: &topology::Shard) {
-        let named = match (&offered.phase, &offered.master) {
-            (Phase::Serving, Some(master)) => Some(Target::master(master, offered.epoch)),
-            (Phase::Serving | Phase::Electing | Phase::Switching, _) => None,
-        };
-        let Some(named) = named else {
-            // What is in flight may still be answered; nothing new is sent.
-            if !matches!(self.set(Mastership::Nobody), Mastership::Nobody) {
-                info!(shard = %self.id, epoch = %offered.epoch, "the shard has no master now; commands are held");
-            }
-            return;
-        };
+        let named = offered.master.as_ref().map(|master| {
+            let pass = worker.pass(&self.id, offered.epoch, master.run_id.as_ref());
+            Target::master(master, offered.epoch, pass)
+        });
+        match (offered.phase, named, &offered.switch) {
+            (Phase::Serving, Some(named), _) => self.go_to(worker, named, offered),
+            (Phase::Switching, Some(named), Some(switch)) => self.leave(worker, named, switch, offered),
+            (Phase::Serving | Phase::Electing | Phase::Switching, _, _) => self.be_without(offered.epoch),
+        }
+    }
+
+    /// What is in flight may still be answered; nothing new is sent.
+    fn be_without(&self, epoch: Epoch) {
+        self.stay();
+        if !matches!(self.set(Mastership::Nobody), Mastership::Nobody) {
+            self.toll_begins();
+            info!(shard = %self.id, %epoch, "the shard has no master now; commands are held");
+        }
+    }
+
+    /// Follows to the master that is published.
+    fn go_to(self: &Rc<Self>, worker: &Rc<Worker>, named: Target, offered: &topology::Shard) {
         self.follow_readers(worker, offered, &named);
         let known = match &*self.mastership.borrow() {
-            Mastership::Nobody => false,
-            Mastership::Sought(target) | Mastership::Serving(target) => **target == named,
+            Mastership::Nobody => None,
+            Mastership::Sought(target) | Mastership::Serving(target) | Mastership::Leaving(target) => {
+                Some(target.clone())
+            }
         };
-        if !known {
-            self.abandon_lanes(Some(&named));
-            self.set(Mastership::Sought(Rc::new(named)));
-            self.news.notify_one();
-            self.start_seeking(worker);
+        if let Some(target) = known.filter(|target| **target == named) {
+            self.take_back(target);
+            return;
         }
+        self.toll_begins();
+        if !self.arrive(&named) {
+            self.abandon_lanes(Some(&named));
+        }
+        self.set(Mastership::Sought(Rc::new(named)));
+        self.news.notify_one();
+        self.start_seeking(worker);
     }
 
     /// Topology has no such shard any more.
     pub fn remove(&self) {
+        self.stay();
         self.set(Mastership::Nobody);
         self.removed.set(true);
         self.unserved.fetch_sub(1, Ordering::Relaxed);
@@ -295,12 +361,14 @@ impl Shard {
         let mut before = self.readers.take();
         let replicas = offered.nodes.iter().filter(|node| node.id != master.node);
         let readers = replicas.map(|node| {
-            let target = Target::replica(node, offered.epoch);
+            let pass = worker.pass(&self.id, offered.epoch, master.run_id.as_ref());
+            let target = Target::replica(node, offered.epoch, pass);
             let known = before.iter().position(|reader| *reader.target == target);
             known.map(|at| before.swap_remove(at)).unwrap_or_else(|| Reader {
                 facts: worker.replicas().facts(&self.id, &node.id, &node.addr, offered.epoch),
                 target: Rc::new(target),
                 lanes: HashMap::new(),
+                rests_until_ms: 0,
             })
         });
         let readers: Vec<Reader> = readers.collect();
@@ -312,210 +380,17 @@ impl Shard {
 
     /// Every change of who takes commands; returns what was before.
     fn set(&self, next: Mastership) -> Mastership {
-        let serves = matches!(next, Mastership::Serving(_));
+        let serves = |who: &Mastership| matches!(who, Mastership::Serving(_) | Mastership::Leaving(_));
+        let now = serves(&next);
+        if !now {
+            self.witness.take();
+        }
         let before = self.mastership.replace(next);
-        match (matches!(before, Mastership::Serving(_)), serves) {
+        match (serves(&before), now) {
             (false, true) => drop(self.unserved.fetch_sub(1, Ordering::Relaxed)),
             (true, false) => drop(self.unserved.fetch_add(1, Ordering::Relaxed)),
             (false, false) | (true, true) => {}
         }
         before
     }
-
-    fn open_to_master(self: &Rc<Self>, worker: &Rc<Worker>, login: &Login, target: Rc<Target>) -> Rc<Lane> {
-        let log = || FenceLog::new(worker.fences().clone(), self.fences.clone());
-        self.open(worker, login, target, Purpose::Master(worker.splits_reads().then(log)))
-    }
-
-    fn open(self: &Rc<Self>, worker: &Rc<Worker>, login: &Login, target: Rc<Target>, purpose: Purpose) -> Rc<Lane> {
-        let lane = Lane::new(worker.next_lane_number(), login.clone(), self.clone(), target, purpose);
-        if !lane.is_reader() {
-            lane.leads_to(self.life(), self.is_watched(&lane.target));
-        }
-        self.open.borrow_mut().insert(lane.number, lane.clone());
-        let (worker, running, shard) = (worker.clone(), lane.clone(), self.clone());
-        tokio::task::spawn_local(async move {
-            let end = running.run(&worker).await;
-            shard.lane_ended(&worker, &running, &end);
-        });
-        lane
-    }
-
-    /// Whether a connection would tell at once if the master were started anew.
-    fn is_watched(&self, target: &Target) -> bool {
-        let open = self.open.borrow();
-        open.values()
-            .any(|lane| !lane.is_reader() && *lane.target == *target && lane.local_addr().is_some())
-    }
-
-    /// Ends all lanes to masters but those to `still`: they lead to a server that is master no more.
-    fn abandon_lanes(&self, still: Option<&Target>) {
-        let leads_astray = |lane: &Lane| !lane.is_reader() && still.is_none_or(|still| *lane.target != *still);
-        self.lanes.borrow_mut().retain(|_, lane| !leads_astray(lane));
-        self.spares.retain(|lane| !leads_astray(lane));
-        for lane in self.open.borrow().values().filter(|lane| leads_astray(lane)) {
-            lane.abandon();
-        }
-        for tap in self.taps.take().iter().filter_map(Weak::upgrade) {
-            tap.lose();
-        }
-    }
-
-    fn lane_ended(self: &Rc<Self>, worker: &Rc<Worker>, lane: &Rc<Lane>, end: &LaneEnd) {
-        self.lanes.borrow_mut().retain(|_, known| !Rc::ptr_eq(known, lane));
-        self.spares.retain(|known| !Rc::ptr_eq(known, lane));
-        for reader in self.readers.borrow_mut().iter_mut() {
-            reader.lanes.retain(|_, known| !Rc::ptr_eq(known, lane));
-        }
-        self.open.borrow_mut().remove(&lane.number);
-        let wreck = lane.salvage(worker.commands());
-        match end {
-            LaneEnd::Released => debug!(lane = lane.number, "lane closed"),
-            LaneEnd::Refused => info!(lane = lane.number, refused = wreck.refused(), "lane closed: {end}"),
-            LaneEnd::Poisoned => warn!(lane = lane.number, "lane closed: {end}"),
-            // It is there, and the master; whoever asked is told what it said (rule B1).
-            LaneEnd::Connect(ConnectError::Refused(_, line)) if is_no_loss(line) => {
-                debug!(lane = lane.number, "lane not opened: {end}");
-            }
-            LaneEnd::Connect(_) | LaneEnd::Eof | LaneEnd::Network(_) => {
-                info!(lane = lane.number, "lane lost: {end}");
-                self.lost(worker, &lane.target);
-            }
-        }
-        if let Some(session) = wreck.interrupted() {
-            session.close(CloseReason::ReplyCutOff);
-        }
-        for (session, lost) in wreck.by_session() {
-            match end {
-                LaneEnd::Connect(ConnectError::Refused(_, line)) if is_no_loss(line) => {
-                    session.login_refused(&lost, line)
-                }
-                _ => session.lane_lost(lane, lost),
-            }
-        }
-        worker.flush_dirty();
-    }
-
-    /// Takes a lane out of service that Redis refuses commands on; what it still answers is waited for, not long.
-    pub fn lane_refused(self: &Rc<Self>, worker: &Rc<Worker>, lane: &Rc<Lane>) {
-        info!(
-            lane = lane.number,
-            "redis refuses commands: looking for the master again"
-        );
-        self.lanes.borrow_mut().retain(|_, known| !Rc::ptr_eq(known, lane));
-        self.lost(worker, &lane.target);
-        let lane = lane.clone();
-        tokio::task::spawn_local(async move {
-            tokio::time::sleep(LAST_REPLIES).await;
-            lane.abandon();
-        });
-    }
-
-    /// Somebody could not reach the master, or was refused as by a replica.
-    pub fn suspect(self: &Rc<Self>, worker: &Rc<Worker>) {
-        if let Some(target) = self.serving() {
-            self.lost(worker, &target);
-        }
-    }
-
-    /// Ends `tap` when there is another master.
-    pub fn watch_tap(&self, tap: &Rc<Tap>) {
-        let mut taps = self.taps.borrow_mut();
-        taps.retain(|tap| tap.strong_count() > 0);
-        taps.push(Rc::downgrade(tap));
-    }
-
-    /// The master may be gone: it has to be greeted again before it gets more.
-    fn lost(self: &Rc<Self>, worker: &Rc<Worker>, target: &Rc<Target>) {
-        if self.serving().is_some_and(|serving| serving == *target) {
-            self.set(Mastership::Sought(target.clone()));
-            self.start_seeking(worker);
-        }
-    }
-
-    fn start_seeking(self: &Rc<Self>, worker: &Rc<Worker>) {
-        if !self.seeking.replace(true) {
-            let (shard, worker) = (self.clone(), worker.clone());
-            tokio::task::spawn_local(async move { shard.seek(&worker).await });
-        }
-    }
-
-    /// Looks for the master until it serves, and tells those whose time is up.
-    async fn seek(self: Rc<Self>, worker: &Rc<Worker>) {
-        let (since_ms, mut wait, mut told) = (clock::monotonic_ms(), RETRY_FIRST, None);
-        while !self.removed.get() && self.serving().is_none() {
-            match self.greet(worker).await {
-                Ok(()) => continue,
-                Err(reason) if reason.is_some() && told != reason => {
-                    warn!(shard = %self.id, "no master: {}; trying again until there is one", reason.as_deref().unwrap_or_default());
-                    told = reason;
-                }
-                Err(_) => {}
-            }
-            self.expire_holds(worker);
-            tokio::select! {
-                () = tokio::time::sleep(wait) => wait = (wait * 2).min(RETRY_LAST),
-                () = self.news.notified() => wait = RETRY_FIRST,
-            }
-        }
-        self.seeking.set(false);
-        if let Some(master) = self.serving() {
-            info!(shard = %self.id, master = %master.addr, epoch = %master.epoch, after_ms = clock::monotonic_ms() - since_ms, "the master serves");
-        }
-        self.wake_all();
-    }
-
-    /// Greets the master that topology names. An error without a reason: it names none, or another by now.
-    async fn greet(&self, worker: &Worker) -> Result<(), Option<String>> {
-        let target = match &*self.mastership.borrow() {
-            Mastership::Sought(target) => target.clone(),
-            Mastership::Nobody | Mastership::Serving(_) => return Err(None),
-        };
-        let greeting = greet(&target, worker.connect_timeout()).await.map_err(Some)?;
-        let told = greeting.run_id.as_deref().map(RunId::from);
-        let life = target.run_id.clone().or(told);
-        worker.scripts().before_serving(&target.addr, life.as_ref()).await;
-        let still = matches!(&*self.mastership.borrow(), Mastership::Sought(sought) if *sought == target);
-        if !still {
-            return Err(None);
-        }
-        worker.learn(&greeting);
-        self.run_id.replace(life);
-        // From here on it may acknowledge what replicas of older epochs never get.
-        self.fences.enter(target.epoch);
-        self.begin_reign(&target, greeting.run_id);
-        self.set(Mastership::Serving(target));
-        Ok(())
-    }
-
-    /// The same life in the same epoch reigns on: only connections were lost.
-    fn begin_reign(&self, target: &Target, run_id: Option<String>) {
-        let life = run_id.map(|run_id| format!("{} {run_id}", target.epoch));
-        if life.is_none() || *self.life.borrow() != life {
-            self.reign.set(Reign(self.reign.get().0.wrapping_add(1)));
-        }
-        self.life.replace(life);
-    }
-
-    fn expire_holds(self: &Rc<Self>, worker: &Worker) {
-        let (now_ms, hold_max_ms) = (clock::monotonic_ms(), worker.hold_max_ms());
-        let mut holding = std::mem::take(&mut *self.holding.borrow_mut());
-        holding.retain(|session| !session.is_closed() && !session.expire_hold(self, now_ms, hold_max_ms));
-        self.holding.borrow_mut().extend(holding);
-        worker.flush_dirty();
-    }
-
-    fn wake_all(&self) {
-        for session in std::mem::take(&mut *self.holding.borrow_mut()) {
-            session.wake();
-        }
-    }
-}
-
-/// Whether a server refuses a login for reasons that say nothing against it: it runs a script that takes long, or the
-/// user may not.
-fn is_no_loss(line: &str) -> bool {
-    ["-BUSY ", "-NOPERM ", "-NOAUTH ", "-WRONGPASS "]
-        .iter()
-        .any(|word| line.starts_with(word))
 }

@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use super::backend::{ConnectError, Greeting, Login, ask, connect};
-use super::client::{CloseReason, Session, answer};
+use super::backend::{ConnectError, Greeting, Login, Pass, Target, ask, connect_to};
+use super::client::{CloseReason, Session, answer, attach};
+use super::handover::{Order, Teller, What};
 use super::pause::Pause;
 use super::roll::{Question, Roll};
 use super::scripts::{Scripts, Shelf};
@@ -21,7 +22,7 @@ use crate::clock;
 use crate::command::{Command, KeyPositions, Table};
 use crate::resp::{Args, RequestLimits, RequestScanner, Span};
 use crate::route::{Fences, Footprint, Place, ReadPolicy, place};
-use crate::topology::{Addr, ShardId, ShardIndex, Snapshot};
+use crate::topology::{Epoch, RunId, ShardId, ShardIndex, Snapshot};
 use tokio::sync::mpsc;
 
 /// Bytes read at once; one buffer for all of a worker's sockets.
@@ -35,6 +36,8 @@ const IDLE_TICKS_PER_S: u32 = 2;
 const IDLE_TICK: Duration = Duration::from_millis(1000 / IDLE_TICKS_PER_S as u64);
 /// A lane that nobody used for 10 s is closed.
 const IDLE_TICKS_MAX: u32 = 10 * IDLE_TICKS_PER_S;
+/// Until a master that could not be asked is asked again.
+const ASK_AGAIN: Duration = Duration::from_millis(5);
 /// Databases of a server that does not say how many it has.
 const DATABASES: u32 = 16;
 
@@ -69,6 +72,7 @@ pub struct Worker {
     pause: Arc<Pause>,
     scripts: Arc<Scripts>,
     shelf: RefCell<Shelf>,
+    teller: Teller,
     /// The time at the last look at idle lanes.
     about_now_ms: Cell<u64>,
 }
@@ -84,7 +88,7 @@ impl Drop for Monitoring {
 
 impl Worker {
     /// A worker that knows no shard yet; call it on the thread that keeps it.
-    pub fn new(settings: Arc<Settings>, replicas: Arc<Replicas>, view: &View) -> Rc<Self> {
+    pub fn new(settings: Arc<Settings>, replicas: Arc<Replicas>, teller: Teller, view: &View) -> Rc<Self> {
         let (unserved, monitors) = (view.unserved.clone(), view.monitors.clone());
         let nameless = ShardId::from("");
         let nobody = Shard::new(nameless.clone(), replicas.fences().shard(&nameless), unserved.clone());
@@ -112,6 +116,7 @@ impl Worker {
             pause: view.pause.clone(),
             scripts: view.scripts.clone(),
             shelf: RefCell::default(),
+            teller,
             about_now_ms: Cell::new(clock::monotonic_ms()),
         })
     }
@@ -229,6 +234,37 @@ impl Worker {
         while let Some(question) = inbox.recv().await {
             answer(&self, question);
         }
+    }
+
+    /// Does what the control thread says, for as long as the worker lives.
+    pub async fn take_orders(self: Rc<Self>, mut inbox: mpsc::Receiver<Order>) {
+        loop {
+            match inbox.recv().await {
+                Some(Order::Attach(order)) => {
+                    let shards = self.shards.borrow().clone();
+                    let Some(shard) = shards.into_iter().find(|shard| shard.id == order.shard) else {
+                        continue;
+                    };
+                    let worker = self.clone();
+                    tokio::task::spawn_local(async move {
+                        attach(&worker, &shard, &order).await;
+                        worker.tell(&shard.id, order.epoch, What::Attached);
+                    });
+                }
+                None => std::future::pending::<()>().await,
+            }
+        }
+    }
+
+    /// What connections to the servers of an epoch say first, if the proxy knows the secret and the master's life.
+    pub fn pass(&self, shard: &ShardId, epoch: Epoch, master: Option<&RunId>) -> Option<Rc<Pass>> {
+        let (user, token) = self.settings.pass(shard, epoch, master)?;
+        Some(Rc::new(Pass { user, token }))
+    }
+
+    /// Tells the control thread what this worker has done about the master of an epoch.
+    pub fn tell(&self, shard: &ShardId, epoch: Epoch, what: What) {
+        self.teller.tell(shard.clone(), epoch, what);
     }
 
     /// The time, up to half a second ago.
@@ -391,18 +427,23 @@ impl Worker {
     }
 
     /// Every node of every shard, the first shard's master first; none while that is not known to serve.
-    pub fn nodes(&self) -> Vec<Addr> {
+    pub fn nodes(&self) -> Vec<Rc<Target>> {
         let Some(master) = self.shard(ShardIndex(0)).serving() else {
             return Vec::new();
         };
         let snapshot = self.snapshot.borrow();
-        let all = snapshot
-            .shards
-            .iter()
-            .flat_map(|shard| &shard.nodes)
-            .map(|node| &node.addr);
-        let others = all.filter(|addr| **addr != master.addr).cloned();
-        std::iter::once(master.addr.clone()).chain(others).collect()
+        let mut nodes = vec![master];
+        for shard in &snapshot.shards {
+            let life = shard.master.as_ref().and_then(|master| master.run_id.as_ref());
+            let pass = self.pass(&shard.id, shard.epoch, life);
+            let all = shard
+                .nodes
+                .iter()
+                .map(|node| Target::replica(node, shard.epoch, pass.clone()));
+            let others: Vec<_> = all.filter(|node| node.addr != nodes[0].addr).map(Rc::new).collect();
+            nodes.extend(others);
+        }
+        nodes
     }
 
     /// Closes a client that reads too slowly while others wait behind its reply (rule B2).
@@ -420,21 +461,27 @@ impl Worker {
         });
     }
 
-    /// Asks the first shard's master one thing on a connection of its own; an error is the line to show.
-    pub async fn ask_master(&self, request: &[u8]) -> Result<(), String> {
-        let unknown = || "-MASTERDOWN the master cannot be asked: not authenticated".to_owned();
-        let addr: Addr = match self.shard(ShardIndex(0)).serving() {
-            Some(target) => target.addr.clone(),
-            None => return Err(unknown()),
-        };
-        let asking = async {
-            let mut stream = connect(&addr, &Login::default(), self.connect_timeout()).await?;
-            ask(&mut stream, request, 1, &addr).await
-        };
-        match tokio::time::timeout(self.connect_timeout(), asking).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(ConnectError::Refused(_, line))) => Err(line),
-            Ok(Err(_)) | Err(_) => Err(unknown()),
+    /// Asks the first shard's master one thing on a connection of its own, and waits for one as a command would; an error
+    /// is the line to show.
+    pub async fn ask_master(self: &Rc<Self>, request: &[u8]) -> Result<(), String> {
+        let since_ms = clock::monotonic_ms();
+        loop {
+            let shard = self.shard(ShardIndex(0));
+            if let Some(target) = shard.answering() {
+                let asking = async {
+                    let mut stream = connect_to(&target, &Login::default(), self.connect_timeout()).await?;
+                    ask(&mut stream, request, 1, &target.addr).await
+                };
+                match tokio::time::timeout(self.connect_timeout(), asking).await {
+                    Ok(Ok(_)) => return Ok(()),
+                    Ok(Err(ConnectError::Refused(_, line))) => return Err(line),
+                    Ok(Err(_)) | Err(_) => shard.suspect(self),
+                }
+            }
+            if clock::monotonic_ms() > since_ms + self.hold_max_ms() {
+                return Err("-MASTERDOWN the master cannot be asked: not authenticated".to_owned());
+            }
+            tokio::time::sleep(ASK_AGAIN).await;
         }
     }
 }

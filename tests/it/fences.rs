@@ -50,7 +50,7 @@ impl Circuit {
             .unwrap();
         let settings = SamplerSettings {
             max_lag_ms: MAX_LAG_MS,
-            login: Arc::new(|_, _| ControlLogin::default()),
+            login: Arc::new(|_, _, _| ControlLogin::default()),
         };
         runtime.spawn(sample(known.clone(), receiver, settings, CancellationToken::new()));
         Self {

@@ -12,6 +12,7 @@ mod endtoend;
 mod failover;
 mod fences;
 mod framing;
+mod handover;
 mod houses;
 mod limits;
 mod peer;

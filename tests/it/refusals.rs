@@ -425,13 +425,16 @@ fn users_who_may_not_use_multi_or_exec_leave_the_lane_to_others_as_it_was() {
 }
 
 #[test]
-fn a_transaction_lost_with_its_master_says_so_until_exec() {
+fn a_transaction_too_long_to_be_kept_is_lost_with_its_master_and_says_so_until_exec() {
     let mut circuit = Circuit::start(&[]);
     let mut client = circuit.client();
     let mut discarding = circuit.client();
+    let long = "v".repeat(100_000);
     for client in [&mut client, &mut discarding] {
         assert_eq!(client.command(&["MULTI"]), Value::ok());
-        assert_eq!(client.command(&["SET", "a", "1"]), queued());
+        for _ in 0..3 {
+            assert_eq!(client.command(&["SET", "a", &long]), queued());
+        }
     }
     circuit.redis.kill9();
     circuit.redis.restart();
@@ -449,6 +452,47 @@ fn a_transaction_lost_with_its_master_says_so_until_exec() {
     assert_eq!(client.command(&["MULTI"]), Value::ok());
     assert_eq!(client.command(&["SET", "a", "3"]), queued());
     assert_eq!(client.command(&["EXEC"]), Value::Array(vec![Value::ok()]));
+}
+
+#[test]
+fn a_transaction_in_pieces_goes_on_at_the_next_master() {
+    let mut circuit = Circuit::start(&[]);
+    let mut clients: Vec<Client> = (0..5).map(|_| circuit.client()).collect();
+    let forbidden = ["ACL", "SETUSER", "alice", "on", ">p", "~*", "+@all", "-lpush"];
+    circuit.redis.command(&forbidden);
+    for (number, client) in clients.iter_mut().enumerate() {
+        assert_eq!(client.command(&["MULTI"]), Value::ok());
+        let key = format!("a{number}");
+        assert_eq!(client.command(&["INCR", &key]), queued());
+    }
+    // What is in the middle of being answered is safe to be asked again, too.
+    circuit.redis.stop();
+    clients[0].send(b"INCR a0\r\nINCR a0\r\n");
+    clients[4].send(b"SELECT 2\r\nINCR a4\r\n");
+    circuit.redis.kill9();
+    circuit.redis.restart();
+    circuit.log_has("lane lost", clients.len());
+    assert_eq!(replies(&mut clients[0], 2), [queued(), queued()]);
+    let three = Value::Array(vec![Value::Int(1), Value::Int(2), Value::Int(3)]);
+    assert_eq!(clients[0].command(&["EXEC"]), three);
+    assert_eq!(clients[1].command(&["EXEC"]), Value::Array(vec![Value::Int(1)]));
+    assert_eq!(clients[2].command(&["DISCARD"]), Value::ok());
+    // A whole new life between two of its requests, once more.
+    assert_eq!(clients[3].command(&["INCR", "a3"]), queued());
+    assert_eq!(replies(&mut clients[4], 2), [queued(), queued()]);
+    circuit.redis.kill9();
+    circuit.redis.restart();
+    clients[3].send(b"INCR a3\r\nEXEC\r\nGET a3\r\n");
+    let all = replies(&mut clients[3], 3);
+    assert_eq!(all, [queued(), three, Value::bulk("3")]);
+    clients[4].send(b"EXEC\r\nGET a4\r\nSELECT 0\r\nGET a4\r\nGET a2\r\n");
+    let all = replies(&mut clients[4], 5);
+    let selected = Value::Array(vec![Value::Int(1), Value::ok(), Value::Int(1)]);
+    assert_eq!(
+        all,
+        [selected, Value::bulk("1"), Value::ok(), Value::bulk("1"), Value::Null]
+    );
+    circuit.proxy.assert_no_undeclared_warnings(&["no master"]);
 }
 
 #[test]
@@ -503,23 +547,37 @@ fn a_lost_watch_empties_the_next_exec() {
 }
 
 #[test]
-fn a_transaction_that_meets_a_demoted_master_is_lost_and_shows_no_refusal() {
+fn a_transaction_that_meets_a_demoted_master_is_brought_to_the_next_one() {
     let circuit = Circuit::start(&[]);
-    let mut client = circuit.client();
-    let mut late = circuit.client();
-    assert_eq!(client.command(&["MULTI"]), Value::ok());
-    assert_eq!(late.command(&["MULTI"]), Value::ok());
-    assert_eq!(late.command(&["SET", "a", "1"]), queued());
-    circuit.park();
-    let reply = client.command(&["SET", "a", "1"]);
-    assert!(reply.is_error("MASTERDOWN transaction lost"), "{reply:?}");
-    assert!(late.command(&["EXEC"]).is_error("EXECABORT"));
-    circuit.noticed();
-    circuit.unpark();
-    assert!(client.command(&["EXEC"]).is_error("EXECABORT"));
-    for client in [&mut client, &mut late] {
-        assert_eq!(client.command(&["GET", "a"]), Value::Null);
+    let mut clients: Vec<Client> = (0..5).map(|_| circuit.client()).collect();
+    let [client, late, whole, watching, published] = &mut clients[..] else {
+        unreachable!("there are five");
+    };
+    assert_eq!(watching.command(&["WATCH", "a"]), Value::ok());
+    for client in [&mut *client, late, whole, watching, published] {
+        assert_eq!(client.command(&["MULTI"]), Value::ok());
     }
+    assert_eq!(late.command(&["INCR", "a"]), queued());
+    assert_eq!(watching.command(&["INCR", "a"]), queued());
+    assert_eq!(published.command(&["INCR", "c"]), queued());
+    circuit.park();
+    // A request is refused; EXEC is; EXEC is for the sake of a request; EXEC would overtake what others have heard.
+    client.send(&request("INCR a"));
+    late.send(&request("EXEC"));
+    whole.send(&[request("INCR b"), request("EXEC"), request("GET b")].concat());
+    watching.send(&request("EXEC"));
+    published.send(&[request("EXEC"), request("PUBLISH x y")].concat());
+    circuit.log_has("redis refuses commands", 5);
+    circuit.unpark();
+    assert_eq!(client.read_reply(), queued());
+    assert_eq!(late.read_reply(), Value::Array(vec![Value::Int(1)]));
+    assert_eq!(client.command(&["EXEC"]), Value::Array(vec![Value::Int(2)]));
+    let once = Value::Array(vec![Value::Int(1)]);
+    assert_eq!(replies(whole, 3), [queued(), once, Value::bulk("1")]);
+    assert_eq!(watching.read_reply(), Value::Null);
+    let all = replies(published, 2);
+    assert!(all[0].is_error("EXECABORT") && all[1] == Value::Int(0), "{all:?}");
+    assert_eq!(published.command(&["GET", "c"]), Value::Null);
 }
 
 #[test]

@@ -5,13 +5,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pointsman::peer::Relayed;
 use pointsman::proxy::source::{Identity, SourceError, Topology, nothing, run};
 use pointsman::store::{Lifetime, Settings, Store};
 use pointsman::topology::codec::{
     ClusterConfig, NodeInfo, Place, ProxyInfo, ShardConfig, ShardState, Slots, decode, encode,
 };
 use pointsman::topology::{Addr, Epoch, NodeId, Phase, RunId, ShardId, ShardIndex, Slot, Snapshot};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -26,6 +27,8 @@ struct Source {
     heard: watch::Receiver<Arc<Snapshot>>,
     stop: CancellationToken,
     task: JoinHandle<Result<(), SourceError>>,
+    /// What agents tell.
+    relays: mpsc::Sender<Relayed>,
 }
 
 fn identity() -> Identity {
@@ -34,6 +37,7 @@ fn identity() -> Identity {
         addr: Addr::new("127.0.0.1", 6400),
         admin: Some(Addr::new("127.0.0.1", 6401)),
         zone: "z1".to_owned(),
+        drains: false,
     }
 }
 
@@ -41,8 +45,14 @@ impl Source {
     fn start(topology: Topology) -> Self {
         let (out, heard) = watch::channel(nothing());
         let stop = CancellationToken::new();
-        let task = tokio::spawn(run(topology, identity(), out, stop.clone()));
-        Self { heard, stop, task }
+        let (relays, relayed) = mpsc::channel(8);
+        let task = tokio::spawn(run(topology, identity(), relayed, out, stop.clone()));
+        Self {
+            heard,
+            stop,
+            task,
+            relays,
+        }
     }
 
     /// Waits for a snapshot as wanted.
@@ -161,8 +171,8 @@ impl Znodes {
         }
     }
 
-    async fn put_state(&self, shard: &str, epoch: u64, phase: Phase) {
-        let state = ShardState {
+    fn state(epoch: u64, phase: Phase) -> ShardState {
+        ShardState {
             epoch: Epoch(epoch),
             phase,
             executor: NodeId::from("a"),
@@ -175,7 +185,11 @@ impl Znodes {
             valid: Default::default(),
             w: 1,
             switch: None,
-        };
+        }
+    }
+
+    async fn put_state(&self, shard: &str, epoch: u64, phase: Phase) {
+        let state = Self::state(epoch, phase);
         self.put(&Place::State(ShardId::from(shard)), encode(&state)).await;
     }
 
@@ -306,6 +320,35 @@ async fn zookeeper_away_changes_nothing_and_what_was_missed_is_read_after() {
     znodes.put_state("s1", 2, Phase::Serving).await;
     source.until("followed again", |now| serves(now, 2)).await;
     until_registered(&znodes.store, 2).await;
+}
+
+#[tokio::test]
+async fn with_zookeeper_away_what_agents_relay_is_taken_and_never_goes_back() {
+    let mut znodes = Znodes::start().await;
+    let source = znodes.source();
+    znodes.put_state("s1", 3, Phase::Serving).await;
+    source.until("serving", |now| serves(now, 3)).await;
+    znodes.zookeeper.kill9();
+    let relay = async |version, epoch, phase| {
+        let state = encode(&Znodes::state(epoch, phase));
+        let relayed = Relayed {
+            shard: ShardId::from("s1"),
+            version,
+            state: state.into(),
+        };
+        source.relays.send(relayed).await.unwrap();
+    };
+    relay(5, 4, Phase::Serving).await;
+    source.until("relayed", |now| serves(now, 4)).await;
+    // None of these is news: an older epoch, an older version, and a state that serves nobody.
+    relay(9, 3, Phase::Serving).await;
+    relay(4, 4, Phase::Serving).await;
+    relay(6, 5, Phase::Electing).await;
+    relay(7, 6, Phase::Serving).await;
+    let snapshot = source.until("relayed", |now| serves(now, 6)).await;
+    assert_eq!(snapshot.shards[0].phase, Phase::Serving);
+    znodes.zookeeper.restart();
+    source.end().await;
 }
 
 fn write(path: &Path, nodes: &[&Addr]) {

@@ -10,6 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::target::{Pass, Target};
 use crate::proxy::shared::{Identity, Unfit, identify};
 use crate::resp::{Heed, ReplyScanner, Stop, put_i64};
 use crate::topology::Addr;
@@ -64,11 +65,15 @@ pub enum ConnectError {
     /// Redis says no, in its own words.
     #[error("{0} refused the login: {1}")]
     Refused(Addr, String),
+    /// It is not of the epoch that topology means, in its own words.
+    #[error("{0} is not of this epoch: {1}")]
+    NotOfEpoch(Addr, String),
     /// It is no replica that may be read from now.
     #[error("{0} cannot be read from: {1}")]
     Unfit(Addr, #[source] Unfit),
 }
 
+const NO_PASSWORD: &str = "-NOAUTH Authentication required.";
 /// How long an idle connection to Redis goes unchecked.
 const KEEPALIVE: Duration = Duration::from_secs(15);
 /// How long what was sent to Redis may go without a sign from its host: then the connection is lost.
@@ -78,25 +83,94 @@ const HANDSHAKE_REPLY_BYTES_MAX: usize = 64 * 1024;
 
 /// Connects within `limit` and logs in. Sets `TCP_NODELAY`, keepalive and `TCP_USER_TIMEOUT`.
 pub async fn connect(addr: &Addr, login: &Login, limit: Duration) -> Result<TcpStream, ConnectError> {
-    let opening = async {
-        let network = |error| ConnectError::Network(addr.clone(), error);
-        let mut stream = TcpStream::connect((addr.host(), addr.port())).await.map_err(network)?;
-        let socket = SockRef::from(&stream);
-        socket.set_tcp_nodelay(true).map_err(network)?;
-        socket
-            .set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE))
-            .map_err(network)?;
-        socket.set_tcp_user_timeout(Some(SILENCE)).map_err(network)?;
-        let early = settle_before_login(&mut stream, login, addr).await?;
-        let (request, commands) = login_request(login, early);
-        if commands > 0 {
-            ask(&mut stream, &request, commands, addr).await?;
-        }
-        Ok(stream)
-    };
+    within(limit, addr, open(addr, None, login)).await
+}
+
+/// The same, once the server has proven that it is of the target's epoch.
+pub async fn connect_to(target: &Target, login: &Login, limit: Duration) -> Result<TcpStream, ConnectError> {
+    within(limit, &target.addr, open(&target.addr, target.pass.as_deref(), login)).await
+}
+
+/// Connects within `limit`, and does not log in.
+pub async fn connect_mute(addr: &Addr, limit: Duration) -> Result<TcpStream, ConnectError> {
+    within(limit, addr, open_socket(addr)).await
+}
+
+async fn within<T>(
+    limit: Duration,
+    addr: &Addr,
+    opening: impl Future<Output = Result<T, ConnectError>>,
+) -> Result<T, ConnectError> {
     timeout(limit, opening)
         .await
         .unwrap_or_else(|_| Err(ConnectError::Silent(addr.clone(), limit)))
+}
+
+async fn open_socket(addr: &Addr) -> Result<TcpStream, ConnectError> {
+    let network = |error| ConnectError::Network(addr.clone(), error);
+    let stream = TcpStream::connect((addr.host(), addr.port())).await.map_err(network)?;
+    let socket = SockRef::from(&stream);
+    socket.set_tcp_nodelay(true).map_err(network)?;
+    socket
+        .set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE))
+        .map_err(network)?;
+    socket.set_tcp_user_timeout(Some(SILENCE)).map_err(network)?;
+    Ok(stream)
+}
+
+async fn open(addr: &Addr, pass: Option<&Pass>, login: &Login) -> Result<TcpStream, ConnectError> {
+    let mut stream = open_socket(addr).await?;
+    let early = if login.is_named_user() {
+        if let Some(pass) = pass {
+            log_in(&mut stream, pass_request(pass), 1, true, addr).await?;
+        }
+        settle_before_login(&mut stream, login, addr).await?
+    } else {
+        Early::default()
+    };
+    let (mut request, mut commands) = login_request(login, early, pass.is_some());
+    let mut shows_pass = false;
+    if let Some(pass) = pass.filter(|_| !login.is_named_user()) {
+        request = [pass_request(pass), request].concat();
+        (commands, shows_pass) = (commands + 1, true);
+    }
+    if commands > 0 {
+        log_in(&mut stream, request, commands, shows_pass, addr)
+            .await
+            .map_err(|error| match error {
+                // As it would have said to who shows no password at all.
+                ConnectError::Refused(addr, line) if login.credential.is_none() && line.starts_with("-WRONGPASS") => {
+                    ConnectError::Refused(addr, NO_PASSWORD.to_owned())
+                }
+                error => error,
+            })?;
+    }
+    Ok(stream)
+}
+
+fn pass_request(pass: &Pass) -> Vec<u8> {
+    let mut request = Vec::new();
+    put_request(&mut request, &[b"AUTH", pass.user.as_bytes(), pass.token.as_bytes()]);
+    request
+}
+
+/// Sends what begins a connection in one write. If the first of it shows a pass, its refusal means another epoch.
+async fn log_in(
+    stream: &mut TcpStream,
+    request: Vec<u8>,
+    commands: u32,
+    shows_pass: bool,
+    addr: &Addr,
+) -> Result<(), ConnectError> {
+    let replies = exchange(stream, &request, commands as usize, addr).await?;
+    let refused = replies.iter().position(|reply| reply.starts_with(b"-"));
+    let Some(at) = refused else { return Ok(()) };
+    let line = String::from_utf8_lossy(&replies[at]).trim_end().to_owned();
+    Err(if shows_pass && at == 0 {
+        ConnectError::NotOfEpoch(addr.clone(), line)
+    } else {
+        ConnectError::Refused(addr.clone(), line)
+    })
 }
 
 /// Sends `request` of `commands` commands and returns the bytes of all replies; an error reply fails it.
@@ -104,7 +178,38 @@ pub async fn ask(stream: &mut TcpStream, request: &[u8], commands: u32, addr: &A
     ask_for(stream, request, commands, addr, HANDSHAKE_REPLY_BYTES_MAX).await
 }
 
-/// The same, for replies that may be up to `bytes_max` long.
+/// Sends `request` of `count` commands and returns their replies one by one, whatever they are.
+pub async fn exchange(
+    stream: &mut TcpStream,
+    request: &[u8],
+    count: usize,
+    addr: &Addr,
+) -> Result<Vec<Vec<u8>>, ConnectError> {
+    let network = |error| ConnectError::Network(addr.clone(), error);
+    stream.write_all(request).await.map_err(network)?;
+    let (mut scanner, mut unread, mut at) = (ReplyScanner::default(), Vec::new(), 0);
+    let (mut replies, mut from) = (Vec::with_capacity(count), 0);
+    while replies.len() < count {
+        let scanned = scanner.scan(&unread[at..], 1, Heed::Nothing);
+        at += scanned.used;
+        match scanned.stop {
+            Stop::Counted => {
+                replies.push(unread[from..at].to_vec());
+                from = at;
+            }
+            Stop::Starved => {
+                let full = unread.len() > HANDSHAKE_REPLY_BYTES_MAX;
+                if stream.read_buf(&mut unread).await.map_err(network)? == 0 || full {
+                    return Err(network(io::ErrorKind::UnexpectedEof.into()));
+                }
+            }
+            Stop::Noted | Stop::Push | Stop::Malformed => return Err(network(io::ErrorKind::InvalidData.into())),
+        }
+    }
+    Ok(replies)
+}
+
+/// As [`ask`], for replies that may be up to `bytes_max` long.
 pub async fn ask_for(
     stream: &mut TcpStream,
     request: &[u8],
@@ -207,10 +312,14 @@ async fn settle_before_login(stream: &mut TcpStream, login: &Login, addr: &Addr)
     Ok(early)
 }
 
-fn login_request(login: &Login, early: Early) -> (Vec<u8>, u32) {
+fn login_request(login: &Login, early: Early, is_somebody: bool) -> (Vec<u8>, u32) {
     let (mut request, mut commands) = (Vec::new(), 0);
     if let Some(credential) = &login.credential {
         put_request(&mut request, &[b"AUTH", &credential.user, &credential.password]);
+        commands += 1;
+    } else if is_somebody {
+        // Back to who every connection is at first; a user without a password takes any.
+        put_request(&mut request, &[b"AUTH", b"default", b"none"]);
         commands += 1;
     }
     if login.resp3 && !early.resp3 {

@@ -23,7 +23,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
-use super::connect::{ConnectError, Login, ask_life, connect, identify_replica};
+use super::connect::{ConnectError, Login, ask_life, connect, connect_to, identify_replica};
 use super::ledger::Ledger;
 use super::target::Target;
 use super::wreck::{Traits, Wreck};
@@ -66,6 +66,9 @@ pub enum LaneEnd {
     /// We need it no more.
     #[error("closed by pointsman")]
     Released,
+    /// The server is not what it was in this lane's epoch.
+    #[error("the server is of this epoch no more")]
+    Deposed,
 }
 
 /// One connection to Redis.
@@ -85,7 +88,14 @@ pub struct Lane {
     private: Cell<bool>,
     released: Cell<bool>,
     abandoned: Cell<bool>,
+    /// The server is fenced: nothing more is written, and what it still answers is judged as a whole.
+    deposed: Cell<bool>,
     ended: Cell<bool>,
+    /// It is opened before its target is master: what proves the epoch comes by another connection.
+    ahead: Cell<bool>,
+    /// Commands appended so far, and how many there were with the last one that may change something.
+    appended: Cell<u64>,
+    last_write: Cell<u64>,
     /// Our end of the connection, by which Redis knows it.
     local: Cell<Option<SocketAddr>>,
     /// Which life of a master it was opened to, where that is known.
@@ -179,7 +189,11 @@ impl Lane {
             private: Cell::new(false),
             released: Cell::new(false),
             abandoned: Cell::new(false),
+            deposed: Cell::new(false),
             ended: Cell::new(false),
+            ahead: Cell::new(false),
+            appended: Cell::new(0),
+            last_write: Cell::new(0),
             local: Cell::new(None),
             life: OnceCell::new(),
             unwatched: Cell::new(false),
@@ -197,6 +211,11 @@ impl Lane {
     /// Makes it one session's own.
     pub fn make_private(&self) {
         self.private.set(true);
+    }
+
+    /// Opens it without asking whether its target is master yet. To be called before it runs.
+    pub fn go_ahead(&self) {
+        self.ahead.set(true);
     }
 
     /// Whether one session owns it, or did.
@@ -252,6 +271,7 @@ impl Lane {
     /// Appends `count` whole requests, whose writes are in `footprint`; the flusher runs after all ready sessions of
     /// this turn.
     pub fn append(&self, session: &Rc<Session>, run: RunId, count: u32, bytes: &[u8], footprint: &Footprint) {
+        self.appended.set(self.appended.get() + u64::from(count));
         let mut state = self.state.borrow_mut();
         if let Some(fences) = &mut state.fences {
             fences.appended(count, footprint);
@@ -266,6 +286,8 @@ impl Lane {
 
     /// Appends a whole transaction of `count` commands, MULTI and EXEC included.
     pub fn append_block(&self, session: &Rc<Session>, run: RunId, count: u32, bytes: &[u8], footprint: &Footprint) {
+        self.appended.set(self.appended.get() + u64::from(count));
+        self.writes();
         let mut state = self.state.borrow_mut();
         if let Some(fences) = &mut state.fences {
             fences.appended(count, footprint);
@@ -280,6 +302,8 @@ impl Lane {
     pub fn append_part(&self, first: Option<(&Rc<Session>, RunId, Traits, &Footprint)>, bytes: &[u8]) {
         let mut state = self.state.borrow_mut();
         if let Some((session, run, traits, footprint)) = first {
+            self.appended.set(self.appended.get() + 1);
+            self.writes();
             if let Some(fences) = &mut state.fences {
                 fences.appended(1, footprint);
             }
@@ -289,6 +313,19 @@ impl Lane {
         }
         state.out.extend_from_slice(bytes);
         self.wake.wake();
+    }
+
+    /// What was appended last may change something.
+    #[inline]
+    pub fn writes(&self) {
+        self.last_write.set(self.appended.get());
+    }
+
+    /// Whether something is in flight that may change something, and does not block.
+    pub fn has_write_in_flight(&self) -> bool {
+        let state = self.state.borrow();
+        let answered = self.appended.get() - state.ledger.unanswered();
+        !self.ended.get() && (state.wreck.is_some() || answered < self.last_write.get())
     }
 
     /// Ends the lane once nothing is in flight on it.
@@ -333,6 +370,12 @@ impl Lane {
         self.wake.wake();
     }
 
+    /// Ends the lane once what its server was sent is answered: no more is written to it.
+    pub fn depose(&self) {
+        self.deposed.set(true);
+        self.wake.wake();
+    }
+
     /// Looks again whether reading may go on.
     pub fn nudge(&self) {
         self.wake.wake();
@@ -341,11 +384,17 @@ impl Lane {
     /// Lives until the connection ends, and then says why.
     pub async fn run(self: &Rc<Self>, worker: &Rc<Worker>) -> LaneEnd {
         let addr = &self.target.addr;
-        let mut stream = match connect(addr, &self.login, worker.connect_timeout()).await {
+        let opened = if self.ahead.get() {
+            connect(addr, &self.login, worker.connect_timeout()).await
+        } else {
+            connect_to(&self.target, &self.login, worker.connect_timeout()).await
+        };
+        let mut stream = match opened {
             Ok(stream) => stream,
             Err(error) => return error.into(),
         };
         if self.unwatched.get()
+            && !self.ahead.get()
             && let Err(error) = self.prove_life(&mut stream, worker).await
         {
             return error.into();
@@ -363,7 +412,9 @@ impl Lane {
             Err(end) => Poll::Ready(end),
         })
         .await;
-        if self.state.borrow().wreck.is_some() {
+        if self.deposed.get() {
+            LaneEnd::Deposed
+        } else if self.state.borrow().wreck.is_some() {
             LaneEnd::Refused
         } else {
             end
@@ -421,6 +472,10 @@ impl Lane {
             }
             drop(scratch);
             worker.flush_dirty();
+            self.shard.drained_some(worker);
+        }
+        if self.deposed.get() {
+            return self.state.borrow_mut().condemn(self.private.get(), worker.commands());
         }
         self.flush(context, writer)?;
         let state = self.state.borrow();
@@ -465,6 +520,26 @@ impl Lane {
 }
 
 impl State {
+    /// Makes a wreck of everything unanswered, but for a reply of which a part is shown already. An error: nothing more
+    /// is to be waited for.
+    fn condemn(&mut self, private: bool, commands: &Table) -> Result<(), LaneEnd> {
+        if self.wreck.is_none() {
+            let kept_back = self.ledger.front_mut().is_none_or(|entry| entry.block);
+            if self.scanner.is_inside() && !kept_back {
+                return Ok(());
+            }
+            let begun = [std::mem::take(&mut self.queued), std::mem::take(&mut self.peeked)].concat();
+            let mut wreck = self.take_wreck(private, commands);
+            wreck.log(&begun);
+            self.wreck = Some(Box::new(wreck));
+            self.stuck_on = None;
+        }
+        match &self.wreck {
+            Some(wreck) if wreck.awaits_replies() => Ok(()),
+            Some(_) | None => Err(LaneEnd::Deposed),
+        }
+    }
+
     /// Everything unanswered, behind what is a wreck already.
     pub(super) fn take_wreck(&mut self, private: bool, commands: &Table) -> Wreck {
         let mut wreck = match self.wreck.take() {

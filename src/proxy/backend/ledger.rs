@@ -43,6 +43,12 @@ impl<S> Ledger<S> {
         self.entries.is_empty()
     }
 
+    /// How many commands are unanswered.
+    pub fn unanswered(&self) -> u64 {
+        let left = |entry: &Entry<S>| u64::from(entry.count - entry.answered);
+        self.entries.iter().map(left).sum()
+    }
+
     /// The entry that is answered next.
     pub fn front_mut(&mut self) -> Option<&mut Entry<S>> {
         self.entries.front_mut()

@@ -9,9 +9,9 @@ mod tap;
 mod target;
 mod wreck;
 
-pub use connect::{ConnectError, Credential, Login, ask, ask_for, connect, put_request};
-pub use greet::{Greeting, greet};
+pub use connect::{ConnectError, Credential, Login, ask, ask_for, connect_mute, connect_to, put_request};
+pub use greet::{Greeting, confirm, greet};
 pub use lane::{CLIENT_REPLY_BYTES_MAX, Lane, LaneEnd, Pace, Purpose};
 pub use tap::Tap;
-pub use target::Target;
+pub use target::{Pass, Target};
 pub use wreck::{Lost, Role, Traits};

@@ -16,19 +16,20 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
-use super::connect::{Login, connect};
+use super::connect::{Login, connect_to};
 use super::lane::LaneEnd;
+use super::target::Target;
 use crate::proxy::client::Session;
 use crate::proxy::wake::Wake;
 use crate::proxy::worker::Worker;
-use crate::topology::Addr;
 
 /// Capacity that an empty out buffer keeps.
 const IDLE_CAPACITY_MAX: usize = 4 * 1024;
 
 /// One connection to Redis.
-#[derive(Default)]
 pub struct Tap {
+    /// The server at its other end: a master, or who is about to be one.
+    pub target: Rc<Target>,
     wake: Wake,
     closed: Cell<bool>,
     /// It leads to a server that is master no more.
@@ -41,6 +42,19 @@ pub struct Tap {
 }
 
 impl Tap {
+    /// A connection that comes to be in [`Tap::run`]; it takes bytes at once.
+    pub fn to(target: Rc<Target>) -> Rc<Self> {
+        Rc::new(Self {
+            target,
+            wake: Wake::default(),
+            closed: Cell::new(false),
+            astray: Cell::new(false),
+            out: RefCell::default(),
+            sent: Cell::new(0),
+            gone: Cell::new(0),
+        })
+    }
+
     /// Sends bytes; returns how many were sent on this connection with them, written or not.
     pub fn send(&self, bytes: &[u8]) -> u64 {
         let mut out = self.out.borrow_mut();
@@ -71,14 +85,13 @@ impl Tap {
         self: &Rc<Self>,
         session: &Rc<Session>,
         worker: &Rc<Worker>,
-        addr: &Addr,
         login: &Login,
         delay: Duration,
     ) -> LaneEnd {
         if !delay.is_zero() {
             tokio::time::sleep(delay).await;
         }
-        let stream = match connect(addr, login, worker.connect_timeout()).await {
+        let stream = match connect_to(&self.target, login, worker.connect_timeout()).await {
             Ok(stream) => stream,
             Err(error) => return error.into(),
         };

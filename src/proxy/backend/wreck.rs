@@ -102,6 +102,8 @@ pub struct Wreck {
     /// Replies of the next unit that are complete.
     complete: u32,
     interrupted: bool,
+    /// Redis has closed the connection behind an answer: what it read beyond that, it did not run.
+    closed_behind: bool,
 }
 
 impl Traits {
@@ -230,7 +232,11 @@ impl Wreck {
         let (queued, last) = (&self.log[self.began..self.last_began], &self.log[self.last_began..]);
         let range = self.began..self.log.len();
         unit.came = match unit.traits.line(last, queued, self.private) {
-            Line::Refusal => Came::Refusal(range),
+            Line::Refusal => {
+                // A command that blocked was let go because of what the server is now (rule B15).
+                self.closed_behind |= self.private && last.starts_with(b"-UNBLOCKED ");
+                Came::Refusal(range)
+            }
             Line::Unfinished | Line::Answer => Came::Answer(range),
         };
         self.next += 1;
@@ -269,7 +275,7 @@ impl Wreck {
             let lost = Lost {
                 run: unit.run,
                 replies: unit.replies,
-                fate: unit.fate(),
+                fate: unit.fate(self.closed_behind),
                 role: unit.traits.role,
                 bytes: self.bytes[unit.bytes.clone()].to_vec(),
                 answer: match &unit.came {
@@ -308,8 +314,8 @@ impl Unit {
         }
     }
 
-    fn fate(&self) -> Fate {
-        match (&self.came, self.sent, self.traits.writes) {
+    fn fate(&self, closed_behind: bool) -> Fate {
+        match (&self.came, self.sent && !closed_behind, self.traits.writes) {
             (Came::Answer(_), _, executed) => Fate::Answered { executed },
             (Came::Refusal(_), _, _) => Fate::Refused,
             (Came::Nothing, false, _) => Fate::Unsent,

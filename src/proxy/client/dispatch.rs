@@ -88,7 +88,9 @@ impl Session {
     }
 
     fn work_on_requests(self: &Rc<Self>, bytes: &[u8], scanner: &mut RequestScanner, spans: &mut Vec<Span>) -> usize {
-        self.check_pinned();
+        if !self.check_pinned() {
+            return 0;
+        }
         let limits = RequestLimits {
             authenticated: self.state().authenticated,
             ..self.worker.request_limits()
@@ -214,7 +216,7 @@ impl Session {
             return Outcome::Done;
         };
         self.asks(command.id);
-        let queued_writes = || state.pinned.as_ref().is_some_and(|pinned| pinned.queued_writes);
+        let queued_writes = || state.queued().is_some_and(|queued| queued.queued_writes);
         if self.worker.pause().is_set() && self.is_paused(command, queued_writes()) {
             return Outcome::Park(Park::Pause);
         }

@@ -18,11 +18,11 @@ use super::dispatch::Outcome;
 use super::session::{Park, Session};
 use crate::clock;
 use crate::command::Command;
-use crate::proxy::backend::{ConnectError, Login, ask, connect};
+use crate::proxy::backend::{ConnectError, Login, Target, ask, connect_to};
 use crate::proxy::scripts::Origin;
 use crate::resp::Args;
 use crate::route::Verdict;
-use crate::topology::{Addr, ShardIndex};
+use crate::topology::ShardIndex;
 
 /// How long a node may take to answer: CONFIG REWRITE and ACL LOAD go to its disk.
 const ANSWER_LIMIT: Duration = Duration::from_millis(2000);
@@ -129,7 +129,7 @@ impl Session {
 }
 
 /// Tells the first of `nodes`, the master, and then all others; the master's reply counts.
-async fn tell(nodes: &[Addr], login: &Login, name: &str, request: &[u8], connect_limit: Duration) -> Told {
+async fn tell(nodes: &[Rc<Target>], login: &Login, name: &str, request: &[u8], connect_limit: Duration) -> Told {
     let Some((master, others)) = nodes.split_first() else {
         return Told::Unreachable;
     };
@@ -142,7 +142,7 @@ async fn tell(nodes: &[Addr], login: &Login, name: &str, request: &[u8], connect
     let telling = others.iter().map(|node| async move {
         if let Err(failure) = tell_one(node, login, request, connect_limit).await {
             // The arguments may be passwords: the name has to do.
-            warn!(node = %node, command = name, "a node was not told what the master was: {}", failure.text());
+            warn!(node = %node.addr, command = name, "a node was not told what the master was: {}", failure.text());
         }
     });
     join_all(telling).await;
@@ -163,20 +163,26 @@ impl Failure {
     }
 }
 
-async fn tell_one(node: &Addr, login: &Login, request: &[u8], connect_limit: Duration) -> Result<Vec<u8>, Failure> {
-    let mut stream = match connect(node, login, connect_limit).await {
+async fn tell_one(node: &Target, login: &Login, request: &[u8], connect_limit: Duration) -> Result<Vec<u8>, Failure> {
+    let mut stream = match connect_to(node, login, connect_limit).await {
         Ok(stream) => stream,
         Err(ConnectError::Refused(_, line)) => return Err(Failure::Refused(line)),
-        Err(error @ (ConnectError::Network(..) | ConnectError::Silent(..) | ConnectError::Unfit(..))) => {
+        Err(
+            error @ (ConnectError::Network(..)
+            | ConnectError::Silent(..)
+            | ConnectError::NotOfEpoch(..)
+            | ConnectError::Unfit(..)),
+        ) => {
             return Err(Failure::Unreachable(error.to_string()));
         }
     };
-    match tokio::time::timeout(ANSWER_LIMIT, ask(&mut stream, request, 1, node)).await {
+    match tokio::time::timeout(ANSWER_LIMIT, ask(&mut stream, request, 1, &node.addr)).await {
         Ok(Ok(reply)) => Ok(reply),
         Ok(Err(ConnectError::Refused(_, line))) => Err(Failure::Refused(line)),
         Ok(Err(error)) => Err(Failure::Silent(error.to_string())),
         Err(_) => Err(Failure::Silent(format!(
-            "{node} does not answer within {ANSWER_LIMIT:?}"
+            "{} does not answer within {ANSWER_LIMIT:?}",
+            node.addr
         ))),
     }
 }
@@ -205,6 +211,7 @@ mod tests {
     use super::*;
     use crate::proxy::backend::put_request;
     use crate::resp::{RequestLimits, RequestScanner};
+    use crate::topology::{Addr, Epoch, NodeId};
 
     /// A node that answers its first request with `reply`, and then says what it was asked.
     async fn node(reply: &'static [u8]) -> (Addr, tokio::task::JoinHandle<Vec<u8>>) {
@@ -222,7 +229,15 @@ mod tests {
 
     async fn tell_all(nodes: &[Addr]) -> Told {
         let limit = Duration::from_secs(5);
-        tell(nodes, &Login::default(), "script|load", b"request", limit).await
+        let target = |addr: &Addr| Target {
+            node: NodeId::new(addr.to_string()),
+            addr: addr.clone(),
+            epoch: Epoch(1),
+            run_id: None,
+            pass: None,
+        };
+        let nodes: Vec<Rc<Target>> = nodes.iter().map(target).map(Rc::new).collect();
+        tell(&nodes, &Login::default(), "script|load", b"request", limit).await
     }
 
     #[tokio::test]

@@ -7,20 +7,24 @@
 //!    +------ out <------ window <------ shown -+<---- feed_received -----+
 //! ```
 //! A session has a feed or lanes in use, never both: it changes only with nothing in flight. A lost feed is opened
-//! again, and brought to where it was, before anything newer is sent; the client sees a gap in the messages only.
+//! again, and brought to where it was, before anything newer is sent; the client sees a gap in the messages only, and
+//! not even that when the master is changed on purpose (see `attach`).
 
 use std::rc::Rc;
 use std::time::Duration;
 
+use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
+use super::attach::Moving;
 use super::close::CloseReason;
 use super::feedline::{Asked, FeedLine, Left, Shown, Trouble};
 use super::listener::{Which, move_to};
+use super::lost::with_time_left;
 use super::session::{Session, State};
 use super::window::RunId;
 use crate::clock;
-use crate::proxy::backend::{ConnectError, LaneEnd, Login, Tap, put_request};
+use crate::proxy::backend::{ConnectError, LaneEnd, Login, Tap, Target, put_request};
 use crate::proxy::worker::{Monitoring, Worker};
 use crate::route::{FenceLog, Footprint};
 use crate::topology::RunId as Life;
@@ -40,6 +44,12 @@ const NO_MASTER: &[u8] = b"-MASTERDOWN no master for the shard: not executed\r\n
 pub(super) struct Feed {
     pub line: FeedLine,
     pub link: Link,
+    /// The connection that takes over once this one is drained.
+    pub(super) moving: Option<Moving>,
+    /// Dropped once everything is heard from the server that a switchover chose, or will not be.
+    pub(super) attaching: Option<mpsc::Sender<()>>,
+    /// Since when something waits for a master, and whether the shard knows of it.
+    waits: Waits,
     /// Who the connection acts for.
     login: Login,
     /// Which life of the master it leads to, where that is known.
@@ -62,8 +72,15 @@ pub(super) struct Feed {
 pub(super) enum Link {
     /// There is one, or it is being opened.
     Up(Rc<Tap>),
-    /// There is none; from then on it waits for a master.
-    Down { since_ms: u64, held: bool },
+    /// There is none; it waits for a master.
+    Down,
+}
+
+/// How long a feed has been waiting.
+#[derive(Clone, Copy, Debug)]
+struct Waits {
+    since_ms: u64,
+    held: bool,
 }
 
 impl Feed {
@@ -71,7 +88,10 @@ impl Feed {
     pub(super) fn of(login: Login) -> Self {
         Self {
             line: FeedLine::default(),
-            link: Link::down(),
+            link: Link::Down,
+            moving: None,
+            attaching: None,
+            waits: Waits::from_now(),
             login,
             life: None,
             failures: 0,
@@ -99,6 +119,39 @@ impl Feed {
         if let Link::Up(tap) = &self.link {
             tap.close();
         }
+        if let Some(moving) = &self.moving {
+            moving.tap.close();
+        }
+    }
+
+    /// Whether something waits for a master.
+    pub(super) fn awaits_master(&self) -> bool {
+        self.moving.is_none() && (matches!(self.link, Link::Down) || self.line.has_unsent())
+    }
+
+    /// Since when.
+    pub(super) fn waits_since_ms(&self) -> u64 {
+        self.waits.since_ms
+    }
+
+    /// Begins to count how long something waits.
+    pub(super) fn wait_from_now(&mut self) {
+        self.waits = Waits::from_now();
+    }
+
+    /// How long to wait before a connection that replaces others, which ended early.
+    fn delay(&self) -> Duration {
+        match self.failures {
+            0 => Duration::ZERO,
+            failures => RETRY_FIRST * (1 << (failures - 1).min(RETRY_DOUBLINGS_MAX)),
+        }
+    }
+
+    /// Tells who waits for it that everything is heard.
+    fn settle_down(&mut self) {
+        if self.moving.is_none() && self.line.is_caught_up() {
+            self.attaching = None;
+        }
     }
 }
 
@@ -111,10 +164,7 @@ impl Session {
         if !self.awaits_feed() || self.open_feed() {
             return;
         }
-        let held = self.with_feed(|feed| match &mut feed.link {
-            Link::Down { held, .. } => std::mem::replace(held, true),
-            Link::Up(_) => true,
-        });
+        let held = self.with_feed(|feed| std::mem::replace(&mut feed.waits.held, true));
         if held == Some(false) {
             self.worker.shard(ShardIndex(0)).hold(&self.worker, self.clone());
             self.watch_lost_feed();
@@ -135,37 +185,64 @@ impl Session {
         }
     }
 
-    /// Opens a connection for the feed and brings it to where the session is. `false`: there is no master.
+    /// Opens a connection for the feed and brings it to where the session is, or sends there what waited until it leads
+    /// to the master. `false`: there is no master.
     pub(super) fn open_feed(self: &Rc<Self>) -> bool {
         let shard = self.worker.shard(ShardIndex(0));
         let Some(master) = shard.serving() else { return false };
-        let mut state = self.state();
-        let State {
-            feed, login, listeners, ..
-        } = &mut *state;
-        let Some(feed) = feed else { return false };
-        let tap = Rc::new(Tap::default());
-        shard.watch_tap(&tap);
-        let log = || FenceLog::new(self.worker.fences().clone(), shard.fences().clone());
-        feed.fences = self.worker.splits_reads().then(log);
-        feed.fence(feed.line.awaited(), true);
-        feed.life = shard.life();
-        // The requests of scans are kept so that they begin anew.
-        move_to(listeners, Which::Lane(FEED_LANE), feed.life.as_ref());
-        feed.line.begin(login.resp3, |bytes| tap.send(bytes));
-        feed.login = login.clone();
-        feed.link = Link::Up(tap.clone());
-        feed.heard = false;
-        let delay = match feed.failures {
-            0 => Duration::ZERO,
-            failures => RETRY_FIRST * (1 << (failures - 1).min(RETRY_DOUBLINGS_MAX)),
+        let (delay, login) = {
+            let mut state = self.state();
+            let State { feed, login, .. } = &mut *state;
+            let Some(feed) = feed else { return false };
+            if let Link::Up(tap) = &feed.link {
+                if *tap.target != *master {
+                    return false;
+                }
+                feed.line.release(true, |bytes| tap.send(bytes));
+                return true;
+            }
+            (feed.delay(), login.clone())
         };
-        let (session, login) = (self.clone(), login.clone());
-        tokio::task::spawn_local(async move {
-            let end = tap.run(&session, &session.worker, &master.addr, &login, delay).await;
-            session.feed_ended(&tap, &end);
-        });
+        let tap = self.open_tap(master, login.clone(), delay);
+        self.go_on_over(tap, login);
         true
+    }
+
+    /// Brings a fresh connection to where the session is.
+    pub(super) fn go_on_over(self: &Rc<Self>, tap: Rc<Tap>, login: Login) {
+        let shard = self.worker.shard(ShardIndex(0));
+        let is_master = self.leads_to_master(&tap);
+        let log = || FenceLog::new(self.worker.fences().clone(), shard.fences().clone());
+        let fences = self.worker.splits_reads().then(log);
+        let (now_ms, table) = (clock::monotonic_ms(), self.worker.commands().clone());
+        let life = shard.life_of(&tap.target);
+        // The requests of scans are kept so that they begin anew.
+        move_to(&mut self.state().listeners, Which::Lane(FEED_LANE), life.as_ref());
+        self.with_feed(|feed| {
+            feed.life = life;
+            let shorter = |request: &[u8], since_ms| with_time_left(request, now_ms.saturating_sub(since_ms), &table);
+            feed.line.shorten(shorter);
+            feed.fences = fences;
+            feed.fence(feed.line.awaited(), true);
+            feed.line.begin(login.resp3, is_master, |bytes| tap.send(bytes));
+            feed.login = login;
+            feed.link = Link::Up(tap);
+            feed.heard = false;
+            feed.wait_from_now();
+            feed.settle_down();
+        });
+    }
+
+    /// A connection of a feed, which the shard ends when another server is master.
+    pub(super) fn open_tap(self: &Rc<Self>, target: Rc<Target>, login: Login, delay: Duration) -> Rc<Tap> {
+        let tap = Tap::to(target);
+        self.worker.shard(ShardIndex(0)).watch_tap(&tap);
+        let (session, running) = (self.clone(), tap.clone());
+        tokio::task::spawn_local(async move {
+            let end = running.run(&session, &session.worker, &login, delay).await;
+            session.feed_ended(&running, &end);
+        });
+        tap
     }
 
     /// Takes what Redis sent on the feed.
@@ -182,7 +259,8 @@ impl Session {
         if taken.is_ok() && feed.line.is_caught_up() {
             feed.failures = 0;
         }
-        let idle = feed.line.is_idle();
+        feed.settle_down();
+        let (idle, drained) = (feed.line.is_idle(), feed.line.is_drained());
         state.feed = Some(feed);
         let unread = self.settle(&mut state, &self.worker.clone());
         drop(state);
@@ -192,19 +270,28 @@ impl Session {
         if idle {
             self.wake();
         }
-        taken.map_err(|trouble| self.feed_in_trouble(trouble))
+        taken.map_err(|trouble| self.feed_in_trouble(tap, trouble))?;
+        if drained {
+            // It has nothing more to say; what it was to be replaced by may have been lost meanwhile.
+            return Err(if self.take_over() {
+                LaneEnd::Released
+            } else {
+                LaneEnd::Eof
+            });
+        }
+        Ok(())
     }
 
-    fn feed_in_trouble(self: &Rc<Self>, trouble: Trouble) -> LaneEnd {
+    fn feed_in_trouble(self: &Rc<Self>, tap: &Tap, trouble: Trouble) -> LaneEnd {
         let line = match trouble {
             Trouble::Poisoned => return LaneEnd::Poisoned,
             Trouble::Demoted => {
-                self.suspect_master();
+                self.suspect_master(tap);
                 return LaneEnd::Eof;
             }
             Trouble::Refused(line) => line,
         };
-        if is_final(&line) {
+        if is_final(&line) && self.leads_to_master(tap) {
             warn!(client = self.id, "a client's subscriptions cannot be restored: {line}");
             self.close(CloseReason::FeedRefused);
         } else {
@@ -214,17 +301,23 @@ impl Session {
     }
 
     fn feed_ended(self: &Rc<Self>, tap: &Rc<Tap>, end: &LaneEnd) {
+        if self.did_not_move(tap, end) {
+            return;
+        }
         match end {
             LaneEnd::Released => return debug!(client = self.id, "feed closed"),
             LaneEnd::Poisoned => warn!(client = self.id, "feed closed: {end}"),
-            LaneEnd::Connect(ConnectError::Refused(_, line)) if is_final(line) => {
+            LaneEnd::Connect(ConnectError::Refused(_, line)) if is_final(line) && self.leads_to_master(tap) => {
                 warn!(client = self.id, "a client's login is refused: {line}");
                 self.close(CloseReason::FeedRefused);
             }
-            LaneEnd::Connect(ConnectError::Network(..) | ConnectError::Silent(..)) => self.suspect_master(),
+            LaneEnd::Connect(ConnectError::Network(..) | ConnectError::Silent(..) | ConnectError::NotOfEpoch(..)) => {
+                self.suspect_master(tap)
+            }
             LaneEnd::Connect(ConnectError::Refused(..) | ConnectError::Unfit(..))
             | LaneEnd::Eof
             | LaneEnd::Refused
+            | LaneEnd::Deposed
             | LaneEnd::Network(_) => {}
         }
         let left = {
@@ -234,12 +327,16 @@ impl Session {
             };
             debug!(client = self.id, "feed lost: {end}");
             let failed = !feed.heard || !feed.line.is_caught_up() || matches!(end, LaneEnd::Poisoned);
-            feed.failures += u32::from(failed);
-            feed.link = Link::down();
-            // What was asked may still be executed.
-            feed.fences = None;
-            feed.line.lose(tap.written())
+            feed.failures += u32::from(failed && feed.moving.is_none());
+            feed.lose(tap)
         };
+        self.put_up_with(left);
+        self.take_over();
+        self.tend_feed();
+    }
+
+    /// Answers what a lost connection left, or gives the client up.
+    pub(super) fn put_up_with(self: &Rc<Self>, left: Left) {
         let worker = self.worker.clone();
         match left {
             Left::Answers(answers) => self.answer(&worker, answers),
@@ -247,11 +344,18 @@ impl Session {
             Left::Transaction => self.close(CloseReason::TransactionLost),
         }
         worker.flush_dirty();
-        self.tend_feed();
     }
 
-    fn suspect_master(&self) {
-        self.worker.shard(ShardIndex(0)).suspect(&self.worker);
+    /// A tap to a server that is not master yet says nothing against the one that is.
+    pub(super) fn leads_to_master(&self, tap: &Tap) -> bool {
+        let serving = self.worker.shard(ShardIndex(0)).serving();
+        serving.is_some_and(|master| *master == *tap.target)
+    }
+
+    fn suspect_master(&self, tap: &Tap) {
+        if self.leads_to_master(tap) {
+            self.worker.shard(ShardIndex(0)).suspect(&self.worker);
+        }
     }
 
     fn answer(self: &Rc<Self>, worker: &Worker, answers: Vec<(RunId, Vec<u8>)>) {
@@ -282,20 +386,18 @@ impl Session {
 
     fn expire_feed(self: &Rc<Self>, now_ms: u64) {
         let worker = self.worker.clone();
-        let expired = self.with_feed(|feed| match feed.link {
-            Link::Down { since_ms, .. } if since_ms + worker.hold_max_ms() < now_ms => feed.line.expire(NO_MASTER),
-            Link::Down { .. } | Link::Up(_) => Vec::new(),
+        let expired = self.with_feed(|feed| {
+            let late = feed.awaits_master() && feed.waits.since_ms + worker.hold_max_ms() < now_ms;
+            let connected = matches!(feed.link, Link::Up(_));
+            late.then(|| feed.line.expire(NO_MASTER, connected))
         });
-        self.answer(&worker, expired.unwrap_or_default());
+        self.answer(&worker, expired.flatten().unwrap_or_default());
         worker.flush_dirty();
     }
 
-    /// Whether a lost feed waits for a master, which the worker must not forget.
+    /// Whether a feed waits for a master, which the worker must not forget.
     pub(super) fn awaits_feed(&self) -> bool {
-        matches!(
-            self.with_feed(|feed| matches!(feed.link, Link::Down { .. })),
-            Some(true)
-        )
+        self.with_feed(|feed| feed.awaits_master()) == Some(true)
     }
 
     /// Brings the feed to the session's login after that changed.
@@ -354,6 +456,28 @@ impl Session {
 }
 
 impl Feed {
+    /// Gives its connection up, if it has one: says what becomes of what was asked there.
+    pub(super) fn lose(&mut self, tap: &Tap) -> Left {
+        self.link = Link::Down;
+        self.waits = Waits::from_now();
+        // What was asked may still be executed.
+        self.fences = None;
+        if self.moving.is_none() {
+            self.attaching = None;
+        }
+        self.line.lose(tap.written())
+    }
+
+    /// Whether its connection leads to this server.
+    pub(super) fn leads_to(&self, target: &Target) -> bool {
+        let tap = self.moving.as_ref().map(|moving| &moving.tap);
+        let tap = tap.or(match &self.link {
+            Link::Up(tap) => Some(tap),
+            Link::Down => None,
+        });
+        tap.is_some_and(|tap| *tap.target == *target)
+    }
+
     fn is_on(&self, tap: &Rc<Tap>) -> bool {
         matches!(&self.link, Link::Up(own) if Rc::ptr_eq(own, tap))
     }
@@ -378,9 +502,9 @@ impl Feed {
     }
 }
 
-impl Link {
-    fn down() -> Self {
-        Self::Down {
+impl Waits {
+    fn from_now() -> Self {
+        Self {
             since_ms: clock::monotonic_ms(),
             held: false,
         }

@@ -13,6 +13,7 @@ use super::listener::{Listener, reserve_for};
 use super::session::{Park, Session, State};
 use super::stream::COLLECTED_BYTES_MAX;
 use super::subscriptions::{Family, NAMES_MAX, Verb};
+use crate::clock;
 use crate::command::{Class, Command, Concern, Flags, refusal};
 use crate::proxy::backend::put_request;
 use crate::resp::Args;
@@ -126,9 +127,12 @@ impl Session {
     fn feed_is_busy(self: &Rc<Self>) -> Option<Outcome> {
         let mut state = self.state();
         let feed = state.feed.as_ref()?;
-        if let Link::Down { since_ms, .. } = feed.link {
+        if feed.moving.is_some() {
+            return Some(Outcome::Park(Park::Drain));
+        }
+        if feed.awaits_master() {
             // It is in the worker's list already.
-            state.held_since_ms = since_ms;
+            state.held_since_ms = feed.waits_since_ms();
             return Some(Outcome::Park(Park::Hold));
         }
         let full = feed.line.unanswered_bytes() > UNANSWERED_BYTES_MAX;
@@ -173,16 +177,23 @@ impl Session {
             Some((false, life)) => self.listen(command, args, life.as_ref()),
             Some((true, _)) | None => (None, None),
         };
-        let kept = frame.len() <= COLLECTED_BYTES_MAX;
+        let blocks = command.class == Class::Blocking;
+        let waits = is_write && !self.feed_takes_writes();
+        let kept = waits || frame.len() <= COLLECTED_BYTES_MAX;
         let again = || begun_anew(frame, self.worker.commands()).unwrap_or_else(|| frame.to_vec());
         let asked = Asked::Plain(Plain {
             bytes: if kept { again() } else { Vec::new() },
             is_write,
             transaction,
-            again: is_write && kept && !transaction && !is_script,
+            again: kept && !transaction && !is_script,
+            since_ms: blocks.then(clock::monotonic_ms),
         });
-        let frame = instead.as_deref().unwrap_or(frame);
-        let outcome = self.ask_and_listen(asked, frame, ear.map(Listener::One));
+        let (frame, listener) = (instead.as_deref().unwrap_or(frame), ear.map(Listener::One));
+        let outcome = if waits {
+            self.ask_later(asked, frame.len(), listener)
+        } else {
+            self.ask_and_listen(asked, frame, listener)
+        };
         self.with_feed(|feed| match &*command.name {
             "multi" => feed.line.multi = true,
             "watch" => feed.line.watch = true,
@@ -216,6 +227,35 @@ impl Session {
             feed.fence(1, asked.may_write());
             feed.line.ask(asked, Some(run), tap.send(frame), frame.len());
         }
+        Outcome::Done
+    }
+
+    /// Whether the feed leads to a server that may get what changes something.
+    fn feed_takes_writes(&self) -> bool {
+        let tap = self.with_feed(|feed| match &feed.link {
+            Link::Up(tap) => Some(tap.clone()),
+            Link::Down => None,
+        });
+        tap.flatten().is_some_and(|tap| self.leads_to_master(&tap))
+    }
+
+    /// Keeps a request until the feed leads to a master.
+    fn ask_later(self: &Rc<Self>, asked: Asked, bytes: usize, listener: Option<Listener>) -> Outcome {
+        let mut state = self.state();
+        let State {
+            feed,
+            window,
+            listeners,
+            ..
+        } = &mut *state;
+        if let Some(feed) = feed {
+            let run = reserve_for(window, listeners, FEED_LANE, listener);
+            feed.fence(1, asked.may_write());
+            feed.line.ask_later(asked, run, bytes);
+            feed.wait_from_now();
+        }
+        drop(state);
+        self.wake();
         Outcome::Done
     }
 

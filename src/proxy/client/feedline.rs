@@ -13,13 +13,10 @@ use super::subscriptions::{Family, Kind, Name, Subscriptions, Verb, put_family};
 use super::window::RunId;
 use crate::proxy::backend::put_request;
 use crate::resp::{Heed, ReplyScanner, Stop};
-use crate::route::{Fate, Verdict, plan};
+use crate::route::{Fate, Line, Verdict, plan, refusal};
 
 /// A longer frame is passed on in parts. Every confirmation is shorter, because names are.
 const FRAME_BYTES_MAX: usize = 128 * 1024;
-
-/// What a demoted master says of a write that it does not execute.
-const READONLY: &[u8] = b"-READONLY You can't write against a read only replica.\r\n";
 
 /// One request in flight.
 #[derive(Debug)]
@@ -42,6 +39,8 @@ pub(super) enum Asked {
     Again(Kind, u32),
     /// Ours: the same for MONITOR.
     MonitorAgain,
+    /// Ours: one reply of whatever kind, not shown, that says that everything before it was heard.
+    Marker,
 }
 
 impl Asked {
@@ -57,8 +56,10 @@ pub(super) struct Plain {
     /// Kept for another connection; empty if it is too large for that.
     pub bytes: Vec<u8>,
     pub is_write: bool,
-    /// Whether [`READONLY`] proves that it was not executed (rule A4).
+    /// Whether Redis' refusals prove that it was not executed (rule A4).
     pub again: bool,
+    /// When it was asked, for one that blocks.
+    pub since_ms: Option<u64>,
     /// It means something only on the connection that it was sent on.
     pub transaction: bool,
 }
@@ -118,7 +119,12 @@ pub(super) struct FeedLine {
     pub watch: bool,
     monitoring: bool,
     resp3: bool,
+    /// Sent, in this order.
     asked: VecDeque<Entry>,
+    /// Behind those, what the server at the other end must not get before it is master.
+    unsent: VecDeque<Entry>,
+    /// The marker was answered: what this connection says is of no more interest.
+    drained: bool,
     unanswered_bytes: usize,
     scanner: ReplyScanner,
     /// A frame that is not whole.
@@ -145,6 +151,7 @@ impl FeedLine {
     /// Whether the client needs no connection of its own any more.
     pub(super) fn is_idle(&self) -> bool {
         self.asked.is_empty()
+            && self.unsent.is_empty()
             && self.subscriptions.is_empty()
             && !(self.monitoring || self.multi || self.watch)
             && self.flow == Flow::None
@@ -158,6 +165,16 @@ impl FeedLine {
             .any(|entry| matches!(entry.asked, Asked::Again(..) | Asked::MonitorAgain | Asked::Silent))
     }
 
+    /// Whether something waits for the server to become master.
+    pub(super) fn has_unsent(&self) -> bool {
+        !self.unsent.is_empty()
+    }
+
+    /// Whether everything that came before the marker was heard.
+    pub(super) fn is_drained(&self) -> bool {
+        self.drained
+    }
+
     /// Whether MONITOR was confirmed.
     pub(super) fn is_monitoring(&self) -> bool {
         self.monitoring
@@ -165,7 +182,8 @@ impl FeedLine {
 
     /// Whether a MONITOR waits for its confirmation.
     pub(super) fn awaits_monitor(&self) -> bool {
-        self.asked.iter().any(|entry| matches!(entry.asked, Asked::Monitor))
+        let mut all = self.asked.iter().chain(&self.unsent);
+        all.any(|entry| matches!(entry.asked, Asked::Monitor))
     }
 
     /// Bytes of requests that are not answered.
@@ -179,16 +197,28 @@ impl FeedLine {
         self.asked.push_back(Entry { asked, run, end, bytes });
     }
 
+    /// Notes a request that is sent once the server at the other end is master.
+    pub(super) fn ask_later(&mut self, asked: Asked, run: RunId, bytes: usize) {
+        self.unanswered_bytes += bytes;
+        self.unsent.push_back(Entry {
+            asked,
+            run: Some(run),
+            end: u64::MAX,
+            bytes,
+        });
+    }
+
     /// How many requests of the client are unanswered.
     pub(super) fn awaited(&self) -> u32 {
-        let awaited = self.asked.iter().filter(|entry| entry.run.is_some()).count();
+        let all = self.asked.iter().chain(&self.unsent);
+        let awaited = all.filter(|entry| entry.run.is_some()).count();
         u32::try_from(awaited).unwrap_or(u32::MAX)
     }
 
     /// Takes what Redis sent.
     pub(super) fn take(&mut self, bytes: &[u8], show: &mut impl FnMut(Shown)) -> Result<(), Trouble> {
         let mut at = 0;
-        while at < bytes.len() {
+        while at < bytes.len() && !self.drained {
             let rest = &bytes[at..];
             let (used, whole) = self.scan(rest)?;
             at += used;
@@ -327,11 +357,16 @@ impl FeedLine {
         let refused = || Trouble::Refused(String::from_utf8_lossy(frame).trim_end().to_owned());
         match self.asked.front_mut().map(|entry| &mut entry.asked) {
             None => return Err(Trouble::Poisoned),
-            Some(Asked::Plain(plain)) if plain.again && frame == READONLY => {
+            Some(Asked::Plain(plain)) if plain.again && refusal::of_command(frame) == Line::Refusal => {
                 if let Some(entry) = self.asked.front_mut() {
                     entry.end = u64::MAX;
                 }
                 return Err(Trouble::Demoted);
+            }
+            Some(Asked::Marker) => {
+                self.pop();
+                self.drained = true;
+                return Ok(());
             }
             Some(Asked::Again(..) | Asked::MonitorAgain | Asked::Silent | Asked::Hello { .. }) if is_error => {
                 return Err(refused());
@@ -384,6 +419,10 @@ impl FeedLine {
             return Left::CutOff;
         }
         (self.scanner, self.partial) = (ReplyScanner::default(), Vec::new());
+        for mut entry in std::mem::take(&mut self.unsent) {
+            entry.end = u64::MAX;
+            self.asked.push_back(entry);
+        }
         let is_transaction = |entry: &Entry| matches!(&entry.asked, Asked::Plain(plain) if plain.transaction);
         if self.multi || self.watch || self.asked.iter().any(is_transaction) {
             return Left::Transaction;
@@ -402,24 +441,31 @@ impl FeedLine {
         }
         let fates: Vec<Fate> = self.asked.iter().map(|entry| entry.fate(written)).collect();
         for line in plan(&fates).into_iter().map_while(Verdict::line) {
-            answers.extend(self.give_up(line));
+            let entry = self.asked.pop_front();
+            answers.extend(entry.and_then(|entry| self.give_up(entry, line)));
         }
-        self.unanswered_bytes = self.asked.iter().map(|entry| entry.bytes).sum();
+        self.count_unanswered();
         Left::Answers(answers)
     }
 
-    /// Answers everything that waits for a connection.
-    pub(super) fn expire(&mut self, line: &[u8]) -> Vec<(RunId, Vec<u8>)> {
-        let mut answers = Vec::new();
-        while !self.asked.is_empty() {
-            answers.extend(self.give_up(line));
+    /// Answers everything that waits for a connection, or for the server to become master once all that was sent there
+    /// is answered.
+    pub(super) fn expire(&mut self, line: &[u8], connected: bool) -> Vec<(RunId, Vec<u8>)> {
+        if connected && self.asked.iter().any(|entry| entry.run.is_some()) {
+            return Vec::new();
         }
-        self.unanswered_bytes = 0;
+        let waiting = if connected {
+            std::mem::take(&mut self.unsent)
+        } else {
+            std::mem::take(&mut self.asked)
+        };
+        let given_up = waiting.into_iter().filter_map(|entry| self.give_up(entry, line));
+        let answers = given_up.collect();
+        self.count_unanswered();
         answers
     }
 
-    fn give_up(&mut self, line: &[u8]) -> Option<(RunId, Vec<u8>)> {
-        let entry = self.asked.pop_front()?;
+    fn give_up(&mut self, entry: Entry, line: &[u8]) -> Option<(RunId, Vec<u8>)> {
         if let Asked::Names(family, names) = &entry.asked
             && family.verb == Verb::Subscribe
         {
@@ -428,11 +474,56 @@ impl FeedLine {
         entry.run.map(|run| (run, line.to_vec()))
     }
 
+    fn count_unanswered(&mut self) {
+        let all = self.asked.iter().chain(&self.unsent);
+        self.unanswered_bytes = all.map(|entry| entry.bytes).sum();
+    }
+
     /// Begins anew on a fresh connection, which speaks the protocol `resp3` says: subscribes again, then sends what is
-    /// unanswered. `send` takes bytes and says how many were sent with them.
-    pub(super) fn begin(&mut self, resp3: bool, mut send: impl FnMut(&[u8]) -> u64) {
+    /// unanswered, as far as it may. `send` takes bytes and says how many were sent with them.
+    pub(super) fn begin(&mut self, resp3: bool, is_master: bool, mut send: impl FnMut(&[u8]) -> u64) {
+        self.unsent = std::mem::take(&mut self.asked);
+        self.drained = false;
         self.resp3 = resp3;
-        let waiting = std::mem::take(&mut self.asked);
+        self.ask_again(&mut send);
+        self.release(is_master, send);
+    }
+
+    /// Asks for a sign that everything before it was heard: for what Redis refuses by the number of its arguments, in
+    /// any mode, without a line to those who monitor.
+    pub(super) fn mark(&mut self, mut send: impl FnMut(&[u8]) -> u64) {
+        let mut bytes = Vec::new();
+        put_request(&mut bytes, &[b"GET"]);
+        let end = send(&bytes);
+        self.ask(Asked::Marker, None, end, 0);
+    }
+
+    /// Between two connections: lets a request that blocks, if it is the first, be replaced by a shorter one.
+    pub(super) fn shorten(&mut self, shorter: impl FnOnce(&[u8], u64) -> Option<Vec<u8>>) {
+        if let Some(Asked::Plain(plain)) = self.asked.front_mut().map(|entry| &mut entry.asked)
+            && let Some(since_ms) = plain.since_ms
+            && let Some(bytes) = shorter(&plain.bytes, since_ms)
+        {
+            plain.bytes = bytes;
+        }
+    }
+
+    /// Sends what was not sent yet, up to the first that only a master may get unless it is one.
+    pub(super) fn release(&mut self, is_master: bool, mut send: impl FnMut(&[u8]) -> u64) {
+        let mut bytes = Vec::new();
+        while let Some(front) = self.unsent.front()
+            && (is_master || !front.asked.may_write())
+            && let Some(mut entry) = self.unsent.pop_front()
+        {
+            bytes.clear();
+            entry.put(&mut bytes);
+            entry.end = send(&bytes);
+            self.asked.push_back(entry);
+        }
+    }
+
+    /// Asks for everything that the client believes to hear.
+    fn ask_again(&mut self, send: &mut impl FnMut(&[u8]) -> u64) {
         let mut bytes = Vec::new();
         let requests = self.subscriptions.put_again(&mut bytes);
         let end = send(&bytes);
@@ -444,12 +535,6 @@ impl FeedLine {
             put_request(&mut bytes, &[b"MONITOR"]);
             let end = send(&bytes);
             self.ask(Asked::MonitorAgain, None, end, 0);
-        }
-        for mut entry in waiting {
-            bytes.clear();
-            entry.put(&mut bytes);
-            entry.end = send(&bytes);
-            self.asked.push_back(entry);
         }
     }
 }
@@ -479,7 +564,12 @@ impl Entry {
             Asked::Monitor => put_request(out, &[b"MONITOR"]),
             Asked::Plain(plain) => out.extend_from_slice(&plain.bytes),
             // None of these waits for another connection.
-            Asked::Hello { .. } | Asked::Poison(_) | Asked::Silent | Asked::Again(..) | Asked::MonitorAgain => {}
+            Asked::Hello { .. }
+            | Asked::Poison(_)
+            | Asked::Silent
+            | Asked::Again(..)
+            | Asked::MonitorAgain
+            | Asked::Marker => {}
         }
     }
 }

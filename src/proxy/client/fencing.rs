@@ -66,6 +66,10 @@ impl Session {
             let args = Args::new(rest, &spans);
             if let Lookup::Known(command) = self.worker.commands().lookup(&args) {
                 self.mark(command, &args, place, footprint);
+                // What it executes was marked when it was queued, on a connection that is gone.
+                if held.private && &*command.name == "exec" && self.worker.splits_reads() {
+                    footprint.writes_every_key(place);
+                }
             }
             at += len;
         }

@@ -5,6 +5,7 @@
 use std::rc::Rc;
 
 use super::block::Block;
+use super::cursor::begun_anew;
 use super::dispatch::Outcome;
 use super::listener::{Elements, Listener, reserve_for};
 use super::run::Run;
@@ -52,6 +53,9 @@ impl Session {
             state.wrote(&lane.shard);
         }
         lane.append(self, id, run.count, bytes, &self.worker.footprint());
+        if run.changes && !state.blocks_on(&lane) {
+            lane.writes();
+        }
         self.worker.watch_lanes();
         true
     }
@@ -61,7 +65,12 @@ impl Session {
         let shard = self.worker.shard(run.shard);
         if let Some(pinned) = &state.pinned {
             if pinned.serves(&shard, state) {
-                return Some(pinned.lane.clone());
+                let lane = pinned.lane.clone();
+                if run.changes && shard.is_leaving() {
+                    self.hold_run(state, &shard, run);
+                    return None;
+                }
+                return Some(lane);
             }
             if state.window.unanswered() > 0 {
                 state.park = Park::Drain;
@@ -76,8 +85,8 @@ impl Session {
             Some(current) if busy && !current.is_reader() => None,
             Some(_) | None => self.reader_for(state, &shard, run),
         };
-        let Some(wanted) = reader.or_else(|| shard.lane(&self.worker, &state.login)) else {
-            self.hold_in(state, &shard);
+        let Some(wanted) = reader.or_else(|| shard.lane(&self.worker, &state.login, run.changes)) else {
+            self.hold_run(state, &shard, run);
             return None;
         };
         if busy && current.is_some_and(|current| !Rc::ptr_eq(&current, &wanted)) {
@@ -128,7 +137,9 @@ impl Session {
             // A server that runs a script takes this, but no SELECT before it (rule B1).
             (login.database, login.no_touch) = (0, false);
         }
-        if let Some(park) = self.pin_as(&mut state, shard, login) {
+        let queues = state.transaction == Transaction::Queueing && &*command.name != "exec";
+        let changes = !queues && (command.is_write() || command.class != Class::Read);
+        if let Some(park) = self.pin_as(&mut state, shard, login, changes) {
             return Outcome::Park(park);
         }
         let state = &mut *state;
@@ -150,6 +161,10 @@ impl Session {
             (Transaction::Queueing, "exec") => {
                 listener = std::mem::take(&mut pinned.elements).listener();
                 footprint = std::mem::take(&mut pinned.queued);
+                pinned.closing = state.queue.take();
+                if let Some(queue) = &mut pinned.closing {
+                    queue.add(frame);
+                }
                 pinned.queued_count = 0;
                 pinned.queued_writes = false;
                 pinned.selects = None;
@@ -168,6 +183,9 @@ impl Session {
                 pinned.elements.queue(&command.name, ear.take());
                 pinned.queued_count += 1;
                 pinned.queued_writes |= command.is_write();
+                if let Some(queue) = &mut state.queue {
+                    queue.add(begun_anew(frame, self.worker.commands()).as_deref().unwrap_or(frame));
+                }
             }
             (_, _) => {
                 listener = ear.map(Listener::One);
@@ -180,6 +198,9 @@ impl Session {
             state.wrote(&lane.shard);
         }
         lane.append(self, run, 1, instead.as_deref().unwrap_or(frame), &footprint);
+        if changes && !state.blocks_on(&lane) && (command.is_write() || &*command.name == "exec") {
+            lane.writes();
+        }
         self.worker.watch_lanes();
         Outcome::Done
     }
@@ -190,6 +211,7 @@ impl Session {
             shard: block.shard,
             count: block.count,
             writes: true,
+            changes: true,
             ..Run::default()
         };
         let outcome = self.append_whole(bytes, &run);
@@ -216,15 +238,19 @@ impl Session {
     /// Sees to it that the session owns a connection to a shard; what it has to wait for if it cannot yet.
     pub(super) fn pin(self: &Rc<Self>, state: &mut State, shard: ShardIndex) -> Option<Park> {
         let login = state.login.clone();
-        self.pin_as(state, shard, login)
+        self.pin_as(state, shard, login, true)
     }
 
-    /// The same, for a connection of another login than the session's.
-    fn pin_as(self: &Rc<Self>, state: &mut State, shard: ShardIndex, login: Login) -> Option<Park> {
+    /// The same, for a connection of another login than the session's, and for what changes nothing.
+    fn pin_as(self: &Rc<Self>, state: &mut State, shard: ShardIndex, login: Login, changes: bool) -> Option<Park> {
         let shard = self.worker.shard(shard);
         if let Some(pinned) = &state.pinned {
             if pinned.serves(&shard, state) {
-                return None;
+                if !changes || !shard.is_leaving() {
+                    return None;
+                }
+                self.hold_in(state, &shard);
+                return Some(Park::Hold);
             }
             if state.window.unanswered() > 0 {
                 return Some(Park::Drain);
@@ -246,9 +272,13 @@ impl Session {
     fn private_lane(&self, state: &mut State, shard: &Rc<Shard>) -> Option<Rc<Lane>> {
         if state.pinned.is_none() {
             let lane = shard.open_private(&self.worker, &state.login)?;
-            let mut pinned = Pinned::of(lane);
+            let before = state.queue.as_mut().and_then(|queue| queue.before.take());
+            let mut pinned = match before {
+                Some(before) => before.moved_to(lane),
+                None => Box::new(Pinned::of(lane)),
+            };
             pinned.clean = false;
-            state.pinned = Some(Box::new(pinned));
+            state.pinned = Some(pinned);
         }
         state.pinned.as_ref().map(|pinned| pinned.lane.clone())
     }
@@ -261,6 +291,11 @@ impl Session {
         }
         self.hold_in(&mut self.state(), &shard);
         Some(Park::Hold)
+    }
+
+    fn hold_run(self: &Rc<Self>, state: &mut State, shard: &Rc<Shard>, run: &Run) {
+        shard.count_held(run.count.saturating_sub(1));
+        self.hold_in(state, shard);
     }
 
     fn hold_in(self: &Rc<Self>, state: &mut State, shard: &Rc<Shard>) {
@@ -292,7 +327,7 @@ impl Session {
             let lane = if held.private {
                 self.private_lane(state, &held.shard)
             } else {
-                held.shard.lane(&self.worker, &state.login)
+                held.shard.lane(&self.worker, &state.login, true)
             };
             let Some(lane) = lane else {
                 waits_for.get_or_insert_with(|| held.shard.clone());
@@ -306,6 +341,13 @@ impl Session {
                 lane.append_block(self, held.run, held.count, &held.bytes, &footprint);
             } else {
                 lane.append(self, held.run, held.count, &held.bytes, &footprint);
+            }
+            match &mut state.pinned {
+                Some(pinned) if held.private => pinned.blocks |= self.blocks(&held.bytes),
+                Some(_) | None => {}
+            }
+            if !state.blocks_on(&lane) {
+                lane.writes();
             }
             if !held.private {
                 seats.push((held.shard, lane));
@@ -321,6 +363,18 @@ impl Session {
         false
     }
 
+    /// Whether a request that is to be sent again blocks.
+    fn blocks(&self, request: &[u8]) -> bool {
+        let mut spans = Vec::new();
+        let scan = RequestScanner::default().scan(request, &mut spans, &self.worker.request_limits());
+        let Ok(Scan::Frame(len)) = scan else { return false };
+        let args = Args::new(&request[..len], &spans);
+        match self.worker.commands().lookup(&args) {
+            Lookup::Known(command) => command.class_for(&args) == Class::Blocking,
+            Lookup::Unknown | Lookup::UnknownSubcommand(_) => false,
+        }
+    }
+
     /// Tells what waited longer than it may for `shard` that there is no master; none of it was sent. Says whether
     /// that was so.
     pub fn expire_hold(self: &Rc<Self>, shard: &Rc<Shard>, now_ms: u64, hold_max_ms: u64) -> bool {
@@ -331,8 +385,14 @@ impl Session {
         let held = std::mem::take(&mut self.state().held);
         let (expired, kept): (Vec<Held>, Vec<Held>) = held.into_iter().partition(|held| Rc::ptr_eq(&held.shard, shard));
         self.state().held = kept;
+        if expired.iter().any(|held| held.private) {
+            let mut state = self.state();
+            let after = state.transaction.lost();
+            state.stand(after);
+        }
         let worker = self.worker.clone();
         for held in expired {
+            shard.count_failed(held.count);
             for _ in 0..held.count {
                 self.fill(held.run, NO_MASTER, 1, &worker);
             }
@@ -361,6 +421,7 @@ impl Session {
                     if !self.waits_for(&args, shard) {
                         return at;
                     }
+                    shard.count_failed(1);
                     let line = self.refused_line(&args, NO_MASTER);
                     self.refuse(|out| out.extend_from_slice(line));
                     at += len;
@@ -390,6 +451,15 @@ impl Session {
     }
 }
 
+impl State {
+    /// Whether what is sent on a lane of the session's own may stand behind a command that blocks.
+    pub(super) fn blocks_on(&self, lane: &Rc<Lane>) -> bool {
+        self.pinned
+            .as_ref()
+            .is_some_and(|pinned| pinned.blocks && Rc::ptr_eq(&pinned.lane, lane))
+    }
+}
+
 impl Pinned {
     fn of(lane: Rc<Lane>) -> Self {
         Self {
@@ -402,7 +472,16 @@ impl Pinned {
             queued_writes: false,
             clean: true,
             selects: None,
+            closing: None,
         }
+    }
+
+    /// What is queued will be so on another connection, too.
+    fn moved_to(mut self: Box<Self>, lane: Rc<Lane>) -> Box<Self> {
+        self.login = lane.login.clone();
+        self.elements.moves_to(lane.life());
+        self.lane = lane;
+        self
     }
 
     /// Whether it takes what the session asks of `shard` now. One that a transaction needs does in any case.

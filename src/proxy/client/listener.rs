@@ -169,6 +169,13 @@ impl Elements {
         self.count += 1;
     }
 
+    /// What is queued goes to a server in this life.
+    pub(super) fn moves_to(&mut self, life: Option<&RunId>) {
+        for (_, ear) in &mut self.ears {
+            ear.moves_to(life);
+        }
+    }
+
     /// Who listens to the reply to EXEC.
     pub(super) fn listener(self) -> Option<Listener> {
         (!self.ears.is_empty()).then(|| Listener::Exec(ExecReply::new(self.ears)))

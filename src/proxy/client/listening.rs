@@ -92,6 +92,9 @@ impl Session {
         let id = reserve_for(&mut state.window, &mut state.listeners, lane.number, listener);
         let frame = instead.as_deref().unwrap_or(frame);
         lane.append(self, id, 1, frame, &self.worker.footprint());
+        if run.changes && !state.blocks_on(lane) {
+            lane.writes();
+        }
         self.worker.watch_lanes();
     }
 

@@ -177,7 +177,7 @@ impl Session {
             if let Some(pinned) = state.pinned.take() {
                 pinned.lane.abandon();
             }
-            state.transaction = Transaction::None;
+            state.stand(Transaction::None);
             if let Some(feed) = state.feed.take() {
                 feed.close();
             }

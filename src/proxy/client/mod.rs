@@ -1,5 +1,6 @@
 //! The side of the proxy that faces clients.
 
+mod attach;
 mod block;
 mod close;
 mod cursor;
@@ -18,6 +19,7 @@ mod multi;
 mod mute;
 mod pausing;
 mod portrait;
+mod queue;
 mod roster;
 mod run;
 mod selection;
@@ -28,6 +30,7 @@ mod transaction;
 mod wait;
 mod window;
 
+pub use attach::attach;
 pub use close::CloseReason;
 pub use roster::answer;
 pub use selection::Selection;

@@ -8,6 +8,7 @@ use super::block::{Block, whole_block};
 use super::dispatch::Outcome;
 use super::local::database;
 use super::mute::Mute;
+use super::queue::Queue;
 use super::session::{Park, Session};
 use super::transaction::{Reaction, Told, Transaction, Word};
 use super::wait::Awaits;
@@ -78,7 +79,7 @@ impl Session {
         match reaction {
             Reaction::Outside => None,
             Reaction::Say(told) => {
-                self.state().transaction = after;
+                self.state().stand(after);
                 Some(self.refuse(|out| out.extend_from_slice(told.line(resp3))))
             }
             Reaction::Forward if command.class == Class::Transaction || may_be_pinned(command, args) => {
@@ -89,7 +90,10 @@ impl Session {
                 let outcome = self.pin_and_append(ShardIndex(0), command, args, frame);
                 if let Outcome::Done = outcome {
                     let mut state = self.state();
-                    state.transaction = after;
+                    state.stand(after);
+                    if after == Transaction::Queueing && now != after {
+                        state.queue = Some(Queue::begin(frame, now == Transaction::Watching));
+                    }
                     if let Some(database) = selects {
                         state.awaits = Awaits::Exec { database, begun: false };
                     }
@@ -123,7 +127,7 @@ impl Session {
     /// flight, so that the next bytes to come are its reply's.
     fn selected_by(&self, command: &Command) -> Result<Option<u32>, Park> {
         let state = self.state();
-        let selects = state.pinned.as_ref().and_then(|pinned| pinned.selects);
+        let selects = state.queued().and_then(|queued| queued.selects);
         match selects.filter(|_| &*command.name == "exec") {
             Some(_) if state.window.unanswered() > 0 => Err(Park::Drain),
             selects => Ok(selects),
@@ -165,7 +169,7 @@ impl Session {
             if self.state().transaction == Transaction::Queueing {
                 self.give_up_pinned(Transaction::None);
             }
-            self.state().transaction = Transaction::None;
+            self.state().stand(Transaction::None);
             return self.refuse(|out| out.extend_from_slice(EXEC_ARITY));
         }
         self.abort_transaction();
@@ -188,11 +192,11 @@ impl Session {
         let (reaction, after) = state.transaction.on(word);
         let told = match reaction {
             Reaction::Say(told) => {
-                state.transaction = after;
+                state.stand(after);
                 told
             }
             Reaction::Forward if word == Word::Multi => {
-                state.transaction = after.lost();
+                state.stand(after.lost());
                 Told::Ok
             }
             Reaction::Forward | Reaction::Outside => return line,
@@ -204,7 +208,7 @@ impl Session {
     /// still answered, and first.
     pub(super) fn give_up_pinned(&self, after: Transaction) {
         let mut state = self.state();
-        state.transaction = after;
+        state.stand(after);
         if let Some(pinned) = state.pinned.take() {
             pinned.lane.release();
             let shard = pinned.lane.shard.clone();

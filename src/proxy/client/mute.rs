@@ -8,6 +8,7 @@ use std::rc::Rc;
 use super::dispatch::Outcome;
 use super::listener::hear;
 use super::session::{Park, Session, State};
+use super::wait::Awaits;
 use super::window::RunId;
 use crate::resp::Args;
 
@@ -66,7 +67,10 @@ impl State {
 
     /// Reply bytes for a run; what is now at the head of the window goes out, if the client is to hear it.
     pub(super) fn fill(&mut self, run: RunId, bytes: &[u8], replies: u32) {
-        if let Some(database) = self.awaits.hear(bytes) {
+        if self.awaits != Awaits::Nothing
+            && self.window.holds(run)
+            && let Some(database) = self.awaits.hear(bytes)
+        {
             self.login.database = database;
         }
         let changed = hear(&mut self.listeners, run, bytes, replies);

@@ -122,7 +122,7 @@ impl Session {
             database: state.login.database,
             subscriptions: [Kind::Channel, Kind::Pattern, Kind::Shard].map(subscriptions),
             queued: match state.transaction {
-                Transaction::Queueing => Some(state.pinned.as_ref().map_or(0, |pinned| pinned.queued_count)),
+                Transaction::Queueing => Some(state.queued().map_or(0, |queued| queued.queued_count)),
                 Transaction::Doomed | Transaction::Lost | Transaction::Aborted => Some(0),
                 Transaction::None | Transaction::Watching | Transaction::Stale => None,
             },

@@ -30,6 +30,8 @@ pub(super) struct Run {
     pub shard: ShardIndex,
     /// Whether one of them may change something, or is the master's own to answer.
     pub writes: bool,
+    /// Whether one of them may change something.
+    pub changes: bool,
     /// What a replica must have passed to answer them, as long as they are reads only.
     pub need: Need,
     /// Whether nothing may join.
@@ -56,5 +58,6 @@ impl Run {
         self.shard = ride.shard;
         self.alone |= ride.alone;
         self.writes |= ride.is_write || ride.is_masters;
+        self.changes |= ride.is_write;
     }
 }

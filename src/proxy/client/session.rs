@@ -22,6 +22,7 @@ use super::close::CloseReason;
 use super::feed::Feed;
 use super::listener::{Elements, Listeners};
 use super::mute::Mute;
+use super::queue::Queue;
 use super::transaction::Transaction;
 use super::wait::{Awaits, Unproven};
 use super::window::{RunId, Window};
@@ -106,6 +107,8 @@ pub(super) struct Pinned {
     pub clean: bool,
     /// The database of the last SELECT among them.
     pub selects: Option<u32>,
+    /// The transaction whose EXEC was sent last.
+    pub closing: Option<Box<Queue>>,
 }
 
 /// What few clients say of themselves.
@@ -145,6 +148,8 @@ pub(super) struct State {
     pub held: Vec<Held>,
     pub pinned: Option<Box<Pinned>>,
     pub transaction: Transaction,
+    /// What was asked for since MULTI; there exactly while the transaction is `Queueing`.
+    pub queue: Option<Box<Queue>>,
     pub feed: Option<Box<Feed>>,
     pub streaming: Option<Box<Streaming>>,
     pub login: Login,
@@ -199,6 +204,7 @@ impl Session {
             held: Vec::new(),
             pinned: None,
             transaction: Transaction::None,
+            queue: None,
             feed: None,
             streaming: None,
             login: Login::default(),
@@ -466,6 +472,20 @@ impl State {
     /// What the client says of itself, made if need be.
     pub(super) fn about(&mut self) -> &mut About {
         self.about.get_or_insert_default()
+    }
+
+    /// Moves on between MULTI and EXEC; what was queued is forgotten outside.
+    pub(super) fn stand(&mut self, transaction: Transaction) {
+        self.transaction = transaction;
+        if transaction != Transaction::Queueing {
+            self.queue = None;
+        }
+    }
+
+    /// What the commands queued since MULTI make of EXEC, even if the connection that has them is gone.
+    pub(super) fn queued(&self) -> Option<&Pinned> {
+        let before = || self.queue.as_ref().and_then(|queue| queue.before.as_deref());
+        self.pinned.as_deref().or_else(before)
     }
 
     /// Something is about to be written to `shard`.

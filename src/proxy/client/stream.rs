@@ -77,6 +77,9 @@ impl Session {
         };
         pinned.clean = false;
         let lane = pinned.lane.clone();
+        if let Some(queue) = &mut state.queue {
+            queue.forget();
+        }
         let (ear, _) = self.listen(command, &args, lane.life());
         let listener = ear.map(Listener::One);
         let run = reserve_for(&mut state.window, &mut state.listeners, lane.number, listener);

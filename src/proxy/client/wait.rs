@@ -5,7 +5,8 @@
 //! ```
 //! The writes went over lanes, so WAIT on whatever connection knows nothing of them: what is propagated right before
 //! it, by the same connection, moves that behind all of them. It counts only if the server was a master then and did
-//! publish. Invariant: what was written under one reign of a master is never vouched for by another's replicas.
+//! publish. One that is cut short is asked again, with the time that is left, of whoever is master next. Invariant: what
+//! was written under one reign of a master is never vouched for by another's replicas; a planned move ends no reign.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -15,12 +16,15 @@ use tokio::net::TcpStream;
 use tracing::debug;
 
 use super::dispatch::Outcome;
+use super::lost::with_time_left;
 use super::session::{Park, Session};
 use super::window::RunId;
+use crate::clock;
 use crate::command::Command;
-use crate::proxy::backend::{Login, Target, connect, put_request};
+use crate::proxy::backend::{Login, Target, connect_to, put_request};
 use crate::proxy::shard::{Reign, Shard};
 use crate::resp::{Heed, ReplyScanner, Stop};
+use crate::route::{Line, refusal};
 use crate::topology::ShardIndex;
 
 /// The number of its runs among the lanes of the session's window; no lane has it.
@@ -29,6 +33,8 @@ const WAIT_LANE: u32 = u32::MAX - 2;
 const CHANNEL: &[u8] = b"__pointsman:wait";
 /// How often the wait looks whether its client is still there.
 const LOOK: Duration = Duration::from_millis(500);
+/// How often it looks for a master after it was cut short.
+const LOOK_FOR_MASTER: Duration = Duration::from_millis(5);
 /// Bytes of the three replies that are read at most.
 const REPLY_BYTES_MAX: usize = 64 * 1024;
 
@@ -113,6 +119,8 @@ enum Answer {
     Said(Vec<u8>),
     /// It proves nothing, because of this.
     Nothing(&'static str),
+    /// The same, but another master may say more.
+    CutShort(&'static str),
 }
 
 impl Session {
@@ -124,9 +132,6 @@ impl Session {
             return Outcome::Park(park);
         }
         let shard = self.worker.shard(ShardIndex(0));
-        let Some(target) = shard.serving() else {
-            return Outcome::Park(Park::Hold);
-        };
         let none: &[u8] = if &*command.name == "wait" {
             b":0\r\n"
         } else {
@@ -140,14 +145,52 @@ impl Session {
             ..state.login.clone()
         };
         drop(state);
-        let (session, request) = (self.clone(), self.request(frame));
+        let (session, wait) = (self.clone(), frame.to_vec());
         tokio::task::spawn_local(async move {
             let reign = shard.reign();
-            let asking = ask(&target, &login, &request, session.worker.connect_timeout());
+            let asking = session.ask_masters(&shard, reign, &login, wait);
             let answer = session.while_here(asking).await;
             session.waited(&shard, reign, run, answer, none);
         });
         Outcome::Done
+    }
+
+    /// Asks the master, and the next one if the first was cut short by a planned move.
+    async fn ask_masters(&self, shard: &Rc<Shard>, reign: Reign, login: &Login, wait: Vec<u8>) -> Answer {
+        let since_ms = clock::monotonic_ms();
+        let mut left = Some(wait.clone());
+        loop {
+            let Some(target) = self.next_master(shard).await else {
+                return Answer::Nothing("there is no master");
+            };
+            let Some(request) = left.take().filter(|_| shard.reign() == reign) else {
+                return Answer::Nothing("another master reigns");
+            };
+            let answer = ask(&target, login, &self.request(&request), self.worker.connect_timeout()).await;
+            let Answer::CutShort(why) = answer else { return answer };
+            debug!(client = self.id, "a wait is cut short: {why}");
+            // The master may not be known yet to be one no more.
+            if shard.serving().is_some_and(|serving| serving == target) {
+                shard.suspect(&self.worker);
+            }
+            tokio::time::sleep(LOOK_FOR_MASTER).await;
+            let waited_ms = clock::monotonic_ms() - since_ms;
+            left = Some(with_time_left(&wait, waited_ms, self.worker.commands()).unwrap_or_else(|| wait.clone()));
+        }
+    }
+
+    /// The master, as soon as there is one; not for longer than anything waits for one.
+    async fn next_master(&self, shard: &Rc<Shard>) -> Option<Rc<Target>> {
+        let until_ms = clock::monotonic_ms() + self.worker.hold_max_ms();
+        loop {
+            if let Some(target) = shard.serving() {
+                return Some(target);
+            }
+            if clock::monotonic_ms() > until_ms {
+                return None;
+            }
+            tokio::time::sleep(LOOK_FOR_MASTER).await;
+        }
     }
 
     /// The three requests; servers before 7.0 have no SPUBLISH.
@@ -185,7 +228,7 @@ impl Session {
         let reply = match answer {
             Answer::Said(reply) if reply.starts_with(b"-") || !lost => reply,
             Answer::Said(_) => none.to_vec(),
-            Answer::Nothing(why) => {
+            Answer::Nothing(why) | Answer::CutShort(why) => {
                 debug!(client = self.id, "a wait proves nothing: {why}");
                 none.to_vec()
             }
@@ -204,12 +247,12 @@ impl Session {
 }
 
 async fn ask(target: &Target, login: &Login, request: &[u8], limit: Duration) -> Answer {
-    let Ok(mut stream) = connect(&target.addr, login, limit).await else {
-        return Answer::Nothing("the master is not reached");
+    let Ok(mut stream) = connect_to(target, login, limit).await else {
+        return Answer::CutShort("the master is not reached");
     };
     match replies(&mut stream, request).await {
         Some(replies) => judge(&replies),
-        None => Answer::Nothing("the master was lost"),
+        None => Answer::CutShort("the master was lost"),
     }
 }
 
@@ -241,11 +284,17 @@ async fn replies(stream: &mut TcpStream, request: &[u8]) -> Option<[Vec<u8>; 3]>
 
 /// What the replies to the three requests prove.
 fn judge([role, published, waited]: &[Vec<u8>; 3]) -> Answer {
+    if refusal::of_command(waited) == Line::Refusal {
+        return Answer::CutShort("the server is demoted");
+    }
     if waited.starts_with(b"-") {
         return Answer::Said(waited.clone());
     }
+    if role.starts_with(b"-") {
+        return Answer::Nothing("the user may not ask for the role");
+    }
     if !role.starts_with(b"*3\r\n$6\r\nmaster\r\n") {
-        return Answer::Nothing("the server is no master");
+        return Answer::CutShort("the server is no master");
     }
     if !published.starts_with(b":") {
         return Answer::Nothing("the server did not publish");
@@ -268,7 +317,10 @@ mod tests {
         let said = |reply: &[u8]| Answer::Said(reply.to_vec());
         assert_eq!(judged(MASTER, b":0\r\n", b":2\r\n"), said(b":2\r\n"));
         let slave = b"*5\r\n$5\r\nslave\r\n$1\r\nh\r\n:1\r\n$4\r\nsync\r\n:1\r\n";
-        assert!(matches!(judged(slave, b":0\r\n", b":2\r\n"), Answer::Nothing(_)));
+        assert!(matches!(judged(slave, b":0\r\n", b":2\r\n"), Answer::CutShort(_)));
+        let unblocked =
+            b"-UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)\r\n";
+        assert!(matches!(judged(MASTER, b":0\r\n", unblocked), Answer::CutShort(_)));
         assert!(matches!(
             judged(MASTER, b"-MISCONF x\r\n", b":2\r\n"),
             Answer::Nothing(_)

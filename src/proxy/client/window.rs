@@ -36,6 +36,16 @@ impl Window {
         self.unanswered
     }
 
+    /// The place of what nobody hears: bytes that fill it vanish. For replies to come soon.
+    pub fn nobody(&self) -> RunId {
+        RunId(self.head.wrapping_sub(1))
+    }
+
+    /// Whether the client waits for what fills this place.
+    pub fn holds(&self, run: RunId) -> bool {
+        (run.0.wrapping_sub(self.head) as usize) < self.runs.len()
+    }
+
     /// A place for `count` replies that lane number `lane` will give; joins the last run if that is the same lane's.
     pub fn reserve(&mut self, lane: u32, count: u32) -> RunId {
         self.unanswered += count;
@@ -133,6 +143,19 @@ mod tests {
         window.fill(a, b"2\r\n", 1, &mut out);
         assert_eq!(out, b"+A1\r\n+A2\r\n+B\r\n+L\r\n");
         assert_eq!(window.unanswered(), 0);
+    }
+
+    #[test]
+    fn what_fills_the_place_of_nobody_vanishes() {
+        let (mut window, mut out) = (Window::default(), Vec::new());
+        let nobody = window.nobody();
+        let run = window.reserve(1, 1);
+        assert!(window.holds(run) && !window.holds(nobody));
+        window.fill(nobody, b"+QUEUED\r\n", 1, &mut out);
+        window.fill(run, b"+A\r\n", 1, &mut out);
+        window.fill(nobody, b"+QUEUED\r\n", 1, &mut out);
+        assert_eq!((out.as_slice(), window.unanswered()), (&b"+A\r\n"[..], 0));
+        assert!(!window.holds(run));
     }
 
     #[derive(Clone, Debug)]

@@ -18,10 +18,12 @@ use super::Scripts;
 use super::library::Batch;
 use super::link::{Link, LinkError, Made};
 use crate::proxy::shared::{ControlLogin, LoginOf};
-use crate::topology::{Addr, RunId, Snapshot};
+use crate::topology::{Addr, Phase, RunId, Snapshot};
 
 const RETRY_FIRST: Duration = Duration::from_millis(10);
 const RETRY_LAST: Duration = Duration::from_secs(1);
+/// How long the waits may have become before a node's refusals are worth a line.
+const RETRIES_UNTOLD: Duration = Duration::from_millis(200);
 
 /// Follows the nodes of the newest snapshot until `shutdown`; `login` says how to log in to them.
 pub async fn load(
@@ -100,15 +102,26 @@ impl Loader {
     fn nodes(&self, snapshot: &Snapshot) -> HashMap<Addr, Node> {
         let mut nodes = HashMap::new();
         for shard in &snapshot.shards {
-            let node = |is_replica| Node {
-                is_replica,
-                login: (self.login)(&shard.id, shard.epoch),
+            let serves = shard.phase == Phase::Serving;
+            let login = shard
+                .master
+                .as_ref()
+                .filter(|_| serves)
+                .map(|master| (self.login)(&shard.id, shard.epoch, master));
+            // Between two masters nobody has a new login.
+            let login_at = |addr: &Addr| {
+                let known = || self.followers.get(addr).map(|known| known.node.login.clone());
+                login.clone().or_else(known).unwrap_or_default()
+            };
+            let node = |addr: &Addr, is_replica| {
+                let login = login_at(addr);
+                Node { is_replica, login }
             };
             for replica in &shard.nodes {
-                nodes.insert(replica.addr.clone(), node(true));
+                nodes.insert(replica.addr.clone(), node(&replica.addr, true));
             }
             if let Some(master) = &shard.master {
-                nodes.insert(master.addr.clone(), node(false));
+                nodes.insert(master.addr.clone(), node(&master.addr, false));
             }
         }
         nodes
@@ -138,7 +151,8 @@ async fn follow(scripts: Arc<Scripts>, addr: Addr, node: Node) {
             }
             Err(Ended { was_open: false, error }) => {
                 let reason = error.to_string();
-                if told.as_ref() != Some(&reason) {
+                // A node that is just becoming what topology says is one needs a moment.
+                if wait > RETRIES_UNTOLD && told.as_ref() != Some(&reason) {
                     info!(node = %addr, "scripts are not loaded: {reason}; trying again");
                     told = Some(reason);
                 }

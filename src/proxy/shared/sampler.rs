@@ -22,8 +22,8 @@ use crate::clock;
 use crate::route::SampleNumber;
 use crate::topology::{Addr, Epoch, Master, NodeId, Phase, Shard, ShardId, Snapshot};
 
-/// How to log in to a shard's nodes under an epoch.
-pub type LoginOf = Arc<dyn Fn(&ShardId, Epoch) -> ControlLogin + Send + Sync>;
+/// How to log in to a shard's nodes under an epoch with this master.
+pub type LoginOf = Arc<dyn Fn(&ShardId, Epoch, &Master) -> ControlLogin + Send + Sync>;
 
 /// What the sampler is started with.
 #[derive(Clone)]
@@ -155,7 +155,7 @@ impl Sampler {
         let feed = Arc::new(Feed::new(self.replicas.fences().clone(), self.settings.max_lag_ms));
         let node = follow::Node {
             addr: master.addr.clone(),
-            login: (self.settings.login)(&shard.id, shard.epoch),
+            login: (self.settings.login)(&shard.id, shard.epoch, master),
             run_id: master.run_id.clone(),
         };
         let span = info_span!("master", shard = %shard.id, node = %master.node);
@@ -190,7 +190,7 @@ impl Sampler {
                 let facts = replicas.facts(&shard.id, &node.id, &node.addr, shard.epoch);
                 let target = follow::Node {
                     addr: node.addr.clone(),
-                    login: (self.settings.login)(&shard.id, shard.epoch),
+                    login: (self.settings.login)(&shard.id, shard.epoch, &group.master),
                     run_id: None,
                 };
                 let feed = group.feed.clone();

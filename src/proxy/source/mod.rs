@@ -4,6 +4,7 @@
 //!  flags ------------------------\
 //!  file --> ROLE of each node ----+--> offer --> Snapshot::advance --> watch<Arc<Snapshot>> --> workers
 //!  /slots, /shards/* --> picture -/
+//!  agents' relays ------/
 //! ```
 //!
 //! Owns: [`Topology`], [`run`], and the only writer of the snapshot. Refuses: serving clients; the data path
@@ -22,9 +23,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use thiserror::Error;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::peer::Relayed;
 use crate::store::{self, StoreError};
 use crate::topology::codec::{CodecError, FileError, NameError};
 use crate::topology::{Addr, Epoch, Master, Node, NodeId, Phase, Shard, ShardId, SlotMap, Snapshot};
@@ -58,6 +60,8 @@ pub struct Identity {
     pub admin: Option<Addr>,
     /// Its zone, empty for none.
     pub zone: String,
+    /// Whether it tells agents when it has no write in flight.
+    pub drains: bool,
 }
 
 /// Why there is no topology.
@@ -88,11 +92,12 @@ pub fn nothing() -> Arc<Snapshot> {
     })
 }
 
-/// Keeps `out` at what the source says until `stop`. Fails only at the start: what goes wrong later is said and
+/// Keeps `out` at what the source says, and what agents relay of it, until `stop`. Fails only at the start: what goes wrong later is said and
 /// waited out.
 pub async fn run(
     topology: Topology,
     identity: Identity,
+    relays: mpsc::Receiver<Relayed>,
     out: watch::Sender<Arc<Snapshot>>,
     stop: CancellationToken,
 ) -> Result<(), SourceError> {
@@ -104,7 +109,7 @@ pub async fn run(
             Ok(())
         }
         Topology::File(path) => file::follow(path, offer, stop).await,
-        Topology::ZooKeeper(settings) => zookeeper::follow(settings, identity, offer, stop).await,
+        Topology::ZooKeeper(settings) => zookeeper::follow(settings, identity, relays, offer, stop).await,
     }
 }
 
@@ -163,9 +168,11 @@ mod tests {
             addr: Addr::new("127.0.0.1", 6400),
             admin: None,
             zone: String::new(),
+            drains: false,
         };
+        let (_relays, relayed) = mpsc::channel(1);
         let stop = CancellationToken::new();
-        let running = tokio::spawn(run(topology, identity, out, stop.clone()));
+        let running = tokio::spawn(run(topology, identity, relayed, out, stop.clone()));
         let snapshot = heard.wait_for(|now| !now.shards.is_empty()).await.unwrap().clone();
         let shard = &snapshot.shards[0];
         assert_eq!(

@@ -45,7 +45,12 @@ impl Offer {
                 (Phase::Serving, Some(master)) => tracing::info!(
                     shard = %shard.id, epoch = %shard.epoch, master = %master.node, addr = %master.addr, "serving"
                 ),
-                _ => tracing::info!(shard = %shard.id, epoch = %shard.epoch, phase = ?shard.phase, "no master"),
+                (Phase::Switching, _) => tracing::info!(
+                    shard = %shard.id, epoch = %shard.epoch, to = ?shard.switch, "the master is being moved"
+                ),
+                (Phase::Serving | Phase::Electing, _) => {
+                    tracing::info!(shard = %shard.id, epoch = %shard.epoch, phase = ?shard.phase, "no master");
+                }
             }
         }
         self.out.send_replace(Arc::new(next));

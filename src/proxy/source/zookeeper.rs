@@ -1,11 +1,11 @@
 //! The znodes of a cluster as a source.
 //!
-//! Owns: when to read and to offer, and the proxy's registration. Invariant: while the store is away nothing is
-//! read, offered or taken back.
+//! Owns: when to read and to offer, and the proxy's registration. Invariants: while the store is away nothing is read or
+//! taken back; what agents tell meanwhile is taken as a read would be (rule C8), also while a read does not come back.
 
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
@@ -13,8 +13,10 @@ use super::offer::Offer;
 use super::picture::Gap;
 use super::reader::{Due, Reader};
 use super::{Identity, SourceError};
+use crate::peer::Relayed;
 use crate::store::{Connection, Ephemeral, Hint, Settings, Store, StoreError, Watch};
-use crate::topology::codec::{ClusterConfig, Place, ProxyInfo, check_name, decode, encode};
+use crate::topology::Phase;
+use crate::topology::codec::{ClusterConfig, Place, ProxyInfo, ShardState, check_name, decode, encode};
 
 /// Until what could not be read is read again.
 const AGAIN: Duration = Duration::from_millis(200);
@@ -22,6 +24,7 @@ const AGAIN: Duration = Duration::from_millis(200);
 pub(super) async fn follow(
     settings: Settings,
     identity: Identity,
+    relays: mpsc::Receiver<Relayed>,
     offer: Offer,
     stop: CancellationToken,
 ) -> Result<(), SourceError> {
@@ -33,7 +36,7 @@ pub(super) async fn follow(
     let store = store?;
     let following = async {
         check_schema(&store).await?;
-        Source::new(store.clone(), identity, offer).run().await;
+        Source::new(store.clone(), identity, offer).run(relays).await;
         Ok(())
     };
     let ended = stop.run_until_cancelled(following).await;
@@ -88,18 +91,46 @@ impl Source {
         }
     }
 
-    async fn run(&mut self) {
+    async fn run(&mut self, mut relays: mpsc::Receiver<Relayed>) {
         let mut due = Due::everything();
         self.register();
         loop {
-            if *self.connection.borrow() != Connection::Away && !due.is_empty() {
-                self.read(&mut due).await;
+            // What was due stays due when a relay comes first.
+            tokio::select! {
+                biased;
+                Some(relayed) = relays.recv() => self.take_in(relayed),
+                () = self.go_on(&mut due) => {}
             }
-            match self.wake(!due.is_empty()).await {
-                Wake::Connection => due = Due::everything(),
-                Wake::Hint(hint) => due.add(&hint, &self.reader.picture.shards()),
-                Wake::Again => {}
+        }
+    }
+
+    /// Reads what is due, and waits until something else may be.
+    async fn go_on(&mut self, due: &mut Due) {
+        if *self.connection.borrow() != Connection::Away && !due.is_empty() {
+            self.read(due).await;
+        }
+        match self.wake(!due.is_empty()).await {
+            Wake::Connection => *due = Due::everything(),
+            Wake::Hint(hint) => due.add(&hint, &self.reader.picture.shards()),
+            Wake::Again => {}
+        }
+    }
+
+    /// A published state, told by an agent: as good as if it had been read.
+    fn take_in(&mut self, relayed: Relayed) {
+        let Relayed { shard, version, state } = relayed;
+        let path = Place::State(shard.clone()).to_string();
+        match decode::<ShardState>(&state, &path) {
+            Ok(state) if state.phase == Phase::Serving => {
+                if self.reader.picture.set_state(&shard, version, state) {
+                    self.publish();
+                }
             }
+            Ok(_) => {}
+            Err(error) => self.reader.say(
+                &format!("{path} {version}"),
+                &format!("an agent tells nonsense: {error}"),
+            ),
         }
     }
 
@@ -146,7 +177,7 @@ impl Source {
             admin: self.identity.admin.clone(),
             zone: self.identity.zone.clone(),
             epochs: self.offer.epochs(),
-            drains: false,
+            drains: self.identity.drains,
         };
         self.registered.set(Some(encode(&info)));
     }

@@ -50,6 +50,7 @@ impl Client {
             is_write,
             again: is_write,
             transaction: false,
+            since_ms: None,
         }));
     }
 
@@ -72,7 +73,7 @@ impl Client {
     fn reconnect(&mut self, resp3: bool) -> String {
         let (mut bytes, sent) = (Vec::new(), &mut self.sent);
         *sent = 0;
-        self.line.begin(resp3, |part| {
+        self.line.begin(resp3, true, |part| {
             bytes.extend_from_slice(part);
             *sent += part.len() as u64;
             *sent
@@ -188,12 +189,111 @@ fn a_lost_write_is_in_doubt_and_what_follows_it_is_asked_again() {
 
 #[test]
 fn a_write_that_a_demoted_master_refused_is_asked_again() {
+    const READONLY: &[u8] = b"-READONLY You can't write against a read only replica.\r\n";
     let mut client = subscriber();
     client.plain("SET 1 ", true);
     assert_eq!(client.hear(READONLY), Err(Trouble::Demoted));
     assert_eq!(client.line.lose(client.sent), Left::Answers(Vec::new()));
     assert!(client.reconnect(false).ends_with("SET 1 "));
     assert_eq!(client.seen(), "");
+}
+
+#[test]
+fn behind_the_answer_to_the_marker_nothing_is_heard_and_the_next_connection_begins_anew() {
+    let mut client = subscriber();
+    client.plain("GET 1 ", false);
+    client.line.mark(|_| u64::MAX);
+    let heard = [message("old"), "$1\r\nv\r\n".to_owned()].concat();
+    client.hear(heard.as_bytes()).unwrap();
+    assert!(!client.line.is_drained());
+    let end = [
+        "-ERR wrong number of arguments for 'get' command\r\n",
+        &message("stray"),
+    ]
+    .concat();
+    client.hear(end.as_bytes()).unwrap();
+    assert!(client.line.is_drained());
+    assert_eq!(client.seen(), heard);
+    assert_eq!(client.line.lose(u64::MAX), Left::Answers(Vec::new()));
+    assert!(!client.reconnect(false).is_empty() && !client.line.is_drained());
+    let again = [
+        confirms("subscribe", "a", 1),
+        confirms("subscribe", "b", 2),
+        message("new"),
+    ];
+    client.hear(again.concat().as_bytes()).unwrap();
+    assert_eq!(client.seen(), message("new"));
+}
+
+#[test]
+fn a_server_that_is_not_master_yet_gets_no_write_and_nothing_behind_one() {
+    let mut client = subscriber();
+    client.plain("GET 1 ", false);
+    client.plain("SET 2 ", true);
+    client.plain("GET 3 ", false);
+    assert_eq!(client.line.lose(0), Left::Answers(Vec::new()));
+    let mut sent = Vec::new();
+    let mut send = |bytes: &[u8]| {
+        sent.extend_from_slice(bytes);
+        sent.len() as u64
+    };
+    client.line.begin(false, false, &mut send);
+    assert_eq!(client.line.awaited(), 3);
+    let waiting = Asked::Plain(Plain {
+        bytes: b"SET 4 ".to_vec(),
+        is_write: true,
+        again: true,
+        transaction: false,
+        since_ms: None,
+    });
+    let run = client.window.reserve(1, 1);
+    client.line.ask_later(waiting, run, 6);
+    client.line.release(false, &mut send);
+    assert!(client.line.has_unsent());
+    // Nothing overtakes what is still unanswered.
+    assert_eq!(client.line.expire(b"-X\r\n", true), []);
+    client.line.release(true, &mut send);
+    let sent = String::from_utf8(sent).unwrap();
+    assert!(sent.ends_with("GET 1 SET 2 GET 3 SET 4 "), "{sent}");
+    let heard = [confirms("subscribe", "a", 1), confirms("subscribe", "b", 2)].concat();
+    client.hear(heard.as_bytes()).unwrap();
+    client.hear(b":1\r\n:2\r\n:3\r\n:4\r\n").unwrap();
+    assert_eq!(client.seen(), ":1\r\n:2\r\n:3\r\n:4\r\n");
+    assert_eq!((client.window.unanswered(), client.line.unanswered_bytes()), (0, 0));
+}
+
+#[test]
+fn what_waits_too_long_for_the_server_to_become_master_is_given_up_and_the_rest_is_not() {
+    let mut client = subscriber();
+    client.plain("SET 1 ", true);
+    assert_eq!(client.line.lose(0), Left::Answers(Vec::new()));
+    client.line.begin(false, false, |_| 0);
+    let answers = client.line.expire(b"-X\r\n", true);
+    assert_eq!(answers.len(), 1);
+    assert!(!client.line.has_unsent() && !client.line.is_caught_up());
+}
+
+#[test]
+fn a_request_that_blocks_is_shortened_only_at_the_front() {
+    let mut client = subscriber();
+    client.plain("GET 1 ", false);
+    client.line.shorten(|_, _| panic!("it does not block"));
+    client.hear(b":1\r\n").unwrap();
+    client.ask(Asked::Plain(Plain {
+        bytes: b"BLPOP 9 ".to_vec(),
+        is_write: true,
+        again: true,
+        transaction: false,
+        since_ms: Some(7),
+    }));
+    let refused = b"-UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)\r\n";
+    assert_eq!(client.hear(refused), Err(Trouble::Demoted));
+    assert_eq!(client.line.lose(client.sent), Left::Answers(Vec::new()));
+    client.line.shorten(|bytes, since_ms| {
+        assert_eq!((bytes, since_ms), (&b"BLPOP 9 "[..], 7));
+        Some(b"BLPOP 2 ".to_vec())
+    });
+    assert!(client.reconnect(false).ends_with("BLPOP 2 "));
 }
 
 #[test]
