@@ -20,11 +20,11 @@ use std::task::{Context, Poll};
 
 use thiserror::Error;
 use tokio::io::{AsyncRead, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
-use super::connect::{ConnectError, Login, ask_life, connect, connect_to, identify_replica};
+use super::connect::{ConnectError, Login, connect, connect_to, identify_replica};
 use super::ledger::Ledger;
+use super::life::Life;
 use super::target::Target;
 use super::wreck::{Traits, Wreck};
 use crate::clock;
@@ -36,7 +36,6 @@ use crate::proxy::wake::Wake;
 use crate::proxy::worker::Worker;
 use crate::resp::ReplyScanner;
 use crate::route::{FenceLog, Footprint, Standing};
-use crate::topology::RunId as Life;
 
 /// Unanswered bytes above which a lane takes no more.
 pub const UNANSWERED_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -98,10 +97,8 @@ pub struct Lane {
     last_write: Cell<u64>,
     /// Our end of the connection, by which Redis knows it.
     local: Cell<Option<SocketAddr>>,
-    /// Which life of a master it was opened to, where that is known.
-    life: OnceCell<Life>,
-    /// Whether that has to be asked, because no other connection has held on to that life.
-    unwatched: Cell<bool>,
+    /// Which life of a master is at its other end.
+    pub(super) life: Life,
     /// Replies that came, and how many had come at the last look at the pace.
     pub(super) answered: Cell<u64>,
     /// Times that bytes came.
@@ -195,8 +192,7 @@ impl Lane {
             appended: Cell::new(0),
             last_write: Cell::new(0),
             local: Cell::new(None),
-            life: OnceCell::new(),
-            unwatched: Cell::new(false),
+            life: Life::default(),
             answered: Cell::new(0),
             heard: Cell::new(0),
             looked_at: Cell::new(None),
@@ -231,19 +227,6 @@ impl Lane {
     /// Our end of the connection, once there is one.
     pub fn local_addr(&self) -> Option<SocketAddr> {
         self.local.get()
-    }
-
-    /// Which life of a master is at the other end, where that is known.
-    pub fn life(&self) -> Option<&Life> {
-        self.life.get()
-    }
-
-    /// Tells it once which life that is, and whether another connection leads there.
-    pub fn leads_to(&self, life: Option<Life>, watched: bool) {
-        if let Some(life) = life {
-            self.unwatched.set(!watched);
-            let _ = self.life.set(life);
-        }
     }
 
     /// Whether there is room for more.
@@ -376,6 +359,11 @@ impl Lane {
         self.wake.wake();
     }
 
+    /// Whether it is heard out already, for a while: nothing more is written to it.
+    pub fn is_condemned(&self) -> bool {
+        self.deposed.get() || self.state.borrow().wreck.is_some()
+    }
+
     /// Looks again whether reading may go on.
     pub fn nudge(&self) {
         self.wake.wake();
@@ -393,9 +381,8 @@ impl Lane {
             Ok(stream) => stream,
             Err(error) => return error.into(),
         };
-        if self.unwatched.get()
-            && !self.ahead.get()
-            && let Err(error) = self.prove_life(&mut stream, worker).await
+        if !self.ahead.get()
+            && let Err(error) = self.life.prove(&mut stream, addr, worker.connect_timeout()).await
         {
             return error.into();
         }
@@ -418,19 +405,6 @@ impl Lane {
             LaneEnd::Refused
         } else {
             end
-        }
-    }
-
-    /// Asks on this very connection whether it leads to the life that was greeted.
-    async fn prove_life(&self, stream: &mut TcpStream, worker: &Worker) -> Result<(), ConnectError> {
-        let addr = &self.target.addr;
-        let there = ask_life(stream, addr, worker.connect_timeout()).await?;
-        match (there, self.life()) {
-            (Some(there), Some(greeted)) if there != greeted.as_str() => {
-                let anew = io::Error::other("it was started anew since it was greeted");
-                Err(ConnectError::Network(addr.clone(), anew))
-            }
-            _ => Ok(()),
         }
     }
 
