@@ -317,6 +317,29 @@ fn a_subscriber_scans_too_and_not_inside_multi() {
 }
 
 #[test]
+fn a_scan_in_a_transaction_and_a_subscribers_go_on_at_the_next_master() {
+    let pair = Pair::start();
+    let (mut client, mut subscriber) = (pair.client(), pair.client());
+    fill(&mut client);
+    let (mut queued, mut heard) = (Scan::of("SCAN", "COUNT 100"), Scan::of("SCAN", "COUNT 100"));
+    queued.steps(&mut client, 100);
+    subscriber.command(&["HELLO", "3"]);
+    assert!(matches!(subscriber.command(&["SUBSCRIBE", "c"]), Value::Push(_)));
+    heard.steps(&mut subscriber, 100);
+    assert_eq!(client.command(&["MULTI"]), Value::ok());
+    assert_eq!(client.command(&queued.request()), Value::Simple("QUEUED".into()));
+    pair.move_to_b();
+    let Value::Array(elements) = client.command(&["EXEC"]) else {
+        panic!("the transaction did not go on")
+    };
+    assert!(queued.take(&elements[0]));
+    queued.finish(&mut client);
+    queued.has_all("key:");
+    heard.finish(&mut subscriber);
+    heard.has_all("key:");
+}
+
+#[test]
 fn bad_cursors_and_cursors_of_a_clients_own_are_the_servers_affair() {
     let circuit = Circuit::start(&[]);
     let mut client = circuit.client();
