@@ -7,6 +7,8 @@
 //! A listener has a run of one command to itself, so that all bytes of the run are that command's reply. Pure but for
 //! what an [`Ear`] tells of a script. Invariant: nothing is collected but the head of a reply, up to a scan's cursor.
 
+use std::collections::VecDeque;
+
 use super::cursor::{CursorReply, Tag};
 use super::window::{RunId as WindowRun, Window};
 use crate::proxy::scripts::ScriptReply;
@@ -37,7 +39,7 @@ pub(super) enum Listener {
 }
 
 /// All who listen to something that is in flight; `None` nearly always.
-pub(super) type Listeners = Option<Box<Vec<Waiting>>>;
+pub(super) type Listeners = Option<Box<VecDeque<Waiting>>>;
 
 /// A listener and what it waits for.
 #[derive(Debug)]
@@ -58,7 +60,9 @@ pub(super) fn reserve_for(
         return window.reserve(lane, 1);
     };
     let run = window.reserve_alone(lane);
-    listeners.get_or_insert_default().push(Waiting { run, lane, listener });
+    listeners
+        .get_or_insert_default()
+        .push_back(Waiting { run, lane, listener });
     run
 }
 
