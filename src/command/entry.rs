@@ -6,6 +6,7 @@ use crate::resp::Args;
 
 use super::blocking::Patience;
 use super::class::{self, Class};
+use super::concern::Concern;
 use super::flags::Flags;
 use super::lane;
 use super::options;
@@ -34,6 +35,8 @@ pub struct Command {
     pub lane: bool,
     /// Whether it moves its shard's fence against all keys (rule A10).
     pub fences_all: bool,
+    /// What of it concerns us beyond passing it on.
+    pub concern: Concern,
     pub(super) specs: Box<[KeySpec]>,
     pub(super) finder: Finder,
     pub(super) patience: Patience,
@@ -82,6 +85,7 @@ impl Command {
             command.flags = command.flags.with(Flags::MAY_REPLICATE);
         }
         command.fences_all = class::may_change_any_key(&command.name);
+        command.concern = Concern::named(&command.name);
         command
     }
 
@@ -121,6 +125,7 @@ impl Command {
             class,
             lane: false,
             fences_all: false,
+            concern: Concern::None,
             names_all_keys: complete || finder != Finder::Specs,
             specs,
             finder,

@@ -9,6 +9,7 @@
 
 mod blocking;
 mod class;
+mod concern;
 mod entry;
 mod flags;
 mod index;
@@ -25,6 +26,7 @@ mod testing;
 
 pub use blocking::Unit;
 pub use class::Class;
+pub use concern::Concern;
 pub use entry::{Command, CommandId, FenceScope, looser_arity};
 pub use flags::Flags;
 pub use keys::{KeyError, KeyPosition, KeyPositions};

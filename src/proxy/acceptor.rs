@@ -23,6 +23,7 @@ use super::client::Session;
 use super::handover::{Desk, Order, Teller, desk};
 use super::liaison::{self, RELAYS_MAX};
 use super::roll::{Question, Roll};
+use super::scripts;
 use super::settings::Settings;
 use super::shared::{ControlLogin, Replicas, SamplerSettings, sample};
 use super::source::{self, SourceError};
@@ -102,7 +103,9 @@ where
         monitors: Arc::default(),
         roll,
         pause: Arc::default(),
+        scripts: Arc::default(),
     };
+    let scripts = view.scripts.clone();
     let (desk, ends) = desk(settings.workers);
     let (relays, relayed) = mpsc::channel(RELAYS_MAX);
     let mut threads = Vec::new();
@@ -147,7 +150,8 @@ where
         ));
         tokio::select! {
             Err(error) = source => Err(error.into()),
-            () = sample_all(&settings, replicas, snapshots, shutdown) => Ok(()),
+            () = scripts::load(scripts, snapshots.clone(), sampler_settings(&settings).login, shutdown.clone()) => Ok(()),
+            () = sample_all(&settings, replicas, snapshots.clone(), shutdown) => Ok(()),
             () = accept_all(listeners, workers, settings.clone(), shutdown) => Ok(()),
             Err(error) = pages => Err(ProxyError::Admin(error)),
         }

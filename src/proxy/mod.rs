@@ -14,6 +14,7 @@ mod handover;
 mod liaison;
 mod pause;
 mod roll;
+mod scripts;
 mod settings;
 mod shard;
 pub mod shared;

@@ -41,7 +41,7 @@ use toll::Toll;
 use witness::Witness;
 
 use crate::route::{Ask, Choice, ShardFences, Standing, Stickiness, choose};
-use crate::topology::{self, Epoch, Phase, ShardId};
+use crate::topology::{self, Epoch, Phase, RunId, ShardId};
 
 /// How long a lane is listened to that gets no more commands.
 const LAST_REPLIES: Duration = Duration::from_secs(1);
@@ -83,6 +83,8 @@ pub struct Shard {
     reign: Cell<Reign>,
     /// Which life the reign is of, where the server told.
     life: RefCell<Option<String>>,
+    /// Which life serves, or served last, where that is known.
+    run_id: RefCell<Option<RunId>>,
     /// The switchover that topology says is under way.
     moving: RefCell<Option<Move>>,
     /// Whether the lanes' progress matters to that.
@@ -122,6 +124,7 @@ impl Shard {
             mastership: RefCell::new(Mastership::Nobody),
             reign: Cell::default(),
             life: RefCell::default(),
+            run_id: RefCell::default(),
             moving: RefCell::default(),
             drains: Cell::new(false),
             ahead: RefCell::default(),
@@ -222,6 +225,15 @@ impl Shard {
     /// The reign of the master that serves, or served last.
     pub fn reign(&self) -> Reign {
         self.reign.get()
+    }
+
+    /// Which life is at a master's place, where that is known.
+    pub fn life_of(&self, target: &Target) -> Option<RunId> {
+        let greeted = || {
+            let serves = self.answering().is_some_and(|serving| *serving == *target);
+            self.run_id.borrow().clone().filter(|_| serves)
+        };
+        target.run_id.clone().or_else(greeted)
     }
 
     /// Wakes `session` when there is a master again, or its time is up.

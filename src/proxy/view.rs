@@ -7,6 +7,7 @@ use tokio::sync::watch;
 
 use super::pause::Pause;
 use super::roll::Roll;
+use super::scripts::Scripts;
 use crate::topology::Snapshot;
 
 /// A view of a running proxy; cheap to clone.
@@ -17,6 +18,7 @@ pub struct View {
     pub(super) monitors: Arc<AtomicUsize>,
     pub(super) roll: Roll,
     pub(super) pause: Arc<Pause>,
+    pub(super) scripts: Arc<Scripts>,
 }
 
 impl View {

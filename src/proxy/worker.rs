@@ -13,6 +13,7 @@ use super::client::{CloseReason, Session, answer, attach};
 use super::handover::{Order, Teller, What};
 use super::pause::Pause;
 use super::roll::{Question, Roll};
+use super::scripts::{Scripts, Shelf};
 use super::settings::Settings;
 use super::shard::Shard;
 use super::shared::Replicas;
@@ -69,6 +70,8 @@ pub struct Worker {
     clients: RefCell<BTreeMap<u64, Weak<Session>>>,
     roll: Roll,
     pause: Arc<Pause>,
+    scripts: Arc<Scripts>,
+    shelf: RefCell<Shelf>,
     teller: Teller,
     /// The time at the last look at idle lanes.
     about_now_ms: Cell<u64>,
@@ -111,6 +114,8 @@ impl Worker {
             clients: RefCell::default(),
             roll: view.roll.clone(),
             pause: view.pause.clone(),
+            scripts: view.scripts.clone(),
+            shelf: RefCell::default(),
             teller,
             about_now_ms: Cell::new(clock::monotonic_ms()),
         })
@@ -207,6 +212,16 @@ impl Worker {
     #[inline]
     pub fn pause(&self) -> &Pause {
         &self.pause
+    }
+
+    /// The scripts that are known.
+    pub fn scripts(&self) -> &Arc<Scripts> {
+        &self.scripts
+    }
+
+    /// What is known of them without asking others.
+    pub fn shelf(&self) -> RefMut<'_, Shelf> {
+        self.shelf.borrow_mut()
     }
 
     /// The way to ask all workers about their clients.

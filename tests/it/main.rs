@@ -22,6 +22,8 @@ mod proxy;
 mod pubsub;
 mod reads;
 mod refusals;
+mod scans;
+mod scripts;
 mod source;
 mod store;
 mod stress;

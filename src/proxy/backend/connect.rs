@@ -271,6 +271,24 @@ pub async fn identify_replica(stream: &mut TcpStream, addr: &Addr, limit: Durati
     identify(&String::from_utf8_lossy(&reply)).map_err(|unfit| ConnectError::Unfit(addr.clone(), unfit))
 }
 
+/// Asks which life a connection leads to; `None` if the user may not know.
+pub async fn ask_life(stream: &mut TcpStream, addr: &Addr, limit: Duration) -> Result<Option<String>, ConnectError> {
+    let mut request = Vec::new();
+    put_request(&mut request, &[b"INFO", b"server"]);
+    let reply = timeout(limit, ask(stream, &request, 1, addr))
+        .await
+        .unwrap_or_else(|_| Err(ConnectError::Silent(addr.clone(), limit)));
+    match reply {
+        Ok(info) => {
+            let info = String::from_utf8_lossy(&info);
+            let life = info.lines().find_map(|line| line.strip_prefix("run_id:"));
+            Ok(life.map(str::to_owned))
+        }
+        Err(ConnectError::Refused(..)) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// What a connection is already before it logs in.
 #[derive(Clone, Copy, Debug, Default)]
 struct Early {

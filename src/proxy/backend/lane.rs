@@ -24,6 +24,7 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
 use super::connect::{ConnectError, Login, connect, connect_to, identify_replica};
 use super::ledger::Ledger;
+use super::life::Life;
 use super::target::Target;
 use super::wreck::{Traits, Wreck};
 use crate::clock;
@@ -96,6 +97,8 @@ pub struct Lane {
     last_write: Cell<u64>,
     /// Our end of the connection, by which Redis knows it.
     local: Cell<Option<SocketAddr>>,
+    /// Which life of a master is at its other end.
+    pub(super) life: Life,
     /// Replies that came, and how many had come at the last look at the pace.
     pub(super) answered: Cell<u64>,
     /// Times that bytes came.
@@ -189,6 +192,7 @@ impl Lane {
             appended: Cell::new(0),
             last_write: Cell::new(0),
             local: Cell::new(None),
+            life: Life::default(),
             answered: Cell::new(0),
             heard: Cell::new(0),
             looked_at: Cell::new(None),
@@ -377,6 +381,11 @@ impl Lane {
             Ok(stream) => stream,
             Err(error) => return error.into(),
         };
+        if !self.ahead.get()
+            && let Err(error) = self.life.prove(&mut stream, addr, worker.connect_timeout()).await
+        {
+            return error.into();
+        }
         self.local.set(stream.local_addr().ok());
         if let Some(reader) = &self.reader {
             match identify_replica(&mut stream, addr, worker.connect_timeout()).await {

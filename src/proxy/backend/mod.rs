@@ -4,6 +4,7 @@ mod connect;
 mod greet;
 mod lane;
 mod ledger;
+mod life;
 mod replies;
 mod tap;
 mod target;

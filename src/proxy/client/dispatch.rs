@@ -9,7 +9,7 @@ use super::run::{Ride, Run};
 use super::session::{IN_FLIGHT_MAX, Park, Session, Tail};
 use super::stream::{Begun, COLLECTED_BYTES_MAX};
 use super::wait::Awaits;
-use crate::command::{Class, Command, Lookup, refusal};
+use crate::command::{Class, Command, Concern, Lookup, refusal};
 use crate::resp::{Args, ProtocolError, RequestLimits, RequestScanner, Scan, Span, put_inline_as_request};
 use crate::route::Place;
 
@@ -118,7 +118,7 @@ impl Session {
                     if !self.append(&bytes[run.start..at], &run) {
                         return self.stop(run.start, at, scanner);
                     }
-                    match self.begin_stream(&bytes[at..], scanner, spans) {
+                    match self.begin_stream(&bytes[at..], need, scanner, spans) {
                         Begun::Streams => {
                             *scanner = RequestScanner::default();
                             return bytes.len();
@@ -228,12 +228,17 @@ impl Session {
             && is_for_one_shard(command)
             && let Place::Shard(shard) = self.worker.place(command, args)
         {
-            return Outcome::Rides(Ride {
+            let mut ride = Ride {
                 shard,
                 command: command.id,
                 is_write: command.is_write(),
                 is_masters: command.is_masters(),
-            });
+                alone: false,
+            };
+            if command.concern != Concern::None {
+                self.concerns(command.concern, args, &mut ride);
+            }
+            return Outcome::Rides(ride);
         }
         Outcome::Done
     }

@@ -8,6 +8,7 @@
 //! longer; agents bring it up to date when it joins again.
 
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -18,6 +19,7 @@ use super::session::{Park, Session};
 use crate::clock;
 use crate::command::Command;
 use crate::proxy::backend::{ConnectError, Login, Target, ask, connect_to};
+use crate::proxy::scripts::Origin;
 use crate::resp::Args;
 use crate::route::Verdict;
 use crate::topology::ShardIndex;
@@ -83,8 +85,19 @@ impl Session {
             return Outcome::Park(park);
         }
         let (session, name, request) = (self.clone(), command.name.clone(), frame.to_vec());
+        let body: Option<Arc<[u8]>> = args.get(2).filter(|_| &*name == "script|load").map(Into::into);
         tokio::task::spawn_local(async move {
+            let scripts = session.worker.scripts().clone();
+            let flush = match &*name {
+                "script|flush" => Some(scripts.flush().await),
+                _ => None,
+            };
             let reply = session.tell_nodes(&name, &request).await;
+            match (flush, body) {
+                (Some(flush), _) if reply.starts_with(b"+") => flush.done(),
+                (_, Some(body)) if reply.starts_with(b"$") => scripts.learn(&body, Origin::Loaded),
+                _ => {}
+            }
             session.refuse(|out| out.extend_from_slice(&reply));
             session.state().park = Park::Open;
             session.wake();

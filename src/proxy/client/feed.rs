@@ -19,6 +19,7 @@ use tracing::{debug, info, warn};
 use super::attach::Moving;
 use super::close::CloseReason;
 use super::feedline::{Asked, FeedLine, Left, Shown, Trouble};
+use super::listener::{Which, move_to};
 use super::lost::with_time_left;
 use super::session::{Session, State};
 use super::window::RunId;
@@ -26,6 +27,7 @@ use crate::clock;
 use crate::proxy::backend::{ConnectError, LaneEnd, Login, Tap, Target, put_request};
 use crate::proxy::worker::{Monitoring, Worker};
 use crate::route::{FenceLog, Footprint};
+use crate::topology::RunId as Life;
 use crate::topology::ShardIndex;
 
 /// The feed's number among the lanes of the session's window; no lane has it.
@@ -50,6 +52,8 @@ pub(super) struct Feed {
     waits: Waits,
     /// Who the connection acts for.
     login: Login,
+    /// Which life of the master it leads to, where that is known.
+    pub life: Option<Life>,
     /// Connections in a row that ended before everything was subscribed again: the next one is put off a little.
     failures: u32,
     /// Whether Redis has said anything on this connection.
@@ -89,6 +93,7 @@ impl Feed {
             attaching: None,
             waits: Waits::from_now(),
             login,
+            life: None,
             failures: 0,
             heard: false,
             watched: false,
@@ -218,8 +223,12 @@ impl Session {
         let log = || FenceLog::new(self.worker.fences().clone(), shard.fences().clone());
         let fences = self.worker.splits_reads().then(log);
         let (now_ms, table) = (clock::monotonic_ms(), self.worker.commands().clone());
+        let life = shard.life_of(&tap.target);
+        // The requests of scans are kept so that they begin anew.
+        move_to(&mut self.state().listeners, Which::Lane(FEED_LANE), life.as_ref());
         self.with_feed(|feed| {
             shard.count_resent(feed.line.awaited());
+            feed.life = life;
             let shorter = |request: &[u8], since_ms| with_time_left(request, now_ms.saturating_sub(since_ms), &table);
             feed.line.shorten(shorter);
             feed.fences = fences;

@@ -5,15 +5,17 @@
 
 use std::rc::Rc;
 
+use super::cursor::begun_anew;
 use super::dispatch::Outcome;
 use super::feed::{FEED_LANE, Feed, Link};
 use super::feedline::{Asked, POISON, Plain};
+use super::listener::{Listener, reserve_for};
 use super::session::{Park, Session, State};
 use super::stream::COLLECTED_BYTES_MAX;
 use super::subscriptions::{Family, NAMES_MAX, Verb};
 use super::transaction::Told;
 use crate::clock;
-use crate::command::{Class, Command, Flags, refusal};
+use crate::command::{Class, Command, Concern, Flags, refusal};
 use crate::proxy::backend::{Role, put_request};
 use crate::resp::Args;
 use crate::route::Place;
@@ -91,7 +93,7 @@ impl Session {
             return Some(self.ask_monitor(frame));
         }
         if name == "ping" {
-            return Some(self.ask_plain(command, frame));
+            return Some(self.ask_plain(command, args, frame));
         }
         if !self.state().login.resp3 {
             if self.state().window.unanswered() > 0 {
@@ -107,13 +109,14 @@ impl Session {
         if may_ride(command, args) && self.worker.place(command, args) != Place::Shard(ShardIndex(0)) {
             return Some(self.refuse(|out| refusal::not_yet(command, out)));
         }
-        may_ride(command, args).then(|| self.ask_plain(command, frame))
+        may_ride(command, args).then(|| self.ask_plain(command, args, frame))
     }
 
     /// A transaction on the feed: what may stand in one goes there, anything else ends it.
     fn request_in_multi(self: &Rc<Self>, command: &Command, args: &Args, frame: &[u8]) -> Outcome {
-        if may_ride(command, args) && self.worker.place(command, args) == Place::Shard(ShardIndex(0)) {
-            return self.ask_plain(command, frame);
+        let rides = may_ride(command, args) && !matches!(command.concern, Concern::Cursor(_));
+        if rides && self.worker.place(command, args) == Place::Shard(ShardIndex(0)) {
+            return self.ask_plain(command, args, frame);
         }
         let mut poison = Vec::new();
         put_request(&mut poison, &POISON);
@@ -160,7 +163,7 @@ impl Session {
         }
     }
 
-    fn ask_plain(self: &Rc<Self>, command: &Command, frame: &[u8]) -> Outcome {
+    fn ask_plain(self: &Rc<Self>, command: &Command, args: &Args, frame: &[u8]) -> Outcome {
         let (multi, stale) = self
             .with_feed(|feed| (feed.line.multi, feed.line.stale))
             .unwrap_or_default();
@@ -176,21 +179,28 @@ impl Session {
             let shard = self.worker.shard(ShardIndex(0));
             self.state().wrote(&shard);
         }
+        // What is said inside MULTI is no reply to listen to.
+        let (ear, instead) = match self.with_feed(|feed| (feed.line.multi, feed.life.clone())) {
+            Some((false, life)) => self.listen(command, args, life.as_ref()),
+            Some((true, _)) | None => (None, None),
+        };
         let blocks = command.class == Class::Blocking && !queued;
         let waits = is_write && !self.feed_takes_writes();
         let kept = waits || frame.len() <= COLLECTED_BYTES_MAX;
+        let again = || begun_anew(frame, self.worker.commands()).unwrap_or_else(|| frame.to_vec());
         let asked = Asked::Plain(Plain {
-            bytes: if kept { frame.to_vec() } else { Vec::new() },
+            bytes: if kept { again() } else { Vec::new() },
             is_write,
             role,
             queued,
             again: kept && matches!(role, Role::Plain | Role::Exec) && !is_script,
             since_ms: blocks.then(clock::monotonic_ms),
         });
+        let (frame, listener) = (instead.as_deref().unwrap_or(frame), ear.map(Listener::One));
         let outcome = if waits {
-            self.ask_later(asked, frame.len())
+            self.ask_later(asked, frame.len(), listener)
         } else {
-            self.ask(asked, frame)
+            self.ask_and_listen(asked, frame, listener)
         };
         self.with_feed(|feed| match &*command.name {
             "multi" => feed.line.multi = true,
@@ -213,8 +223,17 @@ impl Session {
     }
 
     fn ask(self: &Rc<Self>, asked: Asked, frame: &[u8]) -> Outcome {
+        self.ask_and_listen(asked, frame, None)
+    }
+
+    fn ask_and_listen(self: &Rc<Self>, asked: Asked, frame: &[u8], listener: Option<Listener>) -> Outcome {
         let mut state = self.state();
-        let State { feed, window, .. } = &mut *state;
+        let State {
+            feed,
+            window,
+            listeners,
+            ..
+        } = &mut *state;
         if let Some(feed) = feed
             && let Link::Up(tap) = &feed.link
         {
@@ -222,7 +241,7 @@ impl Session {
             if matches!(asked, Asked::Monitor) {
                 feed.monitors = Some(self.worker.monitoring());
             }
-            let run = window.reserve(FEED_LANE, 1);
+            let run = reserve_for(window, listeners, FEED_LANE, listener);
             feed.fence(1, asked.may_write());
             feed.line.ask(asked, Some(run), tap.send(frame), frame.len());
             feed.count_writes();
@@ -240,11 +259,16 @@ impl Session {
     }
 
     /// Keeps a request until the feed leads to a master.
-    fn ask_later(self: &Rc<Self>, asked: Asked, bytes: usize) -> Outcome {
+    fn ask_later(self: &Rc<Self>, asked: Asked, bytes: usize, listener: Option<Listener>) -> Outcome {
         let mut state = self.state();
-        let State { feed, window, .. } = &mut *state;
+        let State {
+            feed,
+            window,
+            listeners,
+            ..
+        } = &mut *state;
         if let Some(feed) = feed {
-            let run = window.reserve(FEED_LANE, 1);
+            let run = reserve_for(window, listeners, FEED_LANE, listener);
             feed.fence(1, asked.may_write());
             feed.line.ask_later(asked, run, bytes);
             feed.wait_from_now();

@@ -5,7 +5,9 @@
 use std::rc::Rc;
 
 use super::block::Block;
+use super::cursor::begun_anew;
 use super::dispatch::Outcome;
+use super::listener::{Elements, Listener, reserve_for};
 use super::run::Run;
 use super::session::{Held, Park, Pinned, Session, State};
 use super::transaction::Transaction;
@@ -41,6 +43,10 @@ impl Session {
             state.park = Park::Lane;
             lane.wait_for_room(self);
             return false;
+        }
+        if run.alone {
+            self.append_alone(&mut state, &lane, run, bytes);
+            return true;
         }
         let id = state.window.reserve(lane.number, run.count);
         if run.writes {
@@ -122,6 +128,9 @@ impl Session {
         args: &Args,
         frame: &[u8],
     ) -> Outcome {
+        if let Some(outcome) = self.listens_to_too_much(command) {
+            return outcome;
+        }
         let mut state = self.state();
         let mut login = state.login.clone();
         if command.class == Class::Node && command.flags.has(Flags::ALLOW_BUSY) {
@@ -145,9 +154,12 @@ impl Session {
             || command.rides_lane(args)
             || (command.class == Class::Node && &*command.name != "debug");
         pinned.blocks |= command.class_for(args) == Class::Blocking && state.transaction != Transaction::Queueing;
+        let (mut ear, instead) = self.listen(command, args, pinned.lane.life());
+        let mut listener = None;
         let mut footprint = Footprint::default();
         match (state.transaction, &*command.name) {
             (Transaction::Queueing, "exec") => {
+                listener = std::mem::take(&mut pinned.elements).listener();
                 footprint = std::mem::take(&mut pinned.queued);
                 pinned.closing = state.queue.take();
                 if let Some(queue) = &mut pinned.closing {
@@ -158,6 +170,7 @@ impl Session {
                 pinned.selects = None;
             }
             (Transaction::Queueing, "discard") => {
+                pinned.elements = Elements::default();
                 pinned.queued.clear();
                 pinned.queued_count = 0;
                 pinned.queued_writes = false;
@@ -167,20 +180,24 @@ impl Session {
             (Transaction::Queueing, _) => {
                 self.mark(command, args, 0, &mut pinned.queued);
                 pinned.queued.bound();
+                pinned.elements.queue(&command.name, ear.take());
                 pinned.queued_count += 1;
                 pinned.queued_writes |= command.is_write();
                 if let Some(queue) = &mut state.queue {
-                    queue.add(frame);
+                    queue.add(begun_anew(frame, self.worker.commands()).as_deref().unwrap_or(frame));
                 }
             }
-            (_, _) => self.mark(command, args, 0, &mut footprint),
+            (_, _) => {
+                listener = ear.map(Listener::One);
+                self.mark(command, args, 0, &mut footprint);
+            }
         }
-        let run = state.window.reserve(pinned.lane.number, 1);
         let lane = pinned.lane.clone();
+        let run = reserve_for(&mut state.window, &mut state.listeners, lane.number, listener);
         if command.is_write() || matches!(command.class, Class::Blocking | Class::Transaction) {
             state.wrote(&lane.shard);
         }
-        lane.append(self, run, 1, frame, &footprint);
+        lane.append(self, run, 1, instead.as_deref().unwrap_or(frame), &footprint);
         if changes && !state.blocks_on(&lane) && (command.is_write() || &*command.name == "exec") {
             lane.writes();
         }
@@ -306,7 +323,7 @@ impl Session {
         let state = &mut *state;
         let mut waits_for = None;
         let (mut kept, mut seats) = (Vec::new(), Vec::new());
-        for held in std::mem::take(&mut state.held) {
+        for mut held in std::mem::take(&mut state.held) {
             let lane = if held.private {
                 self.private_lane(state, &held.shard)
             } else {
@@ -317,6 +334,7 @@ impl Session {
                 kept.push(held);
                 continue;
             };
+            self.begin_anew(&mut state.listeners, &mut held, lane.life());
             let mut footprint = Footprint::default();
             self.mark_held(&held, &mut footprint);
             if held.block {
@@ -435,7 +453,7 @@ impl Session {
 
 impl State {
     /// Whether what is sent on a lane of the session's own may stand behind a command that blocks.
-    fn blocks_on(&self, lane: &Rc<Lane>) -> bool {
+    pub(super) fn blocks_on(&self, lane: &Rc<Lane>) -> bool {
         self.pinned
             .as_ref()
             .is_some_and(|pinned| pinned.blocks && Rc::ptr_eq(&pinned.lane, lane))
@@ -449,6 +467,7 @@ impl Pinned {
             lane,
             blocks: false,
             queued: Footprint::default(),
+            elements: Elements::default(),
             queued_count: 0,
             queued_writes: false,
             clean: true,
@@ -460,6 +479,7 @@ impl Pinned {
     /// What is queued will be so on another connection, too.
     fn moved_to(mut self: Box<Self>, lane: Rc<Lane>) -> Box<Self> {
         self.login = lane.login.clone();
+        self.elements.moves_to(lane.life());
         self.lane = lane;
         self
     }

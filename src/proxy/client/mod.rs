@@ -3,6 +3,7 @@
 mod attach;
 mod block;
 mod close;
+mod cursor;
 mod dispatch;
 mod everynode;
 mod feed;
@@ -11,6 +12,8 @@ mod feedline;
 mod fencing;
 mod lanes;
 mod latest;
+mod listener;
+mod listening;
 mod local;
 mod lost;
 mod multi;

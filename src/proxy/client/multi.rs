@@ -36,7 +36,8 @@ impl Session {
         let mut shard = None;
         let mut block = whole_block(bytes, self.worker.commands(), |command, args, place| {
             self.mark(command, args, place, &mut footprint);
-            if self.is_paused(command, false) {
+            // What is listened to is found in EXEC's reply on a connection of the session's own only.
+            if self.is_paused(command, false) || self.would_listen(command, args) {
                 return false;
             }
             match self.worker.place(command, args) {

@@ -6,6 +6,7 @@
 use std::rc::Rc;
 
 use super::dispatch::Outcome;
+use super::listener::hear;
 use super::session::{Park, Session, State};
 use super::wait::Awaits;
 use super::window::RunId;
@@ -72,6 +73,8 @@ impl State {
         {
             self.login.database = database;
         }
+        let changed = hear(&mut self.listeners, run, bytes, replies);
+        let bytes = changed.as_deref().unwrap_or(bytes);
         let heard = self.out.len();
         self.window.fill(run, bytes, replies, &mut self.out);
         self.muffle(heard);
@@ -87,6 +90,8 @@ impl State {
 
     /// A reply of a feed.
     pub(super) fn feed_reply(&mut self, run: RunId, bytes: &[u8]) {
+        let changed = hear(&mut self.listeners, run, bytes, 1);
+        let bytes = changed.as_deref().unwrap_or(bytes);
         let heard = self.mute == Mute::No || is_message(bytes);
         self.window.fill(run, if heard { bytes } else { b"" }, 1, &mut self.out);
         self.muffle(self.out.len());

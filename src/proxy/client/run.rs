@@ -15,6 +15,8 @@ pub(super) struct Ride {
     pub is_write: bool,
     /// Whether only the master can answer it.
     pub is_masters: bool,
+    /// Whether it must be a run of its own, because its reply is listened to.
+    pub alone: bool,
 }
 
 /// Requests that were looked at and not appended yet. What they write is in the worker's footprint.
@@ -32,6 +34,8 @@ pub(super) struct Run {
     pub changes: bool,
     /// What a replica must have passed to answer them, as long as they are reads only.
     pub need: Need,
+    /// Whether nothing may join.
+    pub alone: bool,
 }
 
 impl Run {
@@ -45,13 +49,14 @@ impl Run {
 
     /// Whether the request may join.
     pub(super) fn takes(&self, ride: &Ride) -> bool {
-        self.count == 0 || self.shard == ride.shard
+        self.count == 0 || (self.shard == ride.shard && !self.alone && !ride.alone)
     }
 
     /// The request joins, after it was noted.
     pub(super) fn add(&mut self, ride: &Ride) {
         self.count += 1;
         self.shard = ride.shard;
+        self.alone |= ride.alone;
         self.writes |= ride.is_write || ride.is_masters;
         self.changes |= ride.is_write;
     }

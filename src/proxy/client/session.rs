@@ -20,6 +20,7 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
 use super::close::CloseReason;
 use super::feed::Feed;
+use super::listener::{Elements, Listeners};
 use super::mute::Mute;
 use super::queue::Queue;
 use super::transaction::Transaction;
@@ -96,6 +97,8 @@ pub(super) struct Pinned {
     pub blocks: bool,
     /// What the commands queued since MULTI will change when EXEC runs them.
     pub queued: Footprint,
+    /// What is listened to in the reply to that EXEC.
+    pub elements: Elements,
     /// How many they are.
     pub queued_count: usize,
     /// Whether one of them may change something.
@@ -136,6 +139,8 @@ pub(super) struct State {
     pub out: Vec<u8>,
     pub sent: usize,
     pub window: Window,
+    /// Who listens to replies that are to come.
+    pub listeners: Listeners,
     pub tail: Option<Box<Tail>>,
     pub park: Park,
     /// One for each shard that the session has used.
@@ -192,6 +197,7 @@ impl Session {
             out: Vec::new(),
             sent: 0,
             window: Window::default(),
+            listeners: None,
             tail: None,
             park: Park::Open,
             seats: Vec::new(),

@@ -3,9 +3,10 @@
 
 use std::rc::Rc;
 
+use super::listener::{Listener, reserve_for};
 use super::session::{Park, Session, Streaming};
 use super::wait::Awaits;
-use crate::command::{Class, Lookup};
+use crate::command::{Class, Concern, Lookup};
 use crate::proxy::backend::Traits;
 use crate::resp::{Args, RequestScanner, Span};
 use crate::route::{Footprint, Place};
@@ -24,8 +25,14 @@ pub(super) enum Begun {
 }
 
 impl Session {
-    /// Begins to stream the request of which `bytes` are there.
-    pub(super) fn begin_stream(self: &Rc<Self>, bytes: &[u8], scanner: &RequestScanner, spans: &[Span]) -> Begun {
+    /// Begins to stream the request of which `bytes` are there; it has at least `need`.
+    pub(super) fn begin_stream(
+        self: &Rc<Self>,
+        bytes: &[u8],
+        need: usize,
+        scanner: &RequestScanner,
+        spans: &[Span],
+    ) -> Begun {
         let Some(frame) = scanner.stream(bytes.len()) else {
             return Begun::Collect;
         };
@@ -34,6 +41,10 @@ impl Session {
             return Begun::Collect;
         };
         self.asks(command.id);
+        let script = command.concern == Concern::Body;
+        if matches!(command.concern, Concern::Cursor(_)) || (script && self.waits_for_body(&args, need)) {
+            return Begun::Collect;
+        }
         // Of several shards only a first key says which one; it is there, or comes soon.
         let keyed = command.sole_key().is_some_and(|at| args.get(at as usize).is_some());
         if self.worker.shard_count() > 1 && !keyed {
@@ -60,6 +71,7 @@ impl Session {
         if let Some(park) = self.pin(&mut state, shard) {
             return Begun::Park(park);
         }
+        let state = &mut *state;
         let Some(pinned) = &mut state.pinned else {
             return Begun::Collect;
         };
@@ -68,7 +80,9 @@ impl Session {
         if let Some(queue) = &mut state.queue {
             queue.forget();
         }
-        let run = state.window.reserve(lane.number, 1);
+        let (ear, _) = self.listen(command, &args, lane.life());
+        let listener = ear.map(Listener::One);
+        let run = reserve_for(&mut state.window, &mut state.listeners, lane.number, listener);
         let mut footprint = Footprint::default();
         // Its keys may not all be there yet.
         if command.is_write() {

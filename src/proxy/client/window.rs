@@ -16,6 +16,8 @@ pub struct RunId(u32);
 struct Run {
     lane: u32,
     need: u32,
+    /// Nothing joins it.
+    alone: bool,
     /// Reply bytes that arrived before the run was at the head.
     held: Vec<u8>,
 }
@@ -48,17 +50,27 @@ impl Window {
     pub fn reserve(&mut self, lane: u32, count: u32) -> RunId {
         self.unanswered += count;
         match self.runs.back_mut() {
-            Some(run) if run.lane == lane && run.need > 0 => run.need += count,
+            Some(run) if run.lane == lane && run.need > 0 && !run.alone => run.need += count,
             _ => self.runs.push_back(Run {
                 lane,
                 need: count,
+                alone: false,
                 held: Vec::new(),
             }),
         }
-        RunId(
-            self.head
-                .wrapping_add(u32::try_from(self.runs.len() - 1).unwrap_or(u32::MAX)),
-        )
+        self.last()
+    }
+
+    /// A place for one reply that can be told from all others by its run.
+    pub fn reserve_alone(&mut self, lane: u32) -> RunId {
+        self.unanswered += 1;
+        self.runs.push_back(Run {
+            lane,
+            need: 1,
+            alone: true,
+            held: Vec::new(),
+        });
+        self.last()
     }
 
     /// A reply of our own, behind everything that was asked before it.
@@ -69,6 +81,7 @@ impl Window {
             Some(_) => self.runs.push_back(Run {
                 lane: u32::MAX,
                 need: 0,
+                alone: false,
                 held: reply.to_vec(),
             }),
         }
@@ -94,6 +107,11 @@ impl Window {
     /// are at the head, and between two calls that complete a frame.
     pub fn push(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
         out.extend_from_slice(bytes);
+    }
+
+    fn last(&self) -> RunId {
+        let index = u32::try_from(self.runs.len() - 1).unwrap_or(u32::MAX);
+        RunId(self.head.wrapping_add(index))
     }
 
     fn release(&mut self, out: &mut Vec<u8>) {
@@ -143,13 +161,14 @@ mod tests {
     #[derive(Clone, Debug)]
     enum Step {
         Ask(u32),
+        Alone(u32),
         Local,
         Answer(usize),
     }
 
     proptest! {
         #[test]
-        fn any_schedule_keeps_the_order(steps in prop::collection::vec(prop_oneof![(0u32..3).prop_map(Step::Ask), Just(Step::Local), any::<usize>().prop_map(Step::Answer)], 0..200)) {
+        fn any_schedule_keeps_the_order(steps in prop::collection::vec(prop_oneof![(0u32..3).prop_map(Step::Ask), (0u32..3).prop_map(Step::Alone), Just(Step::Local), any::<usize>().prop_map(Step::Answer)], 0..200)) {
             let (mut window, mut out) = (Window::default(), Vec::new());
             let mut lanes: Vec<VecDeque<(RunId, u32)>> = vec![VecDeque::new(); 3];
             let mut asked = 0u32;
@@ -162,6 +181,13 @@ mod tests {
                 match step {
                     Step::Ask(lane) => {
                         lanes[lane as usize].push_back((window.reserve(lane, 1), asked));
+                        asked += 1;
+                    }
+                    Step::Alone(lane) => {
+                        let run = window.reserve_alone(lane);
+                        let shared = lanes.iter().flatten().any(|(other, _)| *other == run);
+                        prop_assert!(!shared);
+                        lanes[lane as usize].push_back((run, asked));
                         asked += 1;
                     }
                     Step::Local => {

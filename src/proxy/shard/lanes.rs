@@ -25,6 +25,9 @@ impl Shard {
         purpose: Purpose,
     ) -> Rc<Lane> {
         let lane = Lane::new(worker.next_lane_number(), login.clone(), self.clone(), target, purpose);
+        if !lane.is_reader() {
+            lane.leads_to(self.life_of(&lane.target), self.is_watched(&lane.target));
+        }
         self.open.borrow_mut().insert(lane.number, lane.clone());
         let (worker, running, shard) = (worker.clone(), lane.clone(), self.clone());
         tokio::task::spawn_local(async move {
@@ -32,6 +35,15 @@ impl Shard {
             shard.lane_ended(&worker, &running, &end);
         });
         lane
+    }
+
+    /// Whether a connection would tell at once if the master were started anew, or every connection proves the epoch.
+    fn is_watched(&self, target: &Target) -> bool {
+        let open = self.open.borrow();
+        let mut others = open
+            .values()
+            .filter(|lane| !lane.is_reader() && *lane.target == *target);
+        target.pass.is_some() || others.any(|lane| lane.local_addr().is_some())
     }
 
     /// Ends all lanes to masters but those to `still`: they lead to a server that is master no more. One that proved it

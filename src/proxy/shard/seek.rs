@@ -11,7 +11,7 @@ use super::{Mastership, Reign, Shard};
 use crate::clock;
 use crate::proxy::backend::{Greeting, Target, confirm, greet};
 use crate::proxy::worker::Worker;
-use crate::topology::Epoch;
+use crate::topology::{Epoch, RunId};
 
 const RETRY_FIRST: Duration = Duration::from_millis(5);
 const RETRY_LAST: Duration = Duration::from_millis(50);
@@ -113,11 +113,15 @@ impl Shard {
                 greet(&target, worker.connect_timeout()).await.map_err(Some)?
             }
         };
+        let told = greeting.run_id.as_deref().map(RunId::from);
+        let life = target.run_id.clone().or(told);
+        worker.scripts().before_serving(&target.addr, life.as_ref()).await;
         let still = matches!(&*self.mastership.borrow(), Mastership::Sought(sought) if *sought == target);
         if !still {
             return Err(None);
         }
         worker.learn(&greeting);
+        self.run_id.replace(life);
         // From here on it may acknowledge what replicas of older epochs never get.
         self.fences.enter(target.epoch);
         self.begin_reign(&target, greeting.run_id);

@@ -181,7 +181,14 @@ fn a_zookeeper_leader_that_is_killed_leaves_a_shard_that_serves() {
         },
         &Wanted {
             all_kept: true,
-            declared: &[NO_MASTER, GIVEN_UP, NOT_DRAINED, "ZooKeeper", "no master for epoch", "store"],
+            declared: &[
+                NO_MASTER,
+                GIVEN_UP,
+                NOT_DRAINED,
+                "ZooKeeper",
+                "no master for epoch",
+                "store",
+            ],
         },
     );
 }

@@ -11,6 +11,7 @@
 
 mod circuit;
 mod client;
+mod pair;
 mod pointsman;
 mod process;
 mod redis;
@@ -30,6 +31,7 @@ use ::pointsman::clock;
 
 pub use circuit::Circuit;
 pub use client::{Client, Value, encode};
+pub use pair::Pair;
 pub use pointsman::Pointsman;
 pub use process::{Output, Process, run};
 pub use redis::Redis;
