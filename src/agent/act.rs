@@ -1,7 +1,8 @@
-//! Doing to our own Redis what an executor asks: the MULTI blocks of park, promote and follow.
+//! Doing to our own Redis what an executor asks: the MULTI blocks of park, fence, promote and follow.
 //!
 //! Owns: [`Actor`], the agent's working connection, and the internal ACL users `pm-agent` (this agent's
-//! connections) and `repl-<epoch>` (a master's replicas). Refuses: deciding whether to obey.
+//! connections), `repl-<epoch>` (a master's replicas) and `px-<epoch>` (proxies, at the master and its replicas). Refuses:
+//! deciding whether to obey.
 //!
 //! Invariants: each block begins by killing every other connection of an agent, so a command that got
 //! stuck in an older one is discarded instead of running later (rule R9); each leaves the epoch in
@@ -19,8 +20,8 @@ use crate::peer;
 use crate::topology::{Addr, Epoch, RunId, ShardId};
 
 use super::info;
-use super::machine::facts::{Facts, PARKED_AT};
-use super::machine::obedience::Ask;
+use super::machine::facts::{Facts, PARKED_AT, Role};
+use super::machine::obedience::{Ask, Mark};
 use super::redis::{Connection, Login, RedisError, text, texts};
 
 /// How long one block may take.
@@ -29,6 +30,8 @@ const BLOCK_LIMIT: Duration = Duration::from_millis(400);
 const LINK_LIMIT: Duration = Duration::from_millis(100);
 /// Between two looks at that link.
 const LINK_POLL: Duration = Duration::from_millis(1);
+/// Looks that follow each other at once.
+const LOOKS_AT_ONCE: u32 = 10;
 /// The user of every agent's working connection.
 const AGENT_USER: &str = "pm-agent";
 
@@ -93,17 +96,18 @@ impl Actor {
     }
 
     async fn act_on(&mut self, mut warm: Warm, ask: &Ask) -> Result<Facts, RedisError> {
-        if let Ask::Promote { run_id, .. } = ask
+        if let Ask::Promote { run_id, .. } | Ask::Fence { run_id, .. } = ask
             && warm.run_id != *run_id
         {
             return Err(RedisError::Says(
-                "another process answers than the one that was parked".to_owned(),
+                "another process answers than the one that was meant".to_owned(),
             ));
         }
-        let old = std::mem::take(&mut warm.users);
-        let mut facts = match ask {
-            Ask::Park { epoch } => self.park(&mut warm, *epoch, &old).await?,
-            Ask::Promote { epoch, .. } => self.promote(&mut warm, *epoch, &old).await?,
+        let facts = match ask {
+            Ask::Park { epoch } => self.park(&mut warm, *epoch).await?,
+            Ask::Fence { epoch, .. } => self.fence(&mut warm, *epoch).await?,
+            Ask::Reach { mark, .. } => await_mark(&mut warm, mark.as_ref()).await?,
+            Ask::Promote { epoch, mark, .. } => self.promote(&mut warm, *epoch, mark.as_ref()).await?,
             Ask::Follow {
                 epoch,
                 addr,
@@ -111,49 +115,64 @@ impl Actor {
                 fence,
                 ..
             } => {
-                let token = self.token(*epoch, run_id);
-                self.follow(&mut warm, *epoch, addr, &token, &old).await?;
+                self.follow(&mut warm, *epoch, addr, run_id).await?;
                 await_link(&mut warm, *fence).await?
             }
         };
-        facts.epoch = ask.epoch();
-        if let Ask::Promote { epoch, .. } = ask {
-            warm.users.push(format!("repl-{epoch}"));
-        }
         self.warm = Some(warm);
         Ok(facts)
     }
 
-    async fn park(&self, warm: &mut Warm, epoch: Epoch, old: &[String]) -> Result<Facts, RedisError> {
-        let mut block = Block::new(old);
+    async fn park(&self, warm: &mut Warm, epoch: Epoch) -> Result<Facts, RedisError> {
+        let users = std::mem::take(&mut warm.users);
+        let block = Block::new(&users);
+        self.halt(warm, epoch, block).await
+    }
+
+    /// As a park, but the replicas' user stays, and with it their links: what is still on its way to them arrives
+    /// (rule R8; before Redis 7 the `REPLICAOF` of a master cuts them all the same).
+    async fn fence(&self, warm: &mut Warm, epoch: Epoch) -> Result<Facts, RedisError> {
+        let replicas = peer::name(peer::Role::Replica, Epoch(0));
+        let prefix = replicas.trim_end_matches('0');
+        let (kept, gone) = std::mem::take(&mut warm.users)
+            .into_iter()
+            .partition(|user| user.starts_with(prefix));
+        warm.users = kept;
+        let gone: Vec<String> = gone;
+        let block = Block::new(&gone);
+        self.halt(warm, epoch, block).await
+    }
+
+    async fn halt(&self, warm: &mut Warm, epoch: Epoch, mut block: Block) -> Result<Facts, RedisError> {
         block.push(&["INFO"]);
         block.carry(epoch, "");
         let (host, port) = PARKED_AT.split_once(':').unwrap_or(("127.0.0.1", "1"));
         block.push(&["REPLICAOF", host, port]);
         block.push(&["INFO"]);
         let replies = block.run(warm).await?;
-        let mut readings = replies
-            .iter()
-            .filter_map(text)
-            .filter_map(|reply| info::facts(reply, ""));
-        let (Some(before), Some(mut after)) = (readings.next(), readings.next()) else {
-            return Err(RedisError::Unexpected("INFO"));
-        };
+        let (before, mut after) = readings(&replies)?;
         // The park ended a synchronisation under way; what it left is not whole.
         after.syncing |= before.syncing;
+        after.epoch = epoch;
         Ok(after)
     }
 
-    async fn promote(&self, warm: &mut Warm, epoch: Epoch, old: &[String]) -> Result<Facts, RedisError> {
-        let user = format!("repl-{epoch}");
-        let token = self.token(epoch, &warm.run_id);
-        let others: Vec<String> = old.iter().filter(|name| **name != user).cloned().collect();
-        let mut block = Block::new(&others);
+    /// Makes it the master. The node was parked, or has reached `mark`; then what the block itself reads decides.
+    async fn promote(&self, warm: &mut Warm, epoch: Epoch, mark: Option<&Mark>) -> Result<Facts, RedisError> {
+        let replicas = peer::name(peer::Role::Replica, epoch);
+        let proxies = peer::name(peer::Role::Proxy, epoch);
+        let token = self.token(peer::Role::Replica, epoch, &warm.run_id);
+        // A user that is made anew loses its connections, those of this epoch do not.
+        let keep = [&replicas, &proxies];
+        let gone = std::mem::take(&mut warm.users);
+        let gone: Vec<String> = gone.into_iter().filter(|user| !keep.contains(&user)).collect();
+        let mut block = Block::new(&gone);
+        block.push(&["INFO"]);
         let password = format!(">{token}");
         block.push(&[
             "ACL",
             "SETUSER",
-            &user,
+            &replicas,
             "reset",
             "on",
             &password,
@@ -161,30 +180,39 @@ impl Actor {
             "+replconf",
             "+ping",
         ]);
+        block.admit_proxies(&proxies, &self.token(peer::Role::Proxy, epoch, &warm.run_id));
         block.carry(epoch, &token);
         block.push(&["REPLICAOF", "NO", "ONE"]);
         block.push(&["INFO"]);
-        last_reading(&block.run(warm).await?)
+        let replies = block.run(warm).await?;
+        warm.users = vec![replicas, proxies];
+        let (before, mut after) = readings(&replies)?;
+        after.epoch = epoch;
+        match mark {
+            Some(mark) if !has_reached(&before, mark) => Err(RedisError::Says(format!(
+                "promoted at {} of stream {}, where {} of {} was wanted",
+                before.offset, before.replid, mark.offset, mark.replid
+            ))),
+            Some(_) | None => Ok(after),
+        }
     }
 
-    async fn follow(
-        &self,
-        warm: &mut Warm,
-        epoch: Epoch,
-        addr: &Addr,
-        token: &str,
-        old: &[String],
-    ) -> Result<(), RedisError> {
-        let mut block = Block::new(old);
-        block.carry(epoch, token);
+    async fn follow(&self, warm: &mut Warm, epoch: Epoch, addr: &Addr, run_id: &RunId) -> Result<(), RedisError> {
+        let proxies = peer::name(peer::Role::Proxy, epoch);
+        let mut gone = std::mem::take(&mut warm.users);
+        gone.retain(|user| *user != proxies);
+        let mut block = Block::new(&gone);
+        block.admit_proxies(&proxies, &self.token(peer::Role::Proxy, epoch, run_id));
+        block.carry(epoch, &self.token(peer::Role::Replica, epoch, run_id));
         block.push(&["REPLICAOF", addr.host(), &addr.port().to_string()]);
         block.run(warm).await?;
+        warm.users = vec![proxies];
         Ok(())
     }
 
-    /// What replicas of the master promoted in `epoch` log in with.
-    fn token(&self, epoch: Epoch, run_id: &RunId) -> String {
-        peer::token(&self.secret, peer::Role::Replica, &self.shard, epoch, run_id)
+    /// What those of the epoch in which `master` was promoted log in with.
+    fn token(&self, role: peer::Role, epoch: Epoch, master: &RunId) -> String {
+        peer::token(&self.secret, role, &self.shard, epoch, master)
     }
 
     async fn open(&self) -> Result<Warm, RedisError> {
@@ -231,6 +259,16 @@ impl Block {
             .push(command.iter().map(|part| (*part).to_owned()).collect());
     }
 
+    /// The user that proves the epoch to proxies. It may read what tells of the server, and no key: what a client may do
+    /// is up to the user that the proxy logs in as after it.
+    fn admit_proxies(&mut self, user: &str, token: &str) {
+        let password = format!(">{token}");
+        let rights = "&* +@connection +@pubsub +role +info +time +config|get +wait +script +command";
+        let mut command = vec!["ACL", "SETUSER", user, "reset", "on", &password];
+        command.extend(rights.split(' '));
+        self.push(&command);
+    }
+
     /// The epoch's name, and the password for its master if this node is to have one.
     fn carry(&mut self, epoch: Epoch, token: &str) {
         self.push(&["CONFIG", "SET", "masteruser", &format!("repl-{epoch}")]);
@@ -270,9 +308,25 @@ fn internal_users(users: &BytesFrame) -> Vec<String> {
     texts(users).into_iter().filter(ours).map(str::to_owned).collect()
 }
 
-fn last_reading(replies: &[BytesFrame]) -> Result<Facts, RedisError> {
-    let reading = replies.last().and_then(text).and_then(|reply| info::facts(reply, ""));
-    reading.ok_or(RedisError::Unexpected("INFO"))
+/// The readings in a block: before what it does, and after.
+fn readings(replies: &[BytesFrame]) -> Result<(Facts, Facts), RedisError> {
+    let mut readings = replies
+        .iter()
+        .filter_map(text)
+        .filter_map(|reply| info::facts(reply, ""));
+    match (readings.next(), readings.next()) {
+        (Some(before), Some(after)) => Ok((before, after)),
+        (_, None) | (None, _) => Err(RedisError::Unexpected("INFO")),
+    }
+}
+
+/// Whether a node has applied everything up to the mark, as a replica of that stream or promoted out of it.
+fn has_reached(facts: &Facts, mark: &Mark) -> bool {
+    let (stream, offset) = match facts.role {
+        Role::Replica => (&facts.replid, facts.offset),
+        Role::Master => (&facts.replid2, facts.second_offset - 1),
+    };
+    *stream == mark.replid && offset >= mark.offset && !facts.syncing && !facts.loading
 }
 
 /// One reading of a Redis, with the epoch it carries.
@@ -291,12 +345,25 @@ pub async fn read(connection: &mut Connection) -> Result<Facts, RedisError> {
 
 /// Looks until the link is up and `fence` is reached, at most [`LINK_LIMIT`]; the last look counts.
 async fn await_link(warm: &mut Warm, fence: i64) -> Result<Facts, RedisError> {
+    look_until(warm, |facts| facts.link_up && facts.offset >= fence).await
+}
+
+/// The same until the mark is reached; without one a single look.
+async fn await_mark(warm: &mut Warm, mark: Option<&Mark>) -> Result<Facts, RedisError> {
+    look_until(warm, |facts| mark.is_none_or(|mark| has_reached(facts, mark))).await
+}
+
+async fn look_until(warm: &mut Warm, done: impl Fn(&Facts) -> bool) -> Result<Facts, RedisError> {
     let end = clock::now() + LINK_LIMIT;
-    loop {
+    for look in 1.. {
         let facts = read(&mut warm.connection).await?;
-        if (facts.link_up && facts.offset >= fence) || clock::now() >= end {
+        if done(&facts) || clock::now() >= end {
             return Ok(facts);
         }
-        sleep(LINK_POLL).await;
+        // What a timer takes at least is more than most replicas need.
+        if look > LOOKS_AT_ONCE {
+            sleep(LINK_POLL).await;
+        }
     }
+    unreachable!("the time is up before the numbers are");
 }

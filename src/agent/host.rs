@@ -21,9 +21,9 @@ use tokio_util::sync::CancellationToken;
 use super::act::Actor;
 use super::errands::{act, look_at_master, look_at_own};
 use super::machine::action::{Action, Input, Job, Level, Registered, Reply, Suspicion, Ticket, Written};
-use super::machine::election::Outcome;
 use super::machine::facts::Role;
 use super::machine::obedience::Ask;
+use super::machine::outcome::Outcome;
 use super::machine::state::{MasterOf, State, Versioned};
 use super::machine::timings::Timings;
 use super::machine::{Identity, Machine};
@@ -32,8 +32,9 @@ use super::mesh::Mesh;
 use super::probe::Probe;
 use super::redis::Login;
 use crate::clock;
-use crate::peer::{self, Inbound, News, Request};
-use crate::topology::{Addr, NodeId, RunId, ShardId};
+use crate::peer::{self, Attach, Inbound, Kind, News, Report, Request};
+use crate::topology::codec::SwitchRequest;
+use crate::topology::{Addr, Epoch, NodeId, RunId, ShardId};
 
 /// Inputs that wait for the machine.
 const INPUTS_MAX: usize = 256;
@@ -78,6 +79,10 @@ pub enum StoreEvent {
     Nodes(Vec<(NodeId, Addr, Addr)>),
     /// All evidence.
     Suspects(Vec<Suspicion>),
+    /// What somebody wants done to the master, if anything.
+    Wish(Option<SwitchRequest>),
+    /// The proxies that tell of drains.
+    Proxies(BTreeSet<String>),
     /// The outcome of the last [`StoreRequest::Write`].
     Written(Written),
 }
@@ -93,8 +98,14 @@ pub enum StoreRequest {
     Suspect(Option<Suspicion>),
     /// A state to tell on to proxies at once.
     Relay(Versioned),
-    /// A history record.
+    /// Where those who hear are to move, to tell proxies at once.
+    Attach(Attach),
+    /// A history record; the request that it ends is deleted afterwards.
     Record(Outcome),
+    /// How many bytes of the stream our Redis had and the master of this epoch did not.
+    Lost(Epoch, u64),
+    /// What a proxy went through because of the change to this epoch's master, for its history record.
+    Report(String, Epoch, Report),
     /// What our Redis is by now.
     Describe(Described),
 }
@@ -155,6 +166,7 @@ pub async fn run(
 }
 
 struct Host {
+    shard: ShardId,
     machine: Machine,
     epochs: EpochFile,
     mesh: Mesh,
@@ -200,6 +212,7 @@ impl Host {
         tokio::spawn(stop.clone().run_until_cancelled_owned(watching));
         let secret = Arc::clone(&settings.secret);
         Ok(Self {
+            shard: settings.shard.clone(),
             machine: Machine::new(clock::now(), me, timings, epochs.read()?, seed),
             epochs,
             mesh: Mesh::new(
@@ -225,6 +238,8 @@ impl Host {
             StoreEvent::Lost => Input::StoreLost,
             StoreEvent::State(state) => Input::State(state),
             StoreEvent::Suspects(suspects) => Input::Suspects(suspects),
+            StoreEvent::Wish(request) => Input::Wish(request),
+            StoreEvent::Proxies(proxies) => Input::Proxies(proxies),
             StoreEvent::Written(written) => Input::Written(written),
             StoreEvent::Nodes(nodes) => {
                 for (node, _, peer) in &nodes {
@@ -254,8 +269,25 @@ impl Host {
                     None
                 }
             },
-            // Only a switchover waits for drains, and our own watch brings what others relay.
-            Request::Drained(..) | Request::Attached(..) | Request::Report(..) | Request::Relay(_) => {
+            Request::Drained(shard, epoch) => {
+                send(inbound.reply, &"noted");
+                let ours = inbound.kind == Kind::Proxy && shard == self.shard;
+                ours.then_some(Input::Drained(inbound.id, epoch))
+            }
+            Request::Attached(shard, epoch) => {
+                send(inbound.reply, &"noted");
+                let ours = inbound.kind == Kind::Proxy && shard == self.shard;
+                ours.then_some(Input::Attached(inbound.id, epoch))
+            }
+            Request::Report(shard, epoch, report) => {
+                send(inbound.reply, &"noted");
+                if inbound.kind == Kind::Proxy && shard == self.shard {
+                    self.tell_store(StoreRequest::Report(inbound.id, epoch, report));
+                }
+                None
+            }
+            // Our own watch brings what others relay.
+            Request::Relay(_) => {
                 send(inbound.reply, &"noted");
                 None
             }
@@ -305,7 +337,15 @@ impl Host {
             Action::ReadState => self.tell_store(StoreRequest::Read),
             Action::Suspect(suspicion) => self.tell_store(StoreRequest::Suspect(suspicion)),
             Action::Relay(state) => self.tell_store(StoreRequest::Relay(state)),
+            Action::Attach(epoch, target) => self.tell_store(StoreRequest::Attach(Attach {
+                shard: self.shard.clone(),
+                epoch,
+                node: target.node,
+                addr: target.addr,
+                run_id: target.run_id,
+            })),
             Action::Record(outcome) => self.tell_store(StoreRequest::Record(*outcome)),
+            Action::Lost { epoch, bytes } => self.tell_store(StoreRequest::Lost(epoch, bytes)),
             Action::Ask { id, node, ask } => {
                 if let Err(why) = self.mesh.ask(&node, id, ask) {
                     self.come_back(Input::Answered(id, Reply::Failed(why.to_owned())));

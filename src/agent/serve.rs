@@ -1,23 +1,36 @@
 //! An agent, from its settings to its end.
 //!
-//! Owns: the order of starting: bind, connect, make the shard's znodes, register, run; and of ending: close the
-//! session, so that the registration goes at once. Refuses: running under a name that a living agent holds.
-//! Invariant: ending changes nothing in Redis.
+//! ```text
+//!  bind -> connect -> lay out -> any rival? -> register -> a rival before us? -> run -> [hand over] -> close the session
+//! ```
+//!
+//! Owns: that order; the session is closed so that the registration goes at once. Refuses: running under a name that a
+//! living agent holds, or on a Redis that one has. Invariants: nothing is done to Redis before it is known that no other
+//! agent has it; ending changes nothing in Redis, unless the agent is to hand its master over, which is a switchover
+//! like any other.
 
 use std::fs;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use super::handover::hand_over;
 use super::host;
-use super::seam::{self, Presence};
+use super::info;
+use super::redis::{Connection, text};
+use super::seam::{self, Presence, Rival, Rivals};
 use crate::store::{self, Store, StoreError};
 use crate::topology::codec::{
     ClusterConfig, CodecError, NameError, NodeInfo, Place, ShardConfig, check_name, decode, encode,
 };
-use crate::topology::{Addr, NodeId};
+use crate::topology::{Addr, NodeId, RunId};
+
+/// How long our Redis may take to say who it is before we register.
+const LIFE_LIMIT: Duration = Duration::from_secs(1);
 
 /// What an agent is started with.
 #[derive(Clone, Debug)]
@@ -30,6 +43,22 @@ pub struct Start {
     pub store: store::Settings,
     /// Its zone, empty for none.
     pub zone: String,
+    /// What it does when it is to stop.
+    pub on_stop: OnStop,
+}
+
+/// What an agent does when it is to stop.
+#[derive(Clone, Debug)]
+pub enum OnStop {
+    /// It leaves; its Redis goes on as what it is.
+    Leave,
+    /// If its node is the master, another one is to be first.
+    HandOver {
+        /// How long that may take.
+        patience: Duration,
+        /// Ends the waiting.
+        at_once: CancellationToken,
+    },
 }
 
 /// Why an agent does not run.
@@ -55,6 +84,17 @@ pub enum AgentError {
         /// What is known of who holds it.
         holder: String,
     },
+    /// Its Redis belongs to another agent.
+    #[error(
+        "redis {redis} has an agent already, that of node {} of shard {} on {} at {}: one redis-server has one agent, so \
+         end that one or name another redis-server", .rival.node, .rival.shard, .rival.info.host, .rival.info.peer
+    )]
+    Shared {
+        /// Where it listens.
+        redis: Addr,
+        /// Whose it is.
+        rival: Box<Rival>,
+    },
     /// Something on this machine fails.
     #[error("agent of {0}: {1}")]
     Machine(NodeId, io::Error),
@@ -71,17 +111,30 @@ pub async fn serve(start: Start, stop: CancellationToken) -> Result<(), AgentErr
     let connecting = stop.run_until_cancelled(Store::connect(&start.store));
     let Some(store) = connecting.await else { return Ok(()) };
     let store = store?;
-    let ended = stop.run_until_cancelled(work(&store, start, listener, &stop)).await;
+    let (shard, node, on_stop) = (start.host.shard.clone(), start.host.node.clone(), start.on_stop.clone());
+    let runs = AtomicBool::new(false);
+    let leaving = async {
+        stop.cancelled().await;
+        if let OnStop::HandOver { patience, at_once } = on_stop
+            && runs.load(Ordering::Acquire)
+        {
+            let handing = hand_over(&store, &shard, &node, patience);
+            if at_once.run_until_cancelled(handing).await.is_none() {
+                tracing::warn!("asked to end at once: {shard} is not handed over");
+            }
+        }
+    };
+    let ended = tokio::select! {
+        biased;
+        // What it hands over it still has to move itself.
+        ended = work(&store, start, listener, &runs) => ended,
+        () = leaving => Ok(()),
+    };
     store.close().await;
-    ended.unwrap_or(Ok(()))
+    ended
 }
 
-async fn work(
-    store: &Store,
-    mut start: Start,
-    listener: TcpListener,
-    stop: &CancellationToken,
-) -> Result<(), AgentError> {
+async fn work(store: &Store, mut start: Start, listener: TcpListener, runs: &AtomicBool) -> Result<(), AgentError> {
     let machine = |error| AgentError::Machine(start.host.node.clone(), error);
     let peer = published(&start, listener.local_addr().map_err(machine)?.port());
     lay_out(store, &mut start.host).await?;
@@ -90,26 +143,51 @@ async fn work(
         host: kernel("hostname"),
         redis: start.host.redis.clone(),
         peer,
-        run_id: None,
+        run_id: life(&start.host).await,
         role: None,
         replid: None,
         zone: start.zone,
         priority: start.host.priority,
         boot_id: kernel("random/boot_id"),
     };
+    let redis = start.host.redis.clone();
+    let shared = |rival| AgentError::Shared {
+        redis: redis.clone(),
+        rival: Box::new(rival),
+    };
+    let mut rivals = Rivals::new(store, &shard, &node, seam::patience(store));
+    if let Some(rival) = rivals.before(&info).await {
+        return Err(shared(rival));
+    }
     let (presence, mut registration) = Presence::start(store, &shard, &node, info);
     if !registration.held().await {
         return Err(taken(store, &start.host).await);
     }
-    tracing::info!(%node, %shard, redis = %start.host.redis, "registered");
-    let stop = stop.child_token();
-    let _ends_with_us = stop.clone().drop_guard();
-    let (seam, news) = seam::start(store, &shard, &node, presence, &stop);
-    let running = host::run(start.host.clone(), listener, news, seam, stop.clone());
+    if let Some(rival) = rivals.after().await {
+        return Err(shared(rival));
+    }
+    tracing::info!(%node, %shard, %redis, "registered");
+    let end = CancellationToken::new();
+    let _ends_with_us = end.clone().drop_guard();
+    let (seam, news) = seam::start(store, &shard, &node, presence, &end);
+    let running = host::run(start.host.clone(), listener, news, seam, end.clone());
+    runs.store(true, Ordering::Release);
     tokio::select! {
         ended = running => ended.map_err(|error| AgentError::Machine(node, error)),
         () = registration.lost() => Err(taken(store, &start.host).await),
+        rival = rivals.appears() => Err(shared(rival)),
     }
+}
+
+/// The life of our Redis, if it answers.
+async fn life(settings: &host::Settings) -> Option<RunId> {
+    let mut connection = Connection::open(&settings.redis, &settings.login, LIFE_LIMIT)
+        .await
+        .ok()?;
+    let reply = connection.ask(&["INFO"], LIFE_LIMIT).await.ok()?;
+    text(&reply)
+        .and_then(|reply| info::facts(reply, ""))
+        .map(|facts| facts.run_id)
 }
 
 /// Where others reach the peer port.

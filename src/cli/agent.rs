@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 
 use super::{Failure, runtime, signals};
 use crate::admin::{self, Pages};
@@ -11,7 +12,9 @@ use crate::agent::host;
 use crate::agent::machine::timings::Timings;
 use crate::agent::redis::Login;
 use crate::agent::serve::{self, Start};
-use crate::config::{self, AgentFile, ConfigError, Document, Ensemble, File, Kind, Name, TimingsFile, read_secret};
+use crate::config::{
+    self, AgentFile, ConfigError, Document, Ensemble, File, Kind, Name, OnStop, TimingsFile, read_secret,
+};
 use crate::store;
 use crate::topology::{Addr, NodeId, ShardId};
 
@@ -68,6 +71,9 @@ pub struct Args {
     /// Where the agent keeps what it must not forget [default: /var/lib/pointsman].
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
+    /// What it does at SIGTERM: 'leave', or 'handover' of the master first [default: leave].
+    #[arg(long, value_name = "leave|handover")]
+    on_stop: Option<OnStop>,
     /// A redis-server that answers nothing for this long hangs, in milliseconds [default: 1000].
     #[arg(long, value_name = "T", value_parser = clap::value_parser!(u64).range(50..=600_000))]
     suspicion_ms: Option<u64>,
@@ -76,8 +82,8 @@ pub struct Args {
 pub fn run(args: Args) -> Result<(), Failure> {
     let checked = checked(args)?;
     let admin = checked.admin.clone();
-    let start = build(checked)?;
-    let stop = signals::shutdown()?;
+    let (stop, at_once) = signals::twice()?;
+    let start = build(checked, at_once)?;
     runtime()?.block_on(async {
         let pages = listen(admin).await?;
         let pages = async {
@@ -141,6 +147,8 @@ impl Args {
             },
             ack_replicas: self.ack_replicas.unwrap_or(file.ack_replicas),
             data_dir: self.data_dir.unwrap_or(file.data_dir),
+            on_stop: self.on_stop.unwrap_or(file.on_stop),
+            stop_patience_ms: file.stop_patience_ms,
             timings: TimingsFile {
                 suspicion_ms: self.suspicion_ms.unwrap_or(file.timings.suspicion_ms),
                 ..file.timings
@@ -149,7 +157,7 @@ impl Args {
     }
 }
 
-fn build(checked: config::Agent) -> Result<Start, Failure> {
+fn build(checked: config::Agent, at_once: CancellationToken) -> Result<Start, Failure> {
     let host = host::Settings {
         node: NodeId::from(checked.node.as_str()),
         shard: ShardId::from(checked.shard.as_str()),
@@ -171,6 +179,13 @@ fn build(checked: config::Agent) -> Result<Start, Failure> {
         listen: checked.listen,
         store: store(&checked.zookeeper),
         zone: checked.zone.map(|zone| zone.to_string()).unwrap_or_default(),
+        on_stop: match checked.on_stop {
+            OnStop::Leave => serve::OnStop::Leave,
+            OnStop::Handover => serve::OnStop::HandOver {
+                patience: checked.stop_patience,
+                at_once,
+            },
+        },
     })
 }
 
@@ -199,6 +214,10 @@ fn timings(file: &TimingsFile) -> Timings {
         last_resort: ms(file.last_resort_ms),
         founding: ms(file.founding_ms),
         stall: ms(file.stall_ms),
+        drain_max: ms(file.drain_max_ms),
+        catch_up: ms(file.catch_up_ms),
+        switch_wait: ms(file.switch_wait_ms),
+        switch_lag_max_bytes: file.switch_lag_max_bytes,
     }
 }
 

@@ -44,8 +44,10 @@ enum Command {
     UpNode(up::NodeArgs),
     /// Says what a cluster is doing now.
     Status(operate::Args),
-    /// Lists what happened to a cluster: its failovers.
-    History(operate::Args),
+    /// Lists what happened to a cluster: its failovers and switchovers.
+    History(operate::HistoryArgs),
+    /// Moves a shard's master to another node; ends when that is done.
+    Switchover(operate::SwitchoverArgs),
     /// Checks a config file and says what it is for.
     CheckConfig(check::Args),
 }
@@ -76,9 +78,12 @@ pub fn run() -> ExitCode {
     let cli = Cli::parse();
     start_log(cli.log.unwrap_or(match cli.command {
         Command::Proxy(_) | Command::Agent(_) => LevelFilter::INFO,
-        Command::Up(_) | Command::UpNode(_) | Command::Status(_) | Command::History(_) | Command::CheckConfig(_) => {
-            LevelFilter::WARN
-        }
+        Command::Up(_)
+        | Command::UpNode(_)
+        | Command::Status(_)
+        | Command::History(_)
+        | Command::Switchover(_)
+        | Command::CheckConfig(_) => LevelFilter::WARN,
     }));
     let done = match cli.command {
         Command::Proxy(args) => proxy::run(*args),
@@ -87,6 +92,7 @@ pub fn run() -> ExitCode {
         Command::UpNode(args) => up::run_node(&args),
         Command::Status(args) => operate::status(args),
         Command::History(args) => operate::history(args),
+        Command::Switchover(args) => operate::switchover(args),
         Command::CheckConfig(args) => check::run(&args),
     };
     match done {

@@ -1,4 +1,4 @@
-//! `pointsman status` and `pointsman history`.
+//! `pointsman status`, `pointsman history` and `pointsman switchover`.
 
 use std::io::{self, Write as _};
 use std::path::PathBuf;
@@ -6,10 +6,11 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::up::DIR;
-use super::{Failure, runtime};
+use super::{Failure, runtime, signals};
 use crate::config::{Ensemble, Name};
-use crate::operate::{Cluster, OperateError, Where};
+use crate::operate::{Cluster, OperateError, Switchover, Where};
 use crate::store;
+use crate::topology::{NodeId, ShardId};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -30,6 +31,26 @@ pub struct Args {
     json: bool,
 }
 
+#[derive(Debug, clap::Args)]
+pub struct HistoryArgs {
+    #[command(flatten)]
+    common: Args,
+    /// For people: how long each phase took, in a line under each operation.
+    #[arg(long)]
+    phases: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct SwitchoverArgs {
+    #[command(flatten)]
+    common: Args,
+    /// Whose master is to move.
+    shard: Name,
+    /// Which node is to be the master [default: the best replica].
+    #[arg(long, value_name = "NODE")]
+    to: Option<Name>,
+}
+
 pub fn status(args: Args) -> Result<(), Failure> {
     if args.zookeeper.is_some() && args.secret_file.is_none() {
         let sentence = "--secret-file: the agents are asked how their nodes are: name the file of the cluster's secret";
@@ -40,10 +61,41 @@ pub fn status(args: Args) -> Result<(), Failure> {
     show(&status, json, || status.table())
 }
 
-pub fn history(args: Args) -> Result<(), Failure> {
-    let json = args.json;
-    let history = ask(args, async |cluster: &Cluster| cluster.history().await)?;
-    show(&history.0, json, || history.table())
+pub fn history(args: HistoryArgs) -> Result<(), Failure> {
+    let (json, phases) = (args.common.json, args.phases);
+    let history = ask(args.common, async |cluster: &Cluster| cluster.history().await)?;
+    show(&history.0, json, || history.table(phases))
+}
+
+pub fn switchover(args: SwitchoverArgs) -> Result<(), Failure> {
+    let json = args.common.json;
+    let shard = ShardId::from(args.shard.as_str());
+    let to = args.to.map(|node| NodeId::from(node.as_str()));
+    let stop = signals::shutdown()?;
+    let moved = ask(args.common, async |cluster: &Cluster| {
+        let stopped = stop.cancelled();
+        cluster.switchover(&shard, to.as_ref(), asked_by(), stopped).await
+    })?;
+    let sentence = moved.sentence(&shard);
+    match &moved {
+        Switchover::Recorded(record) if json => show(record, true, String::new)?,
+        Switchover::Recorded(_) | Switchover::Unanswered(_) => {
+            if let Ok(line) = &sentence {
+                show(&(), false, || format!("{line}\n"))?;
+            }
+        }
+    }
+    sentence.map(drop).map_err(Failure::Failed)
+}
+
+/// Who asks, for the history: as far as the system knows, and short.
+fn asked_by() -> String {
+    let named = ["USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok());
+    let user = named.unwrap_or("somebody".to_owned());
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = if host.trim().is_empty() { "here" } else { host.trim() };
+    let plain = |text: &str| -> String { text.chars().filter(|letter| !letter.is_control()).take(64).collect() };
+    format!("{}@{}", plain(&user), plain(host))
 }
 
 fn ask<T>(args: Args, question: impl AsyncFn(&Cluster) -> Result<T, OperateError>) -> Result<T, Failure> {

@@ -2,9 +2,11 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
 
 use super::error::Problem;
 use super::proxy::ZooKeeper;
@@ -51,11 +53,44 @@ pub struct AgentFile {
     pub ack_replicas: u64,
     /// Where the agent keeps what it must not forget.
     pub data_dir: PathBuf,
+    /// What it does when it is to stop.
+    pub on_stop: OnStop,
+    /// How long a handover may take.
+    #[serde(deserialize_with = "within::<0, 600_000, _>")]
+    pub stop_patience_ms: u64,
     /// Waiting times.
     pub timings: TimingsFile,
 }
 
-/// `[agent.timings]`: none of them is needed for safety; they trade the length of an outage against needless elections.
+/// What an agent does at SIGTERM.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnStop {
+    /// It leaves, and its Redis goes on as what it is.
+    #[default]
+    Leave,
+    /// If its Redis is the master, another one is made the master first.
+    Handover,
+}
+
+/// Why a text is no [`OnStop`].
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[error("'{0}' is nothing an agent does when it stops: write leave or handover")]
+pub struct OnStopError(String);
+
+impl FromStr for OnStop {
+    type Err = OnStopError;
+
+    fn from_str(text: &str) -> Result<Self, OnStopError> {
+        match text {
+            "leave" => Ok(Self::Leave),
+            "handover" => Ok(Self::Handover),
+            other => Err(OnStopError(other.to_owned())),
+        }
+    }
+}
+
+/// `[agent.timings]`, and one measure of lag: none of them is needed for safety; they trade the length of an outage against needless elections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 #[expect(missing_docs, reason = "conf/agent.toml documents each key, and Timings each field")]
@@ -86,6 +121,14 @@ pub struct TimingsFile {
     pub founding_ms: u64,
     #[serde(deserialize_with = "within::<10, 600_000, _>")]
     pub stall_ms: u64,
+    #[serde(deserialize_with = "within::<0, 10_000, _>")]
+    pub drain_max_ms: u64,
+    #[serde(deserialize_with = "within::<1, 10_000, _>")]
+    pub catch_up_ms: u64,
+    #[serde(deserialize_with = "within::<0, 600_000, _>")]
+    pub switch_wait_ms: u64,
+    #[serde(deserialize_with = "within::<0, 1_000_000_000_000, _>")]
+    pub switch_lag_max_bytes: u64,
 }
 
 impl Default for TimingsFile {
@@ -104,6 +147,10 @@ impl Default for TimingsFile {
             last_resort_ms: 10_000,
             founding_ms: 5000,
             stall_ms: 400,
+            drain_max_ms: 200,
+            catch_up_ms: 300,
+            switch_wait_ms: 2000,
+            switch_lag_max_bytes: 64 * 1024 * 1024,
         }
     }
 }
@@ -128,6 +175,8 @@ impl Default for AgentFile {
             members: Vec::new(),
             ack_replicas: 0,
             data_dir: PathBuf::from("/var/lib/pointsman"),
+            on_stop: OnStop::Leave,
+            stop_patience_ms: 5000,
             timings: TimingsFile::default(),
         }
     }
@@ -157,6 +206,8 @@ pub struct Agent {
     pub members: Vec<Name>,
     pub ack_replicas: u32,
     pub data_dir: PathBuf,
+    pub on_stop: OnStop,
+    pub stop_patience: Duration,
     pub timings: TimingsFile,
 }
 
@@ -211,6 +262,8 @@ impl AgentFile {
             members,
             ack_replicas: 0,
             data_dir: self.data_dir.clone(),
+            on_stop: self.on_stop,
+            stop_patience: Duration::from_millis(self.stop_patience_ms),
             timings: self.timings,
         })
     }

@@ -16,7 +16,7 @@ mod proxy;
 mod secret;
 mod value;
 
-pub use agent::{Agent, AgentFile, Password, TimingsFile};
+pub use agent::{Agent, AgentFile, OnStop, OnStopError, Password, TimingsFile};
 pub use document::{Document, File, Kind, agent_toml, proxy_toml};
 pub use error::{ConfigError, Problem};
 pub use proxy::{Proxy, ProxyFile, ReadPolicy, Source, ZooKeeper};

@@ -7,6 +7,7 @@ use serde::de::DeserializeOwned;
 use thiserror::Error;
 
 use super::circuit::{Circuit, CircuitError, SECRET_FILE};
+use crate::agent::petition::PetitionError;
 use crate::config::{ConfigError, read_secret};
 use crate::store::{self, Store, StoreError};
 use crate::topology::codec::{CodecError, Place, Slots, Znode, decode};
@@ -44,6 +45,15 @@ pub enum OperateError {
         /// Its name.
         cluster: String,
     },
+    /// It has no such shard; these there are.
+    #[error("there is no shard {0}: {1}")]
+    NoShard(ShardId, String),
+    /// The shard has no such node; these there are.
+    #[error("there is no node {0} in {1}: {2}")]
+    NoNode(NodeId, ShardId, String),
+    /// A switchover cannot be asked for.
+    #[error(transparent)]
+    Petition(#[from] PetitionError),
 }
 
 /// A cluster that was found.
@@ -85,6 +95,10 @@ impl Cluster {
     /// Ends the session.
     pub async fn leave(&self) {
         self.store.close().await;
+    }
+
+    pub(super) fn store(&self) -> &Store {
+        &self.store
     }
 
     /// The shards' names.

@@ -1,18 +1,21 @@
-//! What operators ask for: status, history. Clients of store and peer.
+//! What operators ask for: status, history, switchovers. Clients of store and peer.
 //!
 //! ```text
 //!  DIR/up.json or --zookeeper --> Cluster --store--> znodes ----\
 //!                                        \--peer--> agents' STATE --> Status | history --> JSON | a table
+//!  switchover --petition--> znode ... the record of it --> JSON | a sentence
 //! ```
 //!
 //! Owns: what a running `up` writes about itself ([`Circuit`]), how a cluster is found ([`Cluster`]), what is said of it.
-//! Refuses: changing anything. Invariant: a node that does not answer is told as `down`, never as what it last was.
+//! Refuses: changing anything itself: whoever wants that asks the executor. Invariant: a node that does not answer is
+//! told as `down`, never as what it last was.
 
 mod ask;
 mod circuit;
 mod cluster;
 mod history;
 mod status;
+mod switchover;
 mod table;
 
 pub use ask::{Role, State, ask, reading, standing};
@@ -22,3 +25,4 @@ pub use circuit::{
 pub use cluster::{Cluster, OperateError, Where};
 pub use history::History;
 pub use status::{NodeStatus, ProxyStatus, ShardStatus, Status};
+pub use switchover::Switchover;

@@ -9,7 +9,7 @@ use crate::route::ReadPolicy;
 use crate::topology::{Addr, Epoch, RunId, ShardId};
 
 /// Whether agents give proxies a user for each epoch.
-const PASSES: bool = false;
+const PASSES: bool = true;
 
 /// The settings of one proxy, checked.
 #[derive(Clone, Debug)]

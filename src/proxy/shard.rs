@@ -273,6 +273,7 @@ impl Shard {
         }
         self.toll_begins();
         if !self.arrive(&named) {
+            self.depose_fenced();
             self.abandon_lanes(Some(&named));
         }
         self.set(Mastership::Sought(Rc::new(named)));

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use super::backend::{ConnectError, Greeting, Login, Pass, Target, ask, connect_to};
+use super::backend::{ConnectError, Greeting, Pass, Target, ask, connect_control};
 use super::client::{CloseReason, Session, answer, attach};
 use super::handover::{Order, Teller, What};
 use super::pause::Pause;
@@ -454,7 +454,7 @@ impl Worker {
             let shard = self.shard(ShardIndex(0));
             if let Some(target) = shard.answering() {
                 let asking = async {
-                    let mut stream = connect_to(&target, &Login::default(), self.connect_timeout()).await?;
+                    let mut stream = connect_control(&target, self.connect_timeout()).await?;
                     ask(&mut stream, request, 1, &target.addr).await
                 };
                 match tokio::time::timeout(self.connect_timeout(), asking).await {

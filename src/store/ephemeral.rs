@@ -179,6 +179,7 @@ mod tests {
             bytes: bytes.to_vec(),
             version: 4,
             owner,
+            created: 1,
         };
         let ours = |bytes: &[u8]| bytes == b"me";
         let us = value(Owner::Us, b"a");

@@ -23,6 +23,8 @@ struct Tree {
     nodes: BTreeMap<String, Node>,
     sessions: BTreeMap<u64, watch::Sender<Connection>>,
     ids: u64,
+    /// Creations so far.
+    creations: i64,
     stopped: bool,
     /// What becomes of the next write, if it is lost.
     losing: Option<Loss>,
@@ -36,7 +38,9 @@ struct Node {
     /// The session it ends with.
     owner: Option<u64>,
     /// Children ever created: the next sequential number.
-    created: u64,
+    children: u64,
+    /// Its place in the order of all creations.
+    created: i64,
 }
 
 /// What becomes of a write whose answer is lost.
@@ -147,6 +151,7 @@ impl MemorySession {
                 Some(owner) if owner == self.id => Owner::Us,
                 Some(_) => Owner::Other,
             },
+            created: node.created,
         }))
     }
 
@@ -177,7 +182,7 @@ impl MemorySession {
     pub(super) fn append(&self, parent: &str, bytes: Vec<u8>) -> Result<u64, StoreError> {
         self.write(|tree| {
             tree.make(parent);
-            let number = tree.nodes.get(parent).map_or(0, |node| node.created);
+            let number = tree.nodes.get(parent).map_or(0, |node| node.children);
             tree.create(&format!("{parent}/{number:010}"), bytes, None)?;
             Ok(number)
         })
@@ -264,14 +269,16 @@ impl Tree {
         if let Some((parent, _)) = path.rsplit_once('/') {
             self.make(parent);
             if let Some(parent) = self.nodes.get_mut(parent) {
-                parent.created += 1;
+                parent.children += 1;
             }
         }
+        self.creations += 1;
         let node = Node {
             bytes,
             version: 0,
             owner,
-            created: 0,
+            children: 0,
+            created: self.creations,
         };
         self.nodes.insert(path.to_owned(), node);
         self.tell(path);

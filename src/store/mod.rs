@@ -64,6 +64,8 @@ pub struct Value {
     pub version: i32,
     /// Whose session it ends with.
     pub owner: Owner,
+    /// Its place in the order in which all znodes of the ensemble were created.
+    pub created: i64,
 }
 
 /// Whose session a znode ends with.

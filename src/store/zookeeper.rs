@@ -64,8 +64,12 @@ impl ZooKeeper {
                         ours if ours == client.session_id().0 => Owner::Us,
                         _ => Owner::Other,
                     };
-                    let version = stat.version;
-                    Ok(Some(Value { bytes, version, owner }))
+                    Ok(Some(Value {
+                        bytes,
+                        version: stat.version,
+                        owner,
+                        created: stat.czxid,
+                    }))
                 }
                 Err(Error::NoNode) => Ok(None),
                 Err(error) => Err(error),

@@ -11,7 +11,7 @@ use super::plan::{Part, Plan};
 use super::settings::Settings;
 use super::zookeeper;
 use crate::agent::machine::facts::PARKED_AT;
-use crate::config::{AgentFile, Name, ProxyFile, agent_toml, proxy_toml};
+use crate::config::{AgentFile, Name, OnStop, ProxyFile, agent_toml, proxy_toml};
 use crate::operate::{NodeAt, ProxyAt, SECRET_FILE};
 
 /// Knows Redis' `enable-debug-command`.
@@ -107,6 +107,8 @@ impl Programs {
             members: members.map_err(io::Error::other)?,
             // The agent makes a folder named after its node in there, which is the node's.
             data_dir: self.dir.clone(),
+            // An `up` that ends has nobody to hand anything over to.
+            on_stop: OnStop::Leave,
             ..AgentFile::default()
         })
     }

@@ -124,6 +124,7 @@ fn promote(epoch: u64, run_id: &RunId) -> Ask {
     Ask::Promote {
         epoch: Epoch(epoch),
         run_id: run_id.clone(),
+        mark: None,
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use pointsman::agent::host;
 use pointsman::agent::machine::facts::Role;
 use pointsman::agent::machine::timings::Timings;
-use pointsman::agent::serve::{AgentError, Start, serve};
+use pointsman::agent::serve::{AgentError, OnStop, Start, serve};
 use pointsman::clock;
 use pointsman::peer::{Client, Kind, News};
 use pointsman::store::{Lifetime, Settings, Store};
@@ -21,12 +21,12 @@ use tokio_util::sync::CancellationToken;
 use crate::agent::Server;
 use crate::support::{Process, ZooKeeper, free_port};
 
-const LIMIT: Duration = Duration::from_secs(30);
-const SECRET: &[u8] = b"a secret of the cluster";
+pub const LIMIT: Duration = Duration::from_secs(30);
+pub const SECRET: &[u8] = b"a secret of the cluster";
 
-struct Agent {
+pub struct Agent {
     stop: CancellationToken,
-    peer: Addr,
+    pub peer: Addr,
     task: JoinHandle<Result<(), AgentError>>,
 }
 
@@ -36,15 +36,15 @@ pub struct Shard {
     /// A session of our own, to look with.
     pub store: Store,
     pub nodes: BTreeMap<NodeId, Server>,
-    agents: BTreeMap<NodeId, Agent>,
+    pub agents: BTreeMap<NodeId, Agent>,
     dir: tempfile::TempDir,
 }
 
-fn shard() -> ShardId {
+pub fn shard() -> ShardId {
     ShardId::from("s1")
 }
 
-fn start(id: &NodeId, port: u16, redis: Addr, zookeeper: &str, dir: &Path) -> Start {
+pub fn start(id: &NodeId, port: u16, redis: Addr, zookeeper: &str, dir: &Path) -> Start {
     Start {
         host: host::Settings {
             node: id.clone(),
@@ -61,6 +61,7 @@ fn start(id: &NodeId, port: u16, redis: Addr, zookeeper: &str, dir: &Path) -> St
         listen: Addr::new("127.0.0.1", port),
         store: Settings::new(zookeeper, "test"),
         zone: "z1".to_owned(),
+        on_stop: OnStop::Leave,
     }
 }
 
@@ -84,19 +85,19 @@ impl Shard {
         this
     }
 
-    fn settings(&self, id: &NodeId, port: u16) -> Start {
+    pub fn settings(&self, id: &NodeId, port: u16) -> Start {
         let redis = self.nodes[id].addr.clone();
         start(id, port, redis, &self.zookeeper.connect(), self.dir.path())
     }
 
-    fn start_agent(&mut self, id: &NodeId, port: u16) {
+    pub fn start_agent(&mut self, id: &NodeId, port: u16) {
         let stop = CancellationToken::new();
         let task = tokio::spawn(serve(self.settings(id, port), stop.clone()));
         let peer = Addr::new("127.0.0.1", port);
         self.agents.insert(id.clone(), Agent { stop, peer, task });
     }
 
-    async fn end_agent(&mut self, id: &NodeId) {
+    pub async fn end_agent(&mut self, id: &NodeId) {
         let agent = self.agents.remove(id).unwrap();
         agent.stop.cancel();
         agent.task.await.unwrap().unwrap();
@@ -129,7 +130,7 @@ impl Shard {
         self.until("whole", |state| state.valid.len() == count).await
     }
 
-    async fn history(&self) -> Vec<Record> {
+    pub async fn history(&self) -> Vec<Record> {
         let mut records = Vec::new();
         for name in self.store.children(&Place::History(shard()).to_string()).await.unwrap() {
             records.push(self.read(&Place::Record(shard(), name.parse().unwrap())).await.unwrap());
@@ -137,7 +138,7 @@ impl Shard {
         records
     }
 
-    async fn until_history(&self, what: &str, wanted: impl Fn(&[Record]) -> bool) -> Vec<Record> {
+    pub async fn until_history(&self, what: &str, wanted: impl Fn(&[Record]) -> bool) -> Vec<Record> {
         let end = clock::now() + LIMIT;
         loop {
             let records = self.history().await;
@@ -333,7 +334,7 @@ async fn an_agent_process() {
 const PROCESS: &str = "POINTSMAN_TEST_AGENT";
 
 impl Shard {
-    fn start_agent_process(&self, id: &NodeId, port: u16, zone: &str, session_ms: u32) -> Process {
+    pub fn start_agent_process(&self, id: &NodeId, port: u16, zone: &str, session_ms: u32) -> Process {
         let redis = &self.nodes[id].addr;
         let (zookeeper, dir) = (self.zookeeper.connect(), self.dir.path());
         let mut command = Command::new(std::env::current_exe().unwrap());

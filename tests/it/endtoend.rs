@@ -9,6 +9,7 @@ mod ensemble;
 mod hang;
 mod kills;
 mod proxies;
+mod returning;
 
 use std::time::Duration;
 
@@ -20,6 +21,9 @@ const SOON: Duration = Duration::from_secs(20);
 
 /// What a proxy may say of a master that is lost.
 const NO_MASTER: &str = "no master: ";
+
+/// What an agent says of a node that executed more than the next master had.
+const DROPPED: &str = "does not have: they are dropped";
 
 /// Kills the master's Redis and returns its name; does not wait for what follows.
 #[track_caller]

@@ -49,7 +49,13 @@ impl Store {
                 })
             }
             StoreRequest::Read => StoreEvent::Synced(self.state.clone()),
-            StoreRequest::Suspect(_) | StoreRequest::Relay(_) | StoreRequest::Record(_) | StoreRequest::Describe(_) => {
+            StoreRequest::Suspect(_)
+            | StoreRequest::Relay(_)
+            | StoreRequest::Record(_)
+            | StoreRequest::Attach(_)
+            | StoreRequest::Report(..)
+            | StoreRequest::Lost(..)
+            | StoreRequest::Describe(_) => {
                 return;
             }
         };

@@ -146,6 +146,8 @@ impl Bench {
         bench.register(0);
         bench.register(1);
         bench.publish(Phase::Serving, None);
+        // The accepting end has one; each connection has its own.
+        eventually(SOON, || bench.agents.iter().all(|agent| agent.news.receiver_count() > 1));
         for _ in 0..2 {
             bench
                 .proxy
@@ -587,6 +589,7 @@ fn named_users_move_along() {
 }
 
 #[test]
+#[ignore = "until agents make the proxies' users"]
 fn a_move_that_the_proxy_hears_of_too_late_costs_time_and_no_error() {
     const COMMANDS: i64 = 60_000;
     let mut bench = Bench::start();
@@ -601,11 +604,53 @@ fn a_move_that_the_proxy_hears_of_too_late_costs_time_and_no_error() {
         });
         for _ in 0..2 {
             let offset = bench.fence();
-            bench.log_has("no master", usize::try_from(bench.epoch).unwrap());
             bench.reach(offset);
             bench.promote();
             bench.publish_master();
             eventually(SOON, || bench.report().is_some());
         }
     });
+}
+#[test]
+#[ignore = "until agents make the proxies' users"]
+fn a_master_that_lost_its_epochs_user_gets_nothing_more_whoever_the_clients_are() {
+    let bench = Bench::start();
+    let (mut client, mut popper) = (bench.client(), bench.client());
+    bench.nodes[0].command(&["ACL", "SETUSER", "alice", "on", ">wonder", "~*", "&*", "+@all"]);
+    assert_eq!(client.command(&["AUTH", "alice", "wonder"]), Value::ok());
+    assert_eq!(client.command(&["SET", "k", "1"]), Value::ok());
+    popper.send(b"BLPOP q 60\r\n");
+    eventually(SOON, || info(&bench.nodes[0], "clients", "blocked_clients") == "1");
+    // A fence without a park: alice's own lane would still be served.
+    assert_eq!(bench.nodes[0].command(&["ACL", "DELUSER", "px-1"]), Value::Int(1));
+    assert!(popper.read_reply().is_error("INDOUBT"), "it may have been popped");
+    client.send(&encode(&["SET", "k", "zombie"]));
+    bench.log_has("does not know px-1", 2);
+    client.set_read_timeout(Duration::from_millis(100));
+    assert!(client.try_read_reply().is_err());
+    assert_eq!(bench.nodes[0].command(&["GET", "k"]), Value::bulk("1"));
+    bench.admit(0, 1, 0);
+    client.set_read_timeout(SOON);
+    assert_eq!(client.read_reply(), Value::ok());
+    assert_eq!(bench.nodes[0].command(&["GET", "k"]), Value::bulk("zombie"));
+    bench.proxy.assert_no_undeclared_warnings(&["does not know px-1"]);
+}
+
+#[test]
+#[ignore = "until agents make the proxies' users"]
+fn a_master_that_came_back_empty_is_not_of_the_epoch() {
+    let mut bench = Bench::start();
+    let mut client = bench.client();
+    assert_eq!(client.command(&["SET", "k", "1"]), Value::ok());
+    eventually(SOON, || bench.nodes[1].command(&["GET", "k"]) == Value::bulk("1"));
+    bench.nodes[0].kill9();
+    bench.nodes[0].restart();
+    client.send(&[encode(&["INCR", "k"]), encode(&["GET", "k"])].concat());
+    bench.log_has("does not know px-1", 2);
+    assert_eq!(bench.nodes[0].command(&["DBSIZE"]), Value::Int(0));
+    bench.lives[0] = run_id(&bench.nodes[0]);
+    bench.promote();
+    bench.publish_master();
+    assert_eq!(client.read_reply(), Value::Int(2));
+    assert_eq!(client.read_reply(), Value::bulk("2"));
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
 mod agent;
+mod agent_lives;
 mod agent_store;
 mod cli;
 mod clients;
@@ -26,4 +27,6 @@ mod store;
 mod stress;
 mod support;
 mod support_check;
+mod switchover;
+mod switchover_command;
 mod up;

@@ -1,14 +1,18 @@
 //! What the machine wants done, and what comes back.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
+use crate::topology::codec::SwitchRequest;
 use crate::topology::{Addr, Epoch, NodeId, RunId};
 
 use super::detector::{PeerSeen, Seen};
-use super::election::Outcome;
 use super::facts::Facts;
 use super::obedience::{Ask, Refusal};
+use super::outcome::Outcome;
 use super::state::{MasterOf, State, Versioned};
+use super::switch::Target;
 
 /// Names one question to another agent, so that its answer finds its way back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -119,8 +123,17 @@ pub enum Action {
     Remember(Epoch),
     /// Tell proxies and agents of a state that stands in ZooKeeper, faster than its watch does.
     Relay(Versioned),
-    /// Write a history record.
+    /// Tell proxies that those who hear are to move to this node, which will be the master of this epoch.
+    Attach(Epoch, Target),
+    /// Write a history record; afterwards the request that it ends is deleted.
     Record(Box<Outcome>),
+    /// Add to the history how much our Redis had that the master of this epoch did not, if it was master before.
+    Lost {
+        /// The published epoch.
+        epoch: Epoch,
+        /// Bytes of the stream.
+        bytes: u64,
+    },
     /// Log a sentence.
     Say(Level, String),
 }
@@ -140,6 +153,14 @@ pub enum Input {
     Nodes(Vec<Registered>),
     /// The evidence of all agents.
     Suspects(Vec<Suspicion>),
+    /// What somebody wants done to the master, if anything.
+    Wish(Option<SwitchRequest>),
+    /// The proxies that tell of drains.
+    Proxies(BTreeSet<String>),
+    /// A proxy has no write of an epoch below this one in flight.
+    Drained(String, Epoch),
+    /// Those who hear through a proxy hear the node that will be the master of this epoch.
+    Attached(String, Epoch),
     /// The outcome of the last [`Action::Write`].
     Written(Written),
     /// What the probe of our own Redis found.

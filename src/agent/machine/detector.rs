@@ -260,6 +260,11 @@ impl Detector {
         }
     }
 
+    /// Whether nobody listens where another agent should: it is not merely slow.
+    pub fn refused_by(&self, node: &NodeId) -> bool {
+        self.peers.get(node).is_some_and(|peer| peer.refused)
+    }
+
     /// The verdict on the published master.
     pub fn verdict(&self, now: Instant, master: &MasterOf, me: &NodeId) -> Verdict {
         if master.node == *me {

@@ -12,15 +12,18 @@
 //! but what was promoted; each compare-and-set is conditional on the version of the one before it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use crate::topology::{Addr, Epoch, NodeId, Phase, RunId};
+use crate::topology::codec::{Ending, Kind};
+use crate::topology::{Addr, Epoch, NodeId, Phase};
 
 use super::action::{Level, Reply};
-use super::facts::{Facts, Role};
 use super::obedience::Ask;
+use super::outcome::{Marks, Outcome};
+use super::proving::{self, Proving};
 use super::quorum::{self, Answer, Choice, Grounds, Resolution};
 use super::state::{MasterOf, State};
+use super::switch::Target;
 use super::timings::Timings;
 
 /// An election under way.
@@ -28,15 +31,19 @@ use super::timings::Timings;
 pub struct Election {
     /// The state as we last wrote it.
     state: State,
-    /// The phase the claim started from; from `electing` a half-promoted node may exist (rule R6).
+    /// The phase the claim started from; from any but `serving` a half-promoted node may exist (rule R6).
     from: Option<Phase>,
     /// The master published before.
-    old: Option<NodeId>,
+    before: Option<MasterOf>,
+    /// The stream published before.
+    accepted: Option<String>,
     why: String,
     answers: BTreeMap<NodeId, Answer>,
     /// When each member that could not be parked is asked again.
     again: BTreeMap<NodeId, Instant>,
     step: Step,
+    /// When the old master last answered.
+    alive: Option<Instant>,
     marks: Marks,
     said: Option<String>,
 }
@@ -53,15 +60,7 @@ enum Step {
     /// The candidate was told. Next: proving.
     Promoting { choice: Choice },
     /// The others attach to it. Next: publishing.
-    Proving {
-        choice: Choice,
-        promoted: MasterOf,
-        facts: Facts,
-        awaited: BTreeSet<NodeId>,
-        /// Run id and stream of each replica that proved itself.
-        proven: BTreeMap<NodeId, (RunId, String)>,
-        since: Instant,
-    },
+    Proving { choice: Choice, proving: Proving },
     /// The `serving` state is being written. Next: done.
     Publishing { choice: Choice },
 }
@@ -73,37 +72,12 @@ pub enum Order {
     Ask(NodeId, Ask),
     /// Write this state over the last one.
     Write(State),
+    /// Tell proxies where those who hear are to move.
+    Attach(Epoch, Target),
     /// Give up this epoch; claim another.
     Abandon(String),
     /// Tell people.
     Say(Level, String),
-}
-
-/// When each phase ended.
-#[derive(Clone, Debug)]
-struct Marks {
-    alive: Option<Instant>,
-    began: Instant,
-    ends: Vec<(&'static str, Instant)>,
-}
-
-/// What an election came to, for the history.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Outcome {
-    /// The published epoch.
-    pub epoch: Epoch,
-    /// The master before, if any.
-    pub from: Option<NodeId>,
-    /// The master now.
-    pub to: NodeId,
-    /// Why it was held.
-    pub why: String,
-    /// On what grounds the new master was chosen.
-    pub grounds: Grounds,
-    /// What the new master held of the accepted stream, in bytes.
-    pub offset: i64,
-    /// How long each phase took, in order; the first is the time from the master's last answer.
-    pub phases: Vec<(&'static str, Duration)>,
 }
 
 impl Election {
@@ -111,18 +85,16 @@ impl Election {
     /// answered, `from` the phase the shard was in.
     pub fn new(now: Instant, state: State, from: Option<Phase>, why: String, alive: Option<Instant>) -> Self {
         Self {
-            old: state.master.as_ref().map(|master| master.node.clone()),
+            before: state.master.clone(),
+            accepted: state.lineage.first().cloned(),
             state,
             from,
             why,
             answers: BTreeMap::new(),
             again: BTreeMap::new(),
             step: Step::Claiming,
-            marks: Marks {
-                alive,
-                began: now,
-                ends: Vec::new(),
-            },
+            alive,
+            marks: Marks::new(now),
             said: None,
         }
     }
@@ -153,7 +125,7 @@ impl Election {
         self.state = written.clone();
         match &self.step {
             Step::Claiming => {
-                self.marks.ends.push(("claim", now));
+                self.marks.end("claim", now);
                 self.step = Step::Parking { since: now };
             }
             Step::Adopting { choice } => {
@@ -161,7 +133,7 @@ impl Election {
                 self.step = Step::Promoting { choice };
             }
             Step::Publishing { choice } => {
-                self.marks.ends.push(("publish", now));
+                self.marks.end("publish", now);
                 return Some(self.outcome(choice));
             }
             Step::Parking { .. } | Step::Promoting { .. } | Step::Proving { .. } => {}
@@ -196,9 +168,19 @@ impl Election {
             }
             Ask::Promote { .. } => self.handle_promoted(now, node, reply, at),
             Ask::Follow { .. } => {
-                self.handle_following(node, reply);
+                if let Step::Proving { proving, .. } = &mut self.step {
+                    proving.handle_following(node, reply);
+                }
                 Vec::new()
             }
+            Ask::Reach { .. } => {
+                if let Step::Proving { proving, .. } = &mut self.step {
+                    proving.handle_look(node, reply);
+                }
+                Vec::new()
+            }
+            // Only a switchover fences.
+            Ask::Fence { .. } => Vec::new(),
         }
     }
 
@@ -223,72 +205,23 @@ impl Election {
         if choice.node != *node {
             return Vec::new();
         }
-        let facts = match (reply, at) {
-            (Reply::Done(facts), Some(_)) if facts.role == Role::Master && facts.run_id == choice.run_id => *facts,
-            (Reply::Done(_), _) => return vec![Order::Abandon(format!("{node} is not the process that was parked"))],
-            (Reply::Refused(why), _) => return vec![Order::Abandon(format!("{node} refused the promotion: {why}"))],
-            (Reply::Gone, _) => return vec![Order::Abandon(format!("{node} died before it was promoted"))],
-            (Reply::Failed(why), _) => return vec![Order::Abandon(format!("{node} could not be promoted: {why}"))],
+        let facts = match proving::promoted(node, &choice.run_id, reply) {
+            Ok(facts) => facts,
+            Err(why) => return vec![Order::Abandon(why)],
         };
         let Some(addr) = at.cloned() else {
             return vec![Order::Abandon(format!("nobody knows where {node} listens"))];
         };
-        self.marks.ends.push(("promote", now));
+        self.marks.end("promote", now);
         let choice = choice.clone();
-        let promoted = MasterOf {
-            node: node.clone(),
-            addr,
-            run_id: facts.run_id.clone(),
-        };
         let parked = self
             .answers
             .iter()
             .filter(|(_, answer)| matches!(answer, Answer::Parked(_)));
         let awaited: BTreeSet<NodeId> = parked.map(|(id, _)| id.clone()).filter(|id| id != node).collect();
-        let follow = Ask::Follow {
-            epoch: self.state.epoch,
-            master: node.clone(),
-            addr: promoted.addr.clone(),
-            run_id: promoted.run_id.clone(),
-            fence: facts.offset,
-        };
-        let orders = awaited
-            .iter()
-            .map(|id| Order::Ask(id.clone(), follow.clone()))
-            .collect();
-        self.step = Step::Proving {
-            choice,
-            promoted,
-            facts,
-            awaited,
-            proven: BTreeMap::new(),
-            since: now,
-        };
+        let (proving, orders) = Proving::begin(now, self.state.epoch, node, addr, facts, awaited);
+        self.step = Step::Proving { choice, proving };
         orders
-    }
-
-    /// A replica counts as proven when it is linked with this epoch's credential and has everything the
-    /// master had at its promotion (rule R2). Its stream may have another name than the master reported: a
-    /// master without a backlog renames its stream when the first replica attaches (`syncCommand` in
-    /// Redis' replication.c), and what a linked replica follows is what the master feeds.
-    fn handle_following(&mut self, node: &NodeId, reply: Reply) {
-        let epoch = self.state.epoch;
-        let Step::Proving {
-            promoted,
-            facts: master,
-            awaited,
-            proven,
-            ..
-        } = &mut self.step
-        else {
-            return;
-        };
-        awaited.remove(node);
-        let Reply::Done(facts) = reply else { return };
-        let linked = facts.follows_in(&promoted.addr, epoch) && facts.link_up && !facts.dirty && !facts.syncing;
-        if linked && facts.offset >= master.offset {
-            proven.insert(node.clone(), (facts.run_id.clone(), facts.replid.clone()));
-        }
     }
 
     /// What is to be done now that time has passed or answers came.
@@ -337,7 +270,7 @@ impl Election {
     }
 
     fn chosen(&mut self, now: Instant, choice: Choice) -> Vec<Order> {
-        self.marks.ends.push(("park", now));
+        self.marks.end("park", now);
         let sentence = format!(
             "promoting {} at offset {} for epoch {}: {}",
             choice.node,
@@ -350,7 +283,8 @@ impl Election {
             Grounds::LastResort => Level::Warn,
         };
         let unknown = !self.state.lineage.contains(&choice.replid);
-        let adopt = self.from == Some(Phase::Electing) && unknown && !self.state.founding();
+        let begun = matches!(self.from, Some(Phase::Electing | Phase::Switching));
+        let adopt = begun && unknown && !self.state.founding();
         let order = if adopt {
             let mut state = self.state.clone();
             state.lineage.push(choice.replid.clone());
@@ -368,6 +302,7 @@ impl Election {
         let ask = Ask::Promote {
             epoch: self.state.epoch,
             run_id: choice.run_id.clone(),
+            mark: None,
         };
         Order::Ask(choice.node.clone(), ask)
     }
@@ -384,68 +319,51 @@ impl Election {
     }
 
     fn publish(&mut self, now: Instant, timings: &Timings) -> Option<Order> {
-        let Step::Proving {
-            choice,
-            promoted,
-            facts,
-            awaited,
-            proven,
-            since,
-        } = &self.step
-        else {
+        let Step::Proving { choice, proving } = &mut self.step else {
             return None;
         };
-        let waited = now.saturating_duration_since(*since);
-        let needed = usize::try_from(self.state.ack_replicas).unwrap_or(usize::MAX);
-        let patience = if proven.len() >= needed {
-            timings.prove
-        } else {
-            timings.prove_needed
-        };
-        if !awaited.is_empty() && waited < patience {
-            return None;
+        let order = proving.advance(now, timings, &self.state)?;
+        if let Order::Write(_) = order {
+            let choice = choice.clone();
+            self.marks.end("prove", now);
+            self.step = Step::Publishing { choice };
         }
-        // If they disagree, the stream was renamed between them: the new name is the one not reported.
-        let renamed = proven
-            .values()
-            .map(|(_, replid)| replid)
-            .find(|replid| **replid != facts.replid);
-        let replid = renamed.unwrap_or(&facts.replid).clone();
-        let of_stream = proven.iter().filter(|(_, (_, stream))| *stream == replid);
-        let mut valid: BTreeMap<NodeId, RunId> = of_stream.map(|(id, (life, _))| (id.clone(), life.clone())).collect();
-        valid.insert(promoted.node.clone(), promoted.run_id.clone());
-        let state = State {
-            phase: Phase::Serving,
-            master: Some(promoted.clone()),
-            lineage: vec![replid],
-            valid,
-            ..self.state.clone()
-        };
-        let choice = choice.clone();
-        self.marks.ends.push(("prove", now));
-        self.step = Step::Publishing { choice };
-        Some(Order::Write(state))
+        Some(order)
     }
 
     fn outcome(&self, choice: &Choice) -> Outcome {
-        let mut phases = Vec::new();
-        if let Some(alive) = self.marks.alive {
-            phases.push(("detect", self.marks.began.saturating_duration_since(alive)));
-        }
-        let mut from = self.marks.began;
-        for (name, end) in &self.marks.ends {
-            phases.push((*name, end.saturating_duration_since(from)));
-            from = *end;
-        }
+        let began = self.marks.began();
+        let detect = self
+            .alive
+            .map(|alive| ("detect", began.saturating_duration_since(alive)));
         Outcome {
+            kind: match choice.grounds {
+                Grounds::Founding => Kind::Founding,
+                Grounds::Quorum | Grounds::LastResort => Kind::Failover,
+            },
+            result: Ending::Done,
             epoch: self.state.epoch,
-            from: self.old.clone(),
-            to: choice.node.clone(),
+            from: self.before.as_ref().map(|master| master.node.clone()),
+            to: Some(choice.node.clone()),
             why: self.why.clone(),
-            grounds: choice.grounds,
-            offset: choice.offset,
-            phases,
+            grounds: Some(choice.grounds),
+            offset: Some(choice.offset),
+            lost_bytes: self.lost_bytes(choice),
+            asked_by: None,
+            request: None,
+            phases: detect.into_iter().chain(self.marks.phases()).collect(),
         }
+    }
+
+    /// What the old master had of the accepted stream beyond the new one. Known only if it was parked in the life that
+    /// was published, on the stream that was.
+    fn lost_bytes(&self, choice: &Choice) -> Option<u64> {
+        let old = self.before.as_ref()?;
+        let Some(Answer::Parked(facts)) = self.answers.get(&old.node) else {
+            return None;
+        };
+        let same = facts.run_id == old.run_id && !facts.dirty && self.accepted.as_ref() == Some(&facts.replid);
+        same.then(|| u64::try_from(facts.offset - choice.offset).unwrap_or(0))
     }
 }
 

@@ -14,6 +14,7 @@ use super::detector::{Health, Seen};
 use super::facts::{Facts, Role};
 use super::obedience::Ask;
 use super::state::{MasterOf, State};
+use super::stray::Stray;
 use super::writing::Purpose;
 use super::{Knowledge, Machine, Running, Source};
 
@@ -28,10 +29,15 @@ impl Machine {
         if let Err(refusal) = self.obedience.admit(&ask, ready, life.as_ref()) {
             return self.answer(source, Reply::Refused(refusal));
         }
-        if let (Ask::Follow { .. }, Some(running)) = (&ask, &self.running)
-            && let Ask::Promote { .. } = running.ask
-        {
-            return self.answer(source, Reply::Failed("a promotion is under way".to_owned()));
+        match (&ask, self.running.as_ref().map(|running| &running.ask)) {
+            (Ask::Follow { .. }, Some(Ask::Promote { .. })) => {
+                return self.answer(source, Reply::Failed("a promotion is under way".to_owned()));
+            }
+            // Another look may be given up for this one, nothing else may.
+            (Ask::Reach { .. }, Some(running)) if !matches!(running, Ask::Reach { .. }) => {
+                return self.answer(source, Reply::Failed("its agent is busy with it".to_owned()));
+            }
+            _ => {}
         }
         self.obedience.begin(&ask);
         if self.detector.health() == Health::Dead {
@@ -61,7 +67,7 @@ impl Machine {
     fn answer(&mut self, source: Source, reply: Reply) {
         match source {
             Source::Ticket(ticket) => self.actions.push_back(Action::Answer { ticket, reply }),
-            Source::Election(id) => self.own_answers.push((id, reply)),
+            Source::Course(id) => self.own_answers.push((id, reply)),
             Source::Published => {}
         }
     }
@@ -75,7 +81,7 @@ impl Machine {
             Ok(mut facts) => {
                 facts.priority = self.me.priority;
                 self.cleanliness.judge(&mut facts);
-                if let Ask::Park { epoch } = &running.ask {
+                if let Ask::Park { epoch } | Ask::Fence { epoch, .. } = &running.ask {
                     self.obedience.parked(*epoch, facts.run_id.clone());
                 }
                 self.own_reading = Some(now);
@@ -135,6 +141,7 @@ impl Machine {
             run_id: master.run_id.clone(),
             fence: 0,
         };
+        self.stray = Stray::of(state, facts);
         self.follow_again = now + FOLLOW_AGAIN;
         self.obedience.follow_published(epoch);
         self.say(
@@ -142,6 +149,23 @@ impl Machine {
             format!("{} follows {} in epoch {epoch}", self.me.node, master.node),
         );
         self.act(Source::Published, ask);
+    }
+
+    /// The master was read: says what we held and it did not have, which its stream now replaces.
+    pub(super) fn tell_stray(&mut self, master: &Facts) {
+        let Some(stray) = self.stray.take_if(|stray| stray.concerns(master)) else {
+            return;
+        };
+        let Some(bytes) = stray.bytes(master) else { return };
+        let epoch = stray.epoch;
+        if bytes > 0 {
+            let node = &self.me.node;
+            let sentence = format!(
+                "{node} held {bytes} bytes of the stream that the master of epoch {epoch} does not have: they are dropped"
+            );
+            self.say(Level::Warn, sentence);
+        }
+        self.actions.push_back(Action::Lost { epoch, bytes });
     }
 
     fn holds_foreign_data(&self, facts: &Facts, state: &State) -> bool {
@@ -152,7 +176,7 @@ impl Machine {
 
     /// Takes a seat (R4) or proves that our Redis holds this epoch's data (R3).
     pub(super) fn consider_membership(&mut self, now: Instant) {
-        let free = self.pending.is_none() && self.election.is_none() && now >= self.write_again;
+        let free = self.pending.is_none() && self.course.is_none() && now >= self.write_again;
         if !free || !self.connected || !self.ready() || self.detector.health() != Health::Alive {
             return;
         }

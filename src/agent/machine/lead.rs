@@ -4,15 +4,19 @@
 //! Refuses: touching any Redis but through its agent. Invariant: a claim is a compare-and-set on the state
 //! that the verdict was about, so a verdict that is out of date loses.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use crate::topology::codec::Ending;
 use crate::topology::{Addr, NodeId, Phase};
 
 use super::action::{Action, AskId, Level, Reply, Suspicion};
+use super::course::Course;
 use super::detector::Verdict;
-use super::election::{Election, Order, Outcome};
+use super::election::{Election, Order};
 use super::facts::Role;
 use super::obedience::Ask;
+use super::outcome::Outcome;
 use super::quorum::Grounds;
 use super::state::{MasterOf, State, Versioned};
 use super::writing::Purpose;
@@ -20,7 +24,7 @@ use super::{Knowledge, Machine, Source};
 
 impl Machine {
     pub(super) fn consider_claim(&mut self, now: Instant) {
-        let free = self.pending.is_none() && self.election.is_none() && now >= self.claim_again;
+        let free = self.pending.is_none() && self.course.is_none() && now >= self.claim_again;
         if !free || !self.connected || !self.ready() {
             return;
         }
@@ -158,6 +162,8 @@ impl Machine {
             _ if electing => return,
             // It answers but holds no election: it gave up, or its answer is older than its claim.
             Some(_) => self.timings.probe * 4,
+            // Clients wait, and an agent whose port refuses does not come to its end.
+            None if state.phase == Phase::Switching && self.detector.refused_by(&state.executor) => self.timings.probe,
             None => self.timings.patience,
         };
         if waited
@@ -168,10 +174,11 @@ impl Machine {
                     self.head_start(Some(&state.executor))
                 }
         {
-            let why = format!(
-                "the election of {} for epoch {} did not end",
-                state.executor, state.epoch
-            );
+            let (what, epoch) = match state.phase {
+                Phase::Switching => ("switchover", state.reach()),
+                Phase::Serving | Phase::Electing => ("election", state.epoch),
+            };
+            let why = format!("the {what} by {} for epoch {epoch} did not end", state.executor);
             self.claim(now, state, why);
         }
     }
@@ -199,49 +206,80 @@ impl Machine {
         self.say(Level::Info, format!("claiming epoch {}: {why}", state.epoch));
         let alive = state.master.as_ref();
         let alive = alive.and_then(|master| self.detector.last_answer(master, &self.me.node));
-        self.election = Some(Election::new(now, state.clone(), from, why, alive));
-        self.write(state, Purpose::Election);
+        let election = Election::new(now, state.clone(), from, why, alive);
+        self.course = Some(Course::Election(election));
+        self.write(state, Purpose::Course);
     }
 
-    pub(super) fn handle_election_written(&mut self, now: Instant, written: Versioned) {
-        let Some(election) = &mut self.election else { return };
-        let outcome = election.handle_written(now, &written.state);
-        let next = election.resume();
+    pub(super) fn handle_course_written(&mut self, now: Instant, written: Versioned) {
+        let Some(course) = &mut self.course else { return };
+        let outcome = course.handle_written(now, &written.state);
+        let next = course.resume();
         self.accused = None;
         match outcome {
             Some(outcome) => self.finish(written, outcome),
-            None => self.carry_out(now, next.into_iter().collect()),
+            None => {
+                if written.state.phase == Phase::Switching {
+                    self.actions.push_back(Action::Relay(written));
+                }
+                self.carry_out(now, next.into_iter().collect());
+            }
         }
     }
 
     fn finish(&mut self, written: Versioned, outcome: Outcome) {
-        self.election = None;
+        self.course = None;
         self.asks.clear();
-        let phases: Vec<String> = outcome
-            .phases
-            .iter()
-            .map(|(name, took)| format!("{name} {took:.1?}"))
-            .collect();
-        let sentence = format!(
-            "{} is the master of epoch {} ({})",
-            outcome.to,
-            outcome.epoch,
-            phases.join(", ")
-        );
-        let level = if outcome.grounds == Grounds::LastResort {
+        let master = written.state.master.as_ref();
+        let master = master.map_or("nobody".to_owned(), |master| master.node.to_string());
+        let (epoch, timeline) = (outcome.epoch, outcome.timeline());
+        let sentence = match outcome.result {
+            Ending::RolledBack => format!("{master} stays the master: {} ({timeline})", outcome.why),
+            _ => format!("{master} is the master of epoch {epoch} ({timeline})"),
+        };
+        let level = if outcome.grounds == Some(Grounds::LastResort) || outcome.result == Ending::RolledBack {
             Level::Warn
         } else {
             Level::Info
         };
         self.say(level, sentence);
         self.actions.push_back(Action::Relay(written));
-        self.actions.push_back(Action::Record(Box::new(outcome)));
+        self.record(outcome);
     }
 
-    pub(super) fn advance_election(&mut self, now: Instant) {
-        let Some(election) = &mut self.election else { return };
-        let orders = election.advance(now, &self.timings);
+    /// Gives up what this agent executes. A switchover that was begun is over with it: an election follows.
+    pub(super) fn drop_course(&mut self, why: String) {
+        let Some(course) = self.course.take() else { return };
+        self.asks.clear();
+        if let Course::Switchover(switchover) = course
+            && !switchover.claiming()
+        {
+            self.record(switchover.failed(why));
+        }
+    }
+
+    pub(super) fn advance_course(&mut self, now: Instant) {
+        if let Some(Course::Switchover(switchover)) = &self.course
+            && switchover.reversible()
+            && !switchover.claiming()
+            && let Some(why) = self.master_lost(now)
+        {
+            return self.carry_out(now, vec![Order::Abandon(why)]);
+        }
+        let Some(course) = &mut self.course else { return };
+        let proxies = self.proxies.as_ref().unwrap_or(const { &BTreeSet::new() });
+        let orders = course.advance(now, &self.timings, proxies);
         self.carry_out(now, orders);
+    }
+
+    /// Whether the published master, which is our own, is gone while it is being left.
+    fn master_lost(&self, now: Instant) -> Option<String> {
+        let state = &self.state()?.state;
+        let master = state.master.as_ref()?;
+        match self.verdict(now, master, state) {
+            Verdict::Gone(why) => Some(format!("{} is gone: {why}", master.node)),
+            Verdict::Fine | Verdict::Unreachable => None,
+        }
     }
 
     pub(super) fn handle_answered(&mut self, now: Instant, id: AskId, reply: Reply) {
@@ -249,8 +287,8 @@ impl Machine {
             return;
         };
         let at = self.addr_of(&node);
-        let Some(election) = &mut self.election else { return };
-        let orders = election.handle_reply(now, &node, &ask, reply, at.as_ref());
+        let Some(course) = &mut self.course else { return };
+        let orders = course.handle_reply(now, &node, &ask, reply, at.as_ref());
         self.carry_out(now, orders);
     }
 
@@ -258,17 +296,26 @@ impl Machine {
         for order in orders {
             match order {
                 Order::Ask(node, ask) => self.ask(now, node, ask),
-                Order::Write(state) => self.write(state, Purpose::Election),
+                Order::Write(state) => self.write(state, Purpose::Course),
+                Order::Attach(epoch, target) => self.actions.push_back(Action::Attach(epoch, target)),
                 Order::Say(level, sentence) => self.say(level, sentence),
-                Order::Abandon(why) => {
-                    self.say(Level::Warn, format!("giving up the election: {why}"));
-                    self.election = None;
-                    self.asks.clear();
-                    let jitter = self.draw() % 20;
-                    self.claim_again = now + Duration::from_millis(10 + jitter);
-                }
+                Order::Abandon(why) => self.abandon(now, why),
             }
         }
+    }
+
+    fn abandon(&mut self, now: Instant, why: String) {
+        let (what, pause) = match self.course {
+            // Clients wait: the election begins at once.
+            Some(Course::Switchover(_)) => ("switchover", Duration::ZERO),
+            Some(Course::Election(_)) | None => {
+                let jitter = self.draw() % 20;
+                ("election", Duration::from_millis(10 + jitter))
+            }
+        };
+        self.say(Level::Warn, format!("giving up the {what}: {why}"));
+        self.drop_course(why);
+        self.claim_again = now + pause;
     }
 
     fn ask(&mut self, now: Instant, node: NodeId, ask: Ask) {
@@ -276,7 +323,7 @@ impl Machine {
         self.asks
             .insert(id, (node.clone(), ask.clone(), now + self.timings.ask));
         if node == self.me.node {
-            self.obey(Source::Election(id), ask);
+            self.obey(Source::Course(id), ask);
         } else {
             self.actions.push_back(Action::Ask { id, node, ask });
         }

@@ -4,6 +4,7 @@
 //!  probes, other agents, store events, timers --Input--> handle() --> settle() --> poll_actions() --Action--> I/O
 //!                                                            |
 //!        detector (is the master gone?) -> lead (claim?) -> election (park, choose, promote, publish)
+//!        wish (may the master be moved?) -----------------> switch (drain, fence, reach, promote, publish)
 //!        obedience (may I do as told?) <- follow (what my own Redis should be doing)
 //! ```
 //!
@@ -16,17 +17,23 @@
 //! 3. nobody is demoted because the store is away: without it there is no claim.
 
 pub mod action;
+mod course;
 pub mod detector;
 pub mod election;
 pub mod facts;
 mod follow;
 mod lead;
 pub mod obedience;
+pub mod outcome;
+mod proving;
 pub mod quorum;
 pub mod state;
+mod stray;
+pub mod switch;
 pub mod timings;
 #[cfg(test)]
 mod twin;
+mod wish;
 mod writing;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -35,12 +42,14 @@ use std::time::{Duration, Instant};
 use crate::topology::{Addr, Epoch, NodeId};
 
 use action::{Action, AskId, Input, Job, Level, Registered, Suspicion, Ticket};
+use course::Course;
 use detector::{Detector, Health, Seen, Status};
-use election::Election;
 use facts::Cleanliness;
 use obedience::{Ask, Obedience, Step};
 use state::{MasterOf, Versioned};
+use stray::Stray;
 use timings::Timings;
+use wish::Wish;
 use writing::Pending;
 
 /// Who this agent is; does not change during its life.
@@ -75,8 +84,8 @@ enum Knowledge {
 enum Source {
     /// Another agent.
     Ticket(Ticket),
-    /// The election this agent itself executes.
-    Election(AskId),
+    /// The election or switchover this agent itself executes.
+    Course(AskId),
     /// Nobody: we follow the published master.
     Published,
 }
@@ -117,7 +126,13 @@ pub struct Machine {
     master_reading: Option<(facts::Facts, Instant)>,
     /// Since when the published master is held to be gone.
     accused: Option<(MasterOf, Instant)>,
-    election: Option<Election>,
+    /// The election or switchover this agent executes.
+    course: Option<Course>,
+    wish: Option<Wish>,
+    /// The highest epoch this agent reserved for a switchover: after a rollback it is not used again.
+    reserved: Epoch,
+    /// The proxies that tell of drains; none before they were read.
+    proxies: Option<BTreeSet<String>>,
     claim_again: Instant,
     asks: BTreeMap<AskId, (NodeId, Ask, Instant)>,
 
@@ -125,12 +140,14 @@ pub struct Machine {
     remembered: Epoch,
     cleanliness: Cleanliness,
     running: Option<Running>,
-    /// Answers of our own Redis to the election this agent executes, on their way back to it.
+    /// Answers of our own Redis to what this agent executes, on their way back to it.
     own_answers: Vec<(AskId, action::Reply)>,
     /// Readings of our own Redis that were asked for before this are older than what we did to it.
     own_since: Instant,
     own_reading: Option<Instant>,
     follow_again: Instant,
+    /// What our Redis held when it was told to follow, until it is known what of it the master lacks.
+    stray: Option<Stray>,
     shouted: BTreeSet<String>,
 
     actions: VecDeque<Action>,
@@ -159,7 +176,10 @@ impl Machine {
             write_again: now,
             master_reading: None,
             accused: None,
-            election: None,
+            course: None,
+            wish: None,
+            reserved: Epoch::default(),
+            proxies: None,
             claim_again: now,
             asks: BTreeMap::new(),
             obedience: Obedience::new(epoch),
@@ -170,6 +190,7 @@ impl Machine {
             own_since: now,
             own_reading: None,
             follow_again: now,
+            stray: None,
             shouted: BTreeSet::new(),
             actions: VecDeque::new(),
         }
@@ -181,10 +202,22 @@ impl Machine {
         match input {
             Input::Tick => {}
             Input::Synced(state) => self.handle_synced(now, state),
-            Input::StoreLost => self.connected = false,
+            Input::StoreLost => self.handle_store_lost(now),
             Input::State(state) => self.learn(now, state),
             Input::Nodes(nodes) => self.handle_nodes(nodes),
             Input::Suspects(suspects) => self.suspects = suspects,
+            Input::Wish(request) => self.handle_wish(now, request),
+            Input::Proxies(proxies) => self.proxies = Some(proxies),
+            Input::Drained(proxy, epoch) => {
+                if let Some(Course::Switchover(switchover)) = &mut self.course {
+                    switchover.handle_drained(proxy, epoch);
+                }
+            }
+            Input::Attached(proxy, epoch) => {
+                if let Some(Course::Switchover(switchover)) = &mut self.course {
+                    switchover.handle_attached(proxy, epoch);
+                }
+            }
             Input::Written(written) => self.handle_written(now, written),
             Input::Own(seen) => self.handle_own(now, seen),
             Input::Master(master, seen) => self.handle_master(now, &master, &seen),
@@ -203,7 +236,7 @@ impl Machine {
 
     /// How long the machine can be left without a [`Input::Tick`].
     pub fn patience(&self) -> Duration {
-        if self.election.is_some() || self.accused.is_some() || !self.asks.is_empty() {
+        if self.course.is_some() || self.accused.is_some() || !self.asks.is_empty() {
             Duration::from_millis(2)
         } else {
             Duration::from_millis(20)
@@ -217,7 +250,7 @@ impl Machine {
             health: self.detector.health(),
             facts: self.detector.own_facts().cloned(),
             epoch: self.obedience.epoch(),
-            electing: self.election.as_ref().map(Election::epoch),
+            electing: self.course.as_ref().map(Course::epoch),
         }
     }
 
@@ -250,9 +283,11 @@ impl Machine {
     fn settle(&mut self, now: Instant) {
         self.expire_asks(now);
         self.hear_own_answers(now);
-        self.advance_election(now);
+        self.advance_course(now);
         self.hear_own_answers(now);
+        self.consider_wish(now);
         self.consider_claim(now);
+        self.hear_own_answers(now);
         self.accuse(now);
         self.follow_published(now);
         self.consider_membership(now);
@@ -300,6 +335,7 @@ impl Machine {
         }
         if let Seen::Up { facts, asked_at } = seen {
             self.master_reading = Some((facts.clone(), *asked_at));
+            self.tell_stray(facts);
         }
         self.detector.handle_master(now, master, seen);
     }

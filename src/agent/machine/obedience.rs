@@ -1,8 +1,18 @@
-//! Which commands this agent carries out on its Redis (rules R7, R10).
+//! Which commands this agent carries out on its Redis (rules R7, R8, R10).
 //!
 //! Owns: the highest (epoch, step) ever obeyed. Refuses: carrying anything out. Invariant: the pair never
 //! goes back, so a command that was delayed on its way cannot undo a later one: not one of an older epoch,
 //! and not the park of the same epoch once the node was promoted in it.
+//!
+//! An election parks before it promotes or re-points. A switchover does not, and need not:
+//! - its **fence** is a park of the published master that leaves its replicas their links. It is obeyed once per epoch,
+//!   by the life it names, and leaves the node parked, so that what follows is as after any park;
+//! - its **promotion** names what the node must have applied, which is all that the fenced master had. It is obeyed
+//!   without a park only in an epoch above all obeyed: delayed past a later park it is stale, delayed past nothing it
+//!   promotes a node that no acknowledged write is missing from, in an epoch that can then not be published;
+//! - its **follow** goes out after the promotion, when the old master is fenced and can acknowledge nothing. The park
+//!   before a follow keeps a replica from acknowledging to the old master while a new one is chosen; here none is left
+//!   to acknowledge to, and nothing is chosen. Agents do the same on their own when they read a published state.
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -18,12 +28,30 @@ pub enum Ask {
         /// The executor's epoch.
         epoch: Epoch,
     },
+    /// As a park of the published master, but the replicas keep their links and get what is still on its way to them
+    /// (rule R8).
+    Fence {
+        /// The executor's epoch.
+        epoch: Epoch,
+        /// The life that was published.
+        run_id: RunId,
+    },
+    /// Say what is there, if a mark is given once it is reached or after a while. Changes nothing.
+    Reach {
+        /// The executor's epoch.
+        epoch: Epoch,
+        /// What is to be applied.
+        mark: Option<Mark>,
+    },
     /// Become the master of this epoch.
     Promote {
         /// The executor's epoch.
         epoch: Epoch,
-        /// The life that was parked; another one must not be promoted (rule R7).
+        /// The life that was parked or has reached the mark; another one must not be promoted (rule R7).
         run_id: RunId,
+        /// A node that was not parked must have applied this, or the promotion is a failure.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        mark: Option<Mark>,
     },
     /// Become a replica of the node promoted in this epoch.
     Follow {
@@ -40,11 +68,24 @@ pub enum Ask {
     },
 }
 
+/// A place in a replication stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mark {
+    /// The stream's id.
+    pub replid: String,
+    /// Bytes of it.
+    pub offset: i64,
+}
+
 impl Ask {
     /// The epoch it belongs to.
     pub fn epoch(&self) -> Epoch {
         match self {
-            Self::Park { epoch } | Self::Promote { epoch, .. } | Self::Follow { epoch, .. } => *epoch,
+            Self::Park { epoch }
+            | Self::Fence { epoch, .. }
+            | Self::Reach { epoch, .. }
+            | Self::Promote { epoch, .. }
+            | Self::Follow { epoch, .. } => *epoch,
         }
     }
 }
@@ -129,9 +170,27 @@ impl Obedience {
             return Err(Refusal::NotReady);
         }
         if epoch > self.epoch {
-            return Err(Refusal::NotParked(epoch));
+            return match ask {
+                Ask::Fence { run_id: asked, .. }
+                | Ask::Promote {
+                    run_id: asked,
+                    mark: Some(_),
+                    ..
+                } => {
+                    if run_id == Some(asked) {
+                        Ok(())
+                    } else {
+                        Err(Refusal::Restarted)
+                    }
+                }
+                Ask::Reach { .. } | Ask::Follow { .. } => Ok(()),
+                Ask::Park { .. } | Ask::Promote { mark: None, .. } => Err(Refusal::NotParked(epoch)),
+            };
         }
         match (ask, &self.step) {
+            (Ask::Reach { .. }, _) => Ok(()),
+            // Once per epoch: the first one is under way, or done.
+            (Ask::Fence { .. }, _) => Err(Refusal::Late(epoch)),
             (_, Step::Bare) => Err(Refusal::NotParked(epoch)),
             (_, Step::Parked(parked)) if run_id != Some(parked) => Err(Refusal::Restarted),
             (Ask::Promote { run_id, .. }, Step::Parked(parked)) if run_id != parked => Err(Refusal::Restarted),
@@ -145,12 +204,14 @@ impl Obedience {
 
     /// Notes that `ask` is being carried out: from here on nothing older is.
     pub fn begin(&mut self, ask: &Ask) {
-        self.epoch = ask.epoch();
         self.step = match ask {
-            Ask::Park { .. } => Step::Bare,
+            Ask::Park { .. } | Ask::Fence { .. } => Step::Bare,
             Ask::Promote { .. } => Step::Promoted,
             Ask::Follow { .. } => Step::Following,
+            // It changes nothing, so nothing was obeyed.
+            Ask::Reach { .. } => return,
         };
+        self.epoch = ask.epoch();
     }
 
     /// Notes that Redis is parked for `epoch`.
@@ -184,6 +245,7 @@ mod tests {
         Ask::Promote {
             epoch: Epoch(epoch),
             run_id: RunId::from("a"),
+            mark: None,
         }
     }
 
@@ -247,5 +309,98 @@ mod tests {
             obedience.admit(&park(7), true, Some(&RunId::from("a"))),
             Err(Refusal::Late(Epoch(7)))
         );
+    }
+
+    fn fence(epoch: u64) -> Ask {
+        Ask::Fence {
+            epoch: Epoch(epoch),
+            run_id: RunId::from("a"),
+        }
+    }
+
+    fn take_over(epoch: u64) -> Ask {
+        Ask::Promote {
+            epoch: Epoch(epoch),
+            run_id: RunId::from("a"),
+            mark: Some(Mark {
+                replid: "r1".to_owned(),
+                offset: 7,
+            }),
+        }
+    }
+
+    #[test]
+    fn a_fence_is_obeyed_once_by_the_life_it_names_and_leaves_the_node_parked() {
+        let life = RunId::from("a");
+        let mut obedience = Obedience::new(Epoch(1));
+        assert_eq!(
+            obedience.admit(&fence(2), true, Some(&RunId::from("b"))),
+            Err(Refusal::Restarted)
+        );
+        assert_eq!(obedience.admit(&fence(2), false, Some(&life)), Err(Refusal::NotReady));
+        assert_eq!(obedience.admit(&fence(2), true, Some(&life)), Ok(()));
+        obedience.begin(&fence(2));
+        assert_eq!(
+            obedience.admit(&fence(2), true, Some(&life)),
+            Err(Refusal::Late(Epoch(2)))
+        );
+        obedience.parked(Epoch(2), life.clone());
+        let follow = Ask::Follow {
+            epoch: Epoch(2),
+            master: NodeId::from("b"),
+            addr: Addr::new("127.0.0.1", 1),
+            run_id: RunId::from("b"),
+            fence: 0,
+        };
+        assert_eq!(obedience.admit(&follow, true, Some(&life)), Ok(()));
+        obedience.begin(&follow);
+        for late in [fence(2), park(2), take_over(2)] {
+            assert_eq!(
+                obedience.admit(&late, true, Some(&life)),
+                Err(Refusal::Late(Epoch(2))),
+                "{late:?}"
+            );
+        }
+        assert_eq!(
+            obedience.admit(&fence(1), true, Some(&life)),
+            Err(Refusal::Stale(Epoch(2)))
+        );
+    }
+
+    #[test]
+    fn without_a_park_only_what_has_reached_a_mark_is_promoted_and_only_in_a_new_epoch() {
+        let life = RunId::from("a");
+        let mut obedience = Obedience::new(Epoch(1));
+        assert_eq!(
+            obedience.admit(&promote(2), true, Some(&life)),
+            Err(Refusal::NotParked(Epoch(2)))
+        );
+        assert_eq!(
+            obedience.admit(&take_over(2), true, Some(&RunId::from("b"))),
+            Err(Refusal::Restarted)
+        );
+        assert_eq!(obedience.admit(&take_over(2), true, Some(&life)), Ok(()));
+        obedience.begin(&park(3));
+        assert_eq!(
+            obedience.admit(&take_over(2), true, Some(&life)),
+            Err(Refusal::Stale(Epoch(3)))
+        );
+        assert_eq!(
+            obedience.admit(&take_over(3), true, Some(&life)),
+            Err(Refusal::NotParked(Epoch(3)))
+        );
+    }
+
+    #[test]
+    fn a_look_changes_nothing() {
+        let look = Ask::Reach {
+            epoch: Epoch(5),
+            mark: None,
+        };
+        let mut obedience = parked(2);
+        assert_eq!(obedience.admit(&look, true, None), Ok(()));
+        obedience.begin(&look);
+        assert_eq!(obedience.epoch(), Epoch(2));
+        assert_eq!(obedience.admit(&promote(2), true, Some(&RunId::from("a"))), Ok(()));
     }
 }

@@ -241,12 +241,16 @@ impl<'a> Lineage<'a> {
 
 fn last_resort(state: &State, parked: &Parked<'_>, nobody_late: bool) -> Resolution {
     let lineage = Lineage::of(state, parked.iter().map(|(_, facts)| *facts));
-    let rank = |facts: &Facts| {
+    // Redis forgets its stream's name where it starts from an append-only file. Then the last master's node has had
+    // every write that was acknowledged, which no other node is known to.
+    let was_master = |id: &NodeId| state.master.as_ref().is_some_and(|master| master.node == *id);
+    let rank = |id: &NodeId, facts: &Facts| {
         let related = lineage.offset_of(facts);
         (
             related.is_some() && facts.keys > 0,
             facts.keys > 0,
             related,
+            was_master(id),
             facts.offset,
         )
     };
@@ -254,11 +258,11 @@ fn last_resort(state: &State, parked: &Parked<'_>, nobody_late: bool) -> Resolut
     let best = parked
         .iter()
         .filter(|(_, facts)| facts.priority != 0 && (everybody || !facts.dirty))
-        .max_by_key(|(id, facts)| (rank(facts), Reverse(facts.priority), Reverse(*id)));
+        .max_by_key(|(id, facts)| (rank(id, facts), Reverse(facts.priority), Reverse(*id)));
     let Some((id, facts)) = best else {
         return Resolution::Wait("no member is parked yet".to_owned());
     };
-    let (holds_ours, ..) = rank(facts);
+    let (holds_ours, ..) = rank(id, facts);
     let enough = everybody || (holds_ours && nobody_late);
     if !enough {
         return Resolution::Wait(format!(
@@ -327,7 +331,8 @@ mod tests {
 
     use super::*;
     use crate::agent::machine::facts::sample;
-    use crate::topology::{Epoch, Phase};
+    use crate::agent::machine::state::MasterOf;
+    use crate::topology::{Addr, Epoch, Phase};
 
     const LATER: Duration = Duration::from_secs(3600);
 
@@ -488,6 +493,35 @@ mod tests {
             ..sample(id, id, 0)
         });
         assert_eq!(chosen(&state, all_empty.to_vec()).as_deref(), Some("a"));
+    }
+
+    #[test]
+    fn where_streams_are_forgotten_the_last_master_is_the_last_resort() {
+        let mut state = state(0, &["r1"]);
+        let last = |node: &str| MasterOf {
+            node: NodeId::from(node),
+            addr: Addr::new("h", 1),
+            run_id: RunId::from(node),
+        };
+        let started = ["a'", "b'", "c'"].map(|id| sample(id, id, 0));
+        for node in ["a", "b", "c"] {
+            state.master = Some(last(node));
+            assert_eq!(chosen(&state, started.to_vec()).as_deref(), Some(node));
+        }
+        let mut emptied = started.clone();
+        emptied[2].keys = 0;
+        assert_eq!(
+            chosen(&state, emptied.to_vec()).as_deref(),
+            Some("a"),
+            "not without data"
+        );
+        let mut named = started;
+        named[1] = sample("b'", "r1", 3);
+        assert_eq!(
+            chosen(&state, named.to_vec()).as_deref(),
+            Some("b"),
+            "a known stream tells more"
+        );
     }
 
     #[test]

@@ -95,4 +95,15 @@ impl State {
             ..self.clone()
         }
     }
+
+    /// The state in which `executor` moves the master to a node. The epoch stays: that of the switchover is reserved.
+    pub fn switched_by(&self, executor: &NodeId, nonce: String, switch: Switch) -> Self {
+        Self {
+            phase: Phase::Switching,
+            executor: executor.clone(),
+            nonce,
+            switch: Some(switch),
+            ..self.clone()
+        }
+    }
 }

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-/// The agent's waiting times. None of them is needed for safety: they trade the length of an outage
-/// against needless elections.
+/// The agent's waiting times, and the one measure of lag. None of them is needed for safety: they trade the length of
+/// an outage against needless elections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timings {
     /// A Redis that answers nothing for this long hangs; a host that is silent for this long is gone.
@@ -32,6 +32,14 @@ pub struct Timings {
     pub founding: Duration,
     /// A gap between two wake-ups longer than this means that we were stopped, not the others.
     pub stall: Duration,
+    /// How long a switchover waits for proxies to drain, and again for those who hear through them to move.
+    pub drain_max: Duration,
+    /// How long its target may take to catch up while clients wait; before the fence it is rolled back then.
+    pub catch_up: Duration,
+    /// A request whose target cannot take over yet is refused after this long.
+    pub switch_wait: Duration,
+    /// A switchover does not begin while its target lacks more than this many bytes.
+    pub switch_lag_max_bytes: u64,
 }
 
 impl Default for Timings {
@@ -51,6 +59,10 @@ impl Default for Timings {
             last_resort: ms(10_000),
             founding: ms(5000),
             stall: ms(400),
+            drain_max: ms(200),
+            catch_up: ms(300),
+            switch_wait: ms(2000),
+            switch_lag_max_bytes: 64 * 1024 * 1024,
         }
     }
 }

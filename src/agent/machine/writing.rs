@@ -23,8 +23,8 @@ pub(super) struct Pending {
 /// What a write is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// A step of the election under way.
-    Election,
+    /// A step of the election or switchover under way.
+    Course,
     /// Our seat: joining, or being valid again (rules R3, R4).
     Seat,
 }
@@ -34,7 +34,7 @@ impl Pending {
     fn landed(&self, read: &State) -> bool {
         let ours = read.epoch == self.state.epoch && read.nonce == self.state.nonce;
         match self.purpose {
-            Purpose::Election => ours && read.phase == self.state.phase && read.lineage == self.state.lineage,
+            Purpose::Course => ours && read.phase == self.state.phase && read.lineage == self.state.lineage,
             Purpose::Seat => ours && self.state.same_seats(read),
         }
     }
@@ -73,7 +73,7 @@ impl Machine {
         self.learn(now, written.clone());
         let epoch = written.state.epoch;
         match pending.purpose {
-            Purpose::Election => self.handle_election_written(now, written),
+            Purpose::Course => self.handle_course_written(now, written),
             Purpose::Seat => self.say(Level::Info, format!("{} keeps its seat in epoch {epoch}", self.me.node)),
         }
     }
@@ -83,19 +83,12 @@ impl Machine {
         if self.state().is_some_and(|known| known.version >= read.version) {
             return;
         }
-        if self
-            .election
-            .as_ref()
-            .is_some_and(|election| !election.stands(&read.state))
-        {
-            self.election = None;
-            self.asks.clear();
-            let sentence = format!(
-                "{} claimed epoch {}; this agent's election ends",
-                read.state.executor, read.state.epoch
-            );
-            self.say(Level::Info, sentence);
+        if self.course.as_ref().is_some_and(|course| !course.stands(&read.state)) {
+            let why = format!("{} claimed epoch {}", read.state.executor, read.state.epoch);
+            self.say(Level::Info, format!("{why}; what this agent was about ends"));
+            self.drop_course(why);
         }
+        self.note_begun(&read.state);
         self.knowledge = Knowledge::Known(read, now);
     }
 
@@ -159,8 +152,7 @@ impl Machine {
             }
             _ => {
                 self.pending = None;
-                self.election = None;
-                self.asks.clear();
+                self.drop_course("the state was written by somebody else".to_owned());
                 self.write_again = now + Duration::from_millis(50);
             }
         }

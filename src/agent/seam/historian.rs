@@ -1,18 +1,29 @@
 //! Writes what happened, once each, and forgets the oldest.
 //!
-//! Invariant: a record whose writing had no known outcome is looked for before it is written again.
+//! ```text
+//!  outcome --> open: waits for the proxies' reports, 300 ms at most --append--> written: late reports --set--> closed
+//!  report ---> tally
+//! ```
+//!
+//! Owns: the records of the operations that this agent executed, and ending the requests that they answer. Refuses:
+//! what the records say (`znode`, `tally`). Invariants: one record per operation: one whose writing had no known outcome
+//! is looked for before it is written again; records are written in the order in which operations ended; a request is
+//! deleted only after the record that answers it stands.
 
-use std::time::Duration;
+use std::collections::{BTreeSet, VecDeque};
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
-use tokio::time::sleep;
+use tokio::time::{sleep, sleep_until};
 
-use super::znode;
-use crate::agent::machine::election::Outcome;
+use super::tally::Tally;
+use super::{request, znode};
+use crate::agent::machine::outcome::Outcome;
 use crate::clock;
+use crate::peer::Report;
 use crate::store::{Store, StoreError};
-use crate::topology::codec::{Place, Record, encode};
-use crate::topology::{NodeId, ShardId};
+use crate::topology::codec::{Ending, Kind, Place, ProxyInfo, Record, decode, encode};
+use crate::topology::{Epoch, NodeId, ShardId};
 
 /// Records kept per shard.
 pub(super) const RECORDS_MAX: usize = 1000;
@@ -20,116 +31,346 @@ pub(super) const RECORDS_MAX: usize = 1000;
 const AGAIN: Duration = Duration::from_millis(500);
 /// How far back an own record of unknown outcome is looked for.
 const LOOK_BACK: usize = 8;
+/// How long a record waits for the reports of proxies.
+const REPORTS_LIMIT: Duration = Duration::from_millis(300);
+/// How often adding a loss to a record is tried.
+const LOSS_TRIES: usize = 5;
+/// How long later reports are added to it.
+const LATE_LIMIT: Duration = Duration::from_secs(2);
+
+/// What is to be added to a record.
+#[derive(Clone, Debug)]
+pub(super) enum Reported {
+    /// What a proxy says of the change to this epoch.
+    Proxy {
+        proxy: String,
+        epoch: Epoch,
+        report: Report,
+    },
+    /// Our Redis, master before, had this much of the stream that the master of this epoch did not have.
+    Lost { epoch: Epoch, bytes: u64 },
+}
 
 pub(super) struct Historian {
     store: Store,
     shard: ShardId,
     node: NodeId,
+    tally: Tally,
+    open: VecDeque<Open>,
+}
+
+/// An operation whose record may still change.
+struct Open {
+    /// Without what proxies say.
+    record: Record,
+    /// The proxies that are to report.
+    awaited: BTreeSet<String>,
+    since: Instant,
+    stage: Stage,
+}
+
+/// Where its record is.
+enum Stage {
+    /// Not written yet. Next: written, refused.
+    Awaiting,
+    /// It stands under this number, like this. Next: closed.
+    Written(u64, Box<Record>),
+    /// The store refuses it. Next: closed.
+    Refused,
+}
+
+impl Open {
+    /// Until when reports are waited for.
+    fn due(&self) -> Instant {
+        self.since
+            + match self.stage {
+                Stage::Awaiting => REPORTS_LIMIT,
+                Stage::Written(..) | Stage::Refused => LATE_LIMIT,
+            }
+    }
+
+    fn closed(&self, now: Instant) -> bool {
+        match self.stage {
+            Stage::Awaiting => false,
+            Stage::Written(..) => now >= self.due(),
+            Stage::Refused => true,
+        }
+    }
 }
 
 impl Historian {
     pub(super) fn new(store: Store, shard: ShardId, node: NodeId) -> Self {
-        Self { store, shard, node }
-    }
-
-    pub(super) async fn run(self, mut outcomes: mpsc::Receiver<Box<Outcome>>) {
-        while let Some(outcome) = outcomes.recv().await {
-            let record = znode::record(&self.shard, *outcome, clock::unix_ms());
-            self.keep(&record).await;
+        Self {
+            store,
+            shard,
+            node,
+            tally: Tally::default(),
+            open: VecDeque::new(),
         }
     }
 
-    async fn keep(&self, record: &Record) {
-        let mut doubtful = false;
+    pub(super) async fn run(
+        mut self,
+        mut outcomes: mpsc::Receiver<Box<Outcome>>,
+        mut reports: mpsc::Receiver<Reported>,
+    ) {
         loop {
-            match self.write(record, doubtful).await {
-                Ok(()) => break,
-                Err(StoreError::Unknown) => doubtful = true,
-                Err(StoreError::Away) => {}
-                Err(error) => {
-                    tracing::warn!(%error, epoch = %record.epoch, "a history record cannot be written");
-                    return;
-                }
+            let due = self.open.iter().map(Open::due).min();
+            tokio::select! {
+                biased;
+                Some(reported) = reports.recv() => match reported {
+                    Reported::Proxy { proxy, epoch, report } => self.tally.note(proxy, epoch, report),
+                    Reported::Lost { epoch, bytes } => self.add_loss(epoch, bytes).await,
+                },
+                outcome = outcomes.recv() => match outcome {
+                    Some(outcome) => self.begin(znode::record(&self.shard, *outcome, clock::unix_ms())).await,
+                    None => return,
+                },
+                () = moment(due) => {}
+            }
+            self.advance().await;
+        }
+    }
+
+    /// Takes a record on. The one before it waits no longer, so that records stand in order.
+    async fn begin(&mut self, record: Record) {
+        for index in 0..self.open.len() {
+            self.write_open(index).await;
+        }
+        let awaited = match (&record.result, &record.kind) {
+            (Ending::Done, Kind::Failover | Kind::Switchover) => self.reporting().await,
+            _ => BTreeSet::new(),
+        };
+        self.open.push_back(Open {
+            record,
+            awaited,
+            since: clock::now(),
+            stage: Stage::Awaiting,
+        });
+    }
+
+    /// The proxies that say what a change cost them. If they cannot be read, nobody is waited for.
+    async fn reporting(&self) -> BTreeSet<String> {
+        let mut all = BTreeSet::new();
+        for id in self
+            .store
+            .children(&Place::Proxies.to_string())
+            .await
+            .unwrap_or_default()
+        {
+            let path = Place::Proxy(id.clone()).to_string();
+            let found = self.store.get(&path).await.ok().flatten();
+            let info = found.and_then(|found| decode::<ProxyInfo>(&found.bytes, &path).ok());
+            if info.is_some_and(|info| info.drains) {
+                all.insert(id);
+            }
+        }
+        all
+    }
+
+    /// Writes what is due and closes what is over.
+    async fn advance(&mut self) {
+        for index in 0..self.open.len() {
+            let open = &self.open[index];
+            let complete = self.tally.complete(open.record.epoch, &open.awaited);
+            if complete || clock::now() >= open.due() {
+                self.write_open(index).await;
+                self.revise(index).await;
+            }
+        }
+        let now = clock::now();
+        self.open.retain(|open| !open.closed(now));
+    }
+
+    /// Writes a record that is not written yet.
+    async fn write_open(&mut self, index: usize) {
+        let Some(open) = self.open.get_mut(index) else { return };
+        let Stage::Awaiting = open.stage else { return };
+        let record = self.tally.fill(open.record.clone());
+        open.stage = match keep(&self.store, &self.shard, &self.node, &record).await {
+            Some(seq) => Stage::Written(seq, Box::new(record)),
+            None => Stage::Refused,
+        };
+    }
+
+    /// Adds to a record what was reported since it was written.
+    async fn revise(&mut self, index: usize) {
+        let Some(open) = self.open.get_mut(index) else { return };
+        let Stage::Written(seq, stands) = &mut open.stage else {
+            return;
+        };
+        let record = self.tally.fill(open.record.clone());
+        if **stands == record {
+            return;
+        }
+        let path = Place::Record(self.shard.clone(), *seq).to_string();
+        let done = async {
+            let found = self.store.get(&path).await?;
+            let found = found.ok_or_else(|| StoreError::Missing(path.clone()))?;
+            // Whoever lost something may have said so meanwhile.
+            let lost_bytes = decode::<Record>(&found.bytes, &path)
+                .ok()
+                .and_then(|found| found.lost_bytes);
+            let whole = Record {
+                lost_bytes: record.lost_bytes.or(lost_bytes),
+                ..record.clone()
+            };
+            self.store.set(&path, encode(&whole), found.version).await
+        };
+        match done.await {
+            Ok(_) => **stands = record,
+            // Setting the same twice changes nothing: a later look may try again.
+            Err(error) => tracing::debug!(%error, epoch = %record.epoch, "late reports are not in the history yet"),
+        }
+    }
+}
+
+impl Historian {
+    /// Completes the record of the failover that put another in our place: somebody else wrote it, who could not know.
+    async fn add_loss(&self, epoch: Epoch, bytes: u64) {
+        for _ in 0..LOSS_TRIES {
+            match self.try_add_loss(epoch, bytes).await {
+                Ok(()) => return,
+                Err(error) => tracing::debug!(%error, %epoch, "the history does not tell of a loss yet"),
             }
             sleep(AGAIN).await;
         }
-        if let Err(error) = self.trim().await {
-            // The next record's trimming takes these along.
-            tracing::debug!(%error, node = %self.node, "old history records stay for now");
-        }
     }
 
-    async fn write(&self, record: &Record, doubtful: bool) -> Result<(), StoreError> {
-        let bytes = encode(record);
-        if doubtful && self.stands(&bytes).await? {
-            return Ok(());
-        }
+    async fn try_add_loss(&self, epoch: Epoch, bytes: u64) -> Result<(), StoreError> {
         let parent = Place::History(self.shard.clone()).to_string();
-        self.store.append(&parent, bytes).await.map(|_| ())
-    }
-
-    async fn stands(&self, bytes: &[u8]) -> Result<bool, StoreError> {
-        let parent = Place::History(self.shard.clone()).to_string();
-        self.store.sync().await?;
         let names = self.store.children(&parent).await?;
         for name in names.iter().rev().take(LOOK_BACK) {
-            let value = self.store.get(&format!("{parent}/{name}")).await?;
-            if value.is_some_and(|value| value.bytes == bytes) {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-
-    async fn trim(&self) -> Result<(), StoreError> {
-        let parent = Place::History(self.shard.clone()).to_string();
-        let names = self.store.children(&parent).await?;
-        let spare = names.len().saturating_sub(RECORDS_MAX);
-        for name in names.iter().take(spare) {
-            match self.store.delete(&format!("{parent}/{name}"), None).await {
-                // Another agent trims too.
-                Ok(()) | Err(StoreError::Missing(_)) => {}
-                Err(error) => return Err(error),
+            let path = format!("{parent}/{name}");
+            let Some(found) = self.store.get(&path).await? else {
+                continue;
+            };
+            let Ok(record) = decode::<Record>(&found.bytes, &path) else {
+                continue;
+            };
+            let ours = record.epoch == epoch && record.from.as_ref() == Some(&self.node);
+            if ours && record.kind == Kind::Failover && record.lost_bytes.is_none() {
+                let whole = Record {
+                    lost_bytes: Some(bytes),
+                    ..record
+                };
+                self.store.set(&path, encode(&whole), found.version).await?;
             }
         }
         Ok(())
     }
 }
 
+async fn moment(due: Option<Instant>) {
+    match due {
+        Some(due) => sleep_until(due.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Writes a record, however long that takes, and ends the request that it answers. None if the store refuses it.
+async fn keep(store: &Store, shard: &ShardId, node: &NodeId, record: &Record) -> Option<u64> {
+    let mut doubtful = false;
+    let seq = loop {
+        match write(store, shard, record, doubtful).await {
+            Ok(seq) => break seq,
+            Err(StoreError::Unknown) => doubtful = true,
+            Err(StoreError::Away) => {}
+            Err(error) => {
+                tracing::warn!(%error, epoch = %record.epoch, "a history record cannot be written");
+                return None;
+            }
+        }
+        sleep(AGAIN).await;
+    };
+    if let Some(request) = &record.request {
+        request::end(store, shard, request).await;
+    }
+    if let Err(error) = trim(store, shard).await {
+        // The next record's trimming takes these along.
+        tracing::debug!(%error, %node, "old history records stay for now");
+    }
+    Some(seq)
+}
+
+async fn write(store: &Store, shard: &ShardId, record: &Record, doubtful: bool) -> Result<u64, StoreError> {
+    let bytes = encode(record);
+    if doubtful && let Some(seq) = stands(store, shard, &bytes).await? {
+        return Ok(seq);
+    }
+    store.append(&Place::History(shard.clone()).to_string(), bytes).await
+}
+
+async fn stands(store: &Store, shard: &ShardId, bytes: &[u8]) -> Result<Option<u64>, StoreError> {
+    let parent = Place::History(shard.clone()).to_string();
+    store.sync().await?;
+    let names = store.children(&parent).await?;
+    for name in names.iter().rev().take(LOOK_BACK) {
+        let value = store.get(&format!("{parent}/{name}")).await?;
+        if value.is_some_and(|value| value.bytes == bytes) {
+            return Ok(name.parse().ok());
+        }
+    }
+    Ok(None)
+}
+
+async fn trim(store: &Store, shard: &ShardId) -> Result<(), StoreError> {
+    let parent = Place::History(shard.clone()).to_string();
+    let names = store.children(&parent).await?;
+    let spare = names.len().saturating_sub(RECORDS_MAX);
+    for name in names.iter().take(spare) {
+        match store.delete(&format!("{parent}/{name}"), None).await {
+            // Another agent trims too.
+            Ok(()) | Err(StoreError::Missing(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use tokio::time::timeout;
+
     use super::*;
     use crate::agent::machine::quorum::Grounds;
-    use crate::store::{Loss, Memory};
-    use crate::topology::Epoch;
+    use crate::store::{Lifetime, Loss, Memory};
+    use crate::topology::Addr;
 
-    fn outcome(epoch: u64) -> Outcome {
+    const LIMIT: Duration = Duration::from_secs(10);
+
+    pub(in crate::agent::seam) fn outcome(epoch: u64) -> Outcome {
         Outcome {
+            kind: Kind::Failover,
+            result: Ending::Done,
             epoch: Epoch(epoch),
             from: None,
-            to: NodeId::from("a"),
+            to: Some(NodeId::from("a")),
             why: "a test".to_owned(),
-            grounds: Grounds::Quorum,
-            offset: 0,
+            grounds: Some(Grounds::Quorum),
+            offset: Some(0),
+            lost_bytes: None,
+            asked_by: None,
+            request: None,
             phases: vec![("claim", Duration::from_millis(2))],
         }
     }
 
-    fn historian(ensemble: &Memory) -> (Historian, Store) {
-        let store = ensemble.store();
-        let historian = Historian::new(store.clone(), ShardId::from("s1"), NodeId::from("a"));
-        (historian, store)
+    pub(in crate::agent::seam) fn record(epoch: u64) -> Record {
+        znode::record(&ShardId::from("s1"), outcome(epoch), 1)
+    }
+
+    async fn keep_one(store: &Store, record: &Record) -> Option<u64> {
+        keep(store, &ShardId::from("s1"), &NodeId::from("a"), record).await
     }
 
     #[tokio::test]
     async fn a_record_of_unknown_outcome_is_written_once() {
         let ensemble = Memory::default();
-        let (historian, store) = historian(&ensemble);
+        let store = ensemble.store();
         for loss in [Loss::Done, Loss::NotDone] {
             ensemble.lose_next_write(loss);
-            historian
-                .keep(&znode::record(&ShardId::from("s1"), outcome(1), 1))
-                .await;
+            assert_eq!(keep_one(&store, &record(1)).await, Some(0), "{loss:?}");
             assert_eq!(store.children("/history/s1").await.unwrap().len(), 1, "{loss:?}");
             store.delete("/history/s1/0000000000", None).await.ok();
             store.delete("/history/s1", None).await.unwrap();
@@ -138,17 +379,157 @@ mod tests {
 
     #[tokio::test]
     async fn the_oldest_records_go_at_the_limit_and_one_past_it() {
-        let ensemble = Memory::default();
-        let (historian, store) = historian(&ensemble);
+        let store = Memory::default().store();
         for _ in 0..RECORDS_MAX - 1 {
             store.append("/history/s1", b"{}".to_vec()).await.unwrap();
         }
-        let record = znode::record(&ShardId::from("s1"), outcome(1), 1);
-        historian.keep(&record).await;
+        keep_one(&store, &record(1)).await;
         let names = store.children("/history/s1").await.unwrap();
         assert_eq!((names.len(), names[0].as_str()), (RECORDS_MAX, "0000000000"));
-        historian.keep(&record).await;
+        keep_one(&store, &record(1)).await;
         let names = store.children("/history/s1").await.unwrap();
         assert_eq!((names.len(), names[0].as_str()), (RECORDS_MAX, "0000000001"));
+    }
+
+    /// A historian that runs, and what can be told it.
+    struct Bench {
+        store: Store,
+        outcomes: mpsc::Sender<Box<Outcome>>,
+        reports: mpsc::Sender<Reported>,
+    }
+
+    impl Bench {
+        /// Beside proxies that report.
+        async fn start(proxies: &[&str]) -> Self {
+            let store = Memory::default().store();
+            for id in proxies {
+                let info = ProxyInfo {
+                    addr: Addr::new("127.0.0.1", 6400),
+                    admin: None,
+                    zone: String::new(),
+                    epochs: Default::default(),
+                    drains: !id.starts_with("mute"),
+                };
+                let path = format!("/proxies/{id}");
+                store.create(&path, encode(&info), Lifetime::Persistent).await.unwrap();
+            }
+            let (outcomes, told) = mpsc::channel(8);
+            let (reports, heard) = mpsc::channel(8);
+            let historian = Historian::new(store.clone(), ShardId::from("s1"), NodeId::from("a"));
+            tokio::spawn(historian.run(told, heard));
+            Self {
+                store,
+                outcomes,
+                reports,
+            }
+        }
+
+        async fn report(&self, proxy: &str, epoch: u64, held: u64) {
+            let report = Report {
+                held,
+                took_us: 1000 * held,
+                ..Report::default()
+            };
+            let (proxy, epoch) = (proxy.to_owned(), Epoch(epoch));
+            let reported = Reported::Proxy { proxy, epoch, report };
+            self.reports.send(reported).await.unwrap();
+        }
+
+        async fn ends(&self, epoch: u64) {
+            self.outcomes.send(Box::new(outcome(epoch))).await.unwrap();
+        }
+
+        /// Waits until the last record says that so many were held, and returns how many records there are.
+        async fn until_held(&self, held: Option<u64>) -> usize {
+            let mut watch = self.store.watch("/history");
+            let waiting = async {
+                loop {
+                    let names = self.store.children("/history/s1").await.unwrap();
+                    if let Some(name) = names.last() {
+                        let path = format!("/history/s1/{name}");
+                        let value = self.store.get(&path).await.unwrap().unwrap();
+                        if decode::<Record>(&value.bytes, &path).unwrap().held == held {
+                            return names.len();
+                        }
+                    }
+                    watch.changed().await;
+                }
+            };
+            timeout(LIMIT, waiting).await.expect("the record comes")
+        }
+    }
+
+    #[tokio::test]
+    async fn reports_stand_in_the_record_whether_they_come_before_it_in_time_or_late() {
+        let bench = Bench::start(&["p1", "p2", "mute"]).await;
+        bench.report("p1", 2, 1).await;
+        bench.ends(2).await;
+        bench.report("p2", 2, 2).await;
+        assert_eq!(bench.until_held(Some(3)).await, 1);
+        // Nobody reports in time.
+        bench.ends(3).await;
+        assert_eq!(bench.until_held(None).await, 2);
+        bench.report("p1", 3, 10).await;
+        bench.report("p2", 3, 20).await;
+        assert_eq!(bench.until_held(Some(30)).await, 2, "the same record");
+        // One of them never does: what is known is added in the end.
+        bench.ends(4).await;
+        assert_eq!(bench.until_held(None).await, 3);
+        bench.report("p2", 4, 7).await;
+        assert_eq!(bench.until_held(Some(7)).await, 3);
+    }
+
+    #[tokio::test]
+    async fn a_loss_is_added_by_who_was_master_and_stays_when_reports_come_late() {
+        let bench = Bench::start(&["p1"]).await;
+        for (node, bytes) in [("b", 7), ("a", 8)] {
+            let record = Record {
+                from: Some(NodeId::from(node)),
+                ..record(bytes)
+            };
+            bench.store.append("/history/s1", encode(&record)).await.unwrap();
+        }
+        for epoch in [7, 8] {
+            let lost = Reported::Lost {
+                epoch: Epoch(epoch),
+                bytes: 30,
+            };
+            bench.reports.send(lost).await.unwrap();
+        }
+        let lost = async |name: &str| {
+            let found = bench.store.get(&format!("/history/s1/{name}")).await.unwrap().unwrap();
+            decode::<Record>(&found.bytes, "p").unwrap().lost_bytes
+        };
+        let mut watch = bench.store.watch("/history");
+        while lost("0000000001").await.is_none() {
+            timeout(LIMIT, watch.changed()).await.expect("the loss is added");
+        }
+        assert_eq!((lost("0000000000").await, lost("0000000001").await), (None, Some(30)));
+
+        bench.ends(9).await;
+        while bench.until_held(None).await < 3 {
+            timeout(LIMIT, watch.changed()).await.expect("the next record comes");
+        }
+        let path = "/history/s1/0000000002";
+        let found = bench.store.get(path).await.unwrap().unwrap();
+        let whole = Record {
+            lost_bytes: Some(5),
+            ..decode(&found.bytes, path).unwrap()
+        };
+        bench.store.set(path, encode(&whole), found.version).await.unwrap();
+        bench.report("p1", 9, 4).await;
+        assert_eq!(bench.until_held(Some(4)).await, 3);
+        assert_eq!(lost("0000000002").await, Some(5));
+    }
+
+    #[tokio::test]
+    async fn a_record_waits_for_nobody_when_the_next_operation_has_ended() {
+        let bench = Bench::start(&["p1"]).await;
+        bench.ends(2).await;
+        bench.ends(3).await;
+        bench.report("p1", 3, 5).await;
+        assert_eq!(bench.until_held(Some(5)).await, 2);
+        let first = bench.store.get("/history/s1/0000000000").await.unwrap().unwrap();
+        assert_eq!(decode::<Record>(&first.bytes, "p").unwrap().epoch, Epoch(2));
     }
 }

@@ -1,10 +1,10 @@
 //! The seam between an agent and the store: what host asks is done to znodes, what znodes say becomes events.
 //!
 //! ```text
-//!  connection, hints --> reader --Synced, Lost, State, Nodes, Suspects--> host
+//!  connection, hints --> reader --Synced, Lost, State, Nodes, Suspects, Wish, Proxies--> host
 //!                           |  serving states --> news --> whoever is connected to the peer port
 //!  host --Write--> writer --Written--> host
-//!       --Record--> historian          (its own pace: a history never holds up a failover)
+//!       --Record, Report, Lost--> historian  (its own pace: a history never holds up a failover)
 //!       --Describe, Suspect--> presence (ephemerals, kept by the store house)
 //! ```
 //!
@@ -16,6 +16,9 @@ mod historian;
 mod news;
 mod presence;
 mod reader;
+mod request;
+mod rivals;
+mod tally;
 mod writer;
 mod znode;
 
@@ -24,17 +27,18 @@ use tokio_util::sync::CancellationToken;
 
 use super::host::{StoreEvent, StoreRequest, StoreSeam};
 use super::machine::action::Written;
-use super::machine::election::Outcome;
+use super::machine::outcome::Outcome;
 use crate::peer::News as Told;
 use crate::store::Store;
 use crate::topology::{NodeId, ShardId};
 
-use historian::Historian;
+use historian::{Historian, Reported};
 use news::News;
 use reader::Reader;
 use writer::{Write, Writer};
 
-pub use presence::Presence;
+pub use presence::{Presence, patience};
+pub use rivals::{Rival, Rivals};
 
 /// Events that wait for the host.
 const EVENTS_MAX: usize = 64;
@@ -42,6 +46,8 @@ const EVENTS_MAX: usize = 64;
 const REQUESTS_MAX: usize = 64;
 /// Writes and reads that wait for their task.
 const WAITING_MAX: usize = 8;
+/// Reports of proxies that wait for the historian.
+const REPORTS_MAX: usize = 256;
 
 /// Starts the seam; it ends with `stop`. What is told to proxies at once comes out of the second part.
 pub fn start(
@@ -57,6 +63,7 @@ pub fn start(
     let (reads, to_read) = mpsc::channel(WAITING_MAX);
     let (writes, to_write) = mpsc::channel(WAITING_MAX);
     let (records, to_record) = mpsc::channel(WAITING_MAX);
+    let (reports, reported) = mpsc::channel(REPORTS_MAX);
     let reader = Reader::new(store.clone(), shard.clone(), events.clone(), news.clone());
     let writer = Writer::new(store.clone(), shard, events.clone());
     let historian = Historian::new(store.clone(), shard.clone(), node.clone());
@@ -64,13 +71,17 @@ pub fn start(
         reads,
         writes,
         records,
+        reports,
         presence,
         news,
         events,
     };
     tokio::spawn(stop.clone().run_until_cancelled_owned(reader.run(to_read)));
     tokio::spawn(stop.clone().run_until_cancelled_owned(writer.run(to_write)));
-    tokio::spawn(stop.clone().run_until_cancelled_owned(historian.run(to_record)));
+    tokio::spawn(
+        stop.clone()
+            .run_until_cancelled_owned(historian.run(to_record, reported)),
+    );
     tokio::spawn(stop.clone().run_until_cancelled_owned(sorter.run(asked)));
     let seam = StoreSeam { events: told, requests };
     (seam, heard)
@@ -81,6 +92,7 @@ struct Sorter {
     reads: mpsc::Sender<()>,
     writes: mpsc::Sender<Write>,
     records: mpsc::Sender<Box<Outcome>>,
+    reports: mpsc::Sender<Reported>,
     presence: Presence,
     news: News,
     events: mpsc::Sender<StoreEvent>,
@@ -102,12 +114,21 @@ impl Sorter {
                 StoreRequest::Suspect(suspicion) => self.presence.suspect(suspicion.as_ref()),
                 StoreRequest::Describe(described) => self.presence.describe(&described),
                 StoreRequest::Relay(state) => self.news.tell(state.version, &znode::from_state(&state.state)),
+                StoreRequest::Attach(attach) => self.news.attach(attach),
                 StoreRequest::Record(outcome) => {
                     if self.records.try_send(Box::new(outcome)).is_err() {
                         tracing::warn!("a history record is dropped: the store has been away for long");
                     }
                 }
+                StoreRequest::Report(proxy, epoch, report) => self.report(Reported::Proxy { proxy, epoch, report }),
+                StoreRequest::Lost(epoch, bytes) => self.report(Reported::Lost { epoch, bytes }),
             }
+        }
+    }
+
+    fn report(&self, reported: Reported) {
+        if self.reports.try_send(reported).is_err() {
+            tracing::debug!("a report for the history is dropped: the store has been away for long");
         }
     }
 }

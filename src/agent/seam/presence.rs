@@ -41,6 +41,13 @@ pub struct Registration {
     patience: Duration,
 }
 
+/// After this long what a dead agent left is gone.
+pub fn patience(store: &Store) -> Duration {
+    // A server ends sessions at its next tick, which may be half a timeout late.
+    let timeout = store.session_timeout();
+    timeout + timeout / 2 + EXPIRY_SLACK
+}
+
 impl Presence {
     /// Registers `node`.
     pub fn start(store: &Store, shard: &ShardId, node: &NodeId, info: NodeInfo) -> (Self, Registration) {
@@ -55,11 +62,9 @@ impl Presence {
         // The registration guards the name, so whatever evidence stands under it was ours.
         let path = Place::Suspect(shard.clone(), node.clone()).to_string();
         let suspicion = Ephemeral::keep(store, path, |_| true);
-        // A server ends sessions at its next tick, which may be half a timeout late.
-        let timeout = store.session_timeout();
         let registration = Registration {
             standing: registered.standing(),
-            patience: timeout + timeout / 2 + EXPIRY_SLACK,
+            patience: patience(store),
         };
         let presence = Self {
             info: Mutex::new(info),

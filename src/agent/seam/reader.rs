@@ -4,7 +4,7 @@
 //! concluding anything from what cannot be read. Invariant: a state is told only if its version is above the
 //! last told one, or as the answer to a `sync`.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -17,7 +17,7 @@ use crate::agent::host::StoreEvent;
 use crate::agent::machine::action::Suspicion;
 use crate::agent::machine::state::Versioned;
 use crate::store::{Connection, Hint, Store, StoreError, Value};
-use crate::topology::codec::{NodeInfo, Place, ShardState, Suspect, Znode, decode};
+use crate::topology::codec::{NodeInfo, Place, ProxyInfo, ShardState, Suspect, SwitchRequest, Znode, decode};
 use crate::topology::{Addr, NodeId, Phase, ShardId};
 
 /// Until what could not be read is read again.
@@ -37,6 +37,9 @@ pub(super) struct Reader {
     owed: bool,
     nodes: Vec<(NodeId, Addr, Addr)>,
     suspects: Vec<Suspicion>,
+    wish: Option<SwitchRequest>,
+    /// None until they were read.
+    proxies: Option<BTreeSet<String>>,
     said: HashSet<String>,
 }
 
@@ -47,6 +50,8 @@ struct Due {
     state: bool,
     nodes: bool,
     suspects: bool,
+    wish: bool,
+    proxies: bool,
 }
 
 const ALL: Due = Due {
@@ -54,6 +59,8 @@ const ALL: Due = Due {
     state: true,
     nodes: true,
     suspects: true,
+    wish: true,
+    proxies: true,
 };
 
 /// The host has ended.
@@ -71,6 +78,8 @@ impl Reader {
             owed: false,
             nodes: Vec::new(),
             suspects: Vec::new(),
+            wish: None,
+            proxies: None,
             said: HashSet::new(),
         }
     }
@@ -82,6 +91,7 @@ impl Reader {
 
     async fn read_on(&mut self, mut asked: mpsc::Receiver<()>) -> Result<(), Ended> {
         let mut watch = self.store.watch(&format!("{}/{}", Place::Shards, self.shard));
+        let mut proxies = self.store.watch(&Place::Proxies.to_string());
         let mut due = Due::default();
         self.connection.mark_changed();
         loop {
@@ -101,6 +111,7 @@ impl Reader {
                     due.synced = true;
                 }
                 hint = watch.changed() => due = self.due(&hint, due),
+                _ = proxies.changed() => due.proxies = true,
                 () = sleep(AGAIN), if due != Due::default() => {}
             }
             if *self.connection.borrow() != Connection::Away {
@@ -113,6 +124,7 @@ impl Reader {
         let Hint::Paths(paths) = hint else {
             return Due {
                 synced: due.synced,
+                proxies: due.proxies,
                 ..ALL
             };
         };
@@ -121,6 +133,7 @@ impl Reader {
                 Some(Place::State(shard)) if shard == self.shard => due.state = true,
                 Some(Place::Node(..) | Place::Nodes(_)) => due.nodes = true,
                 Some(Place::Suspect(..) | Place::Suspects(_)) => due.suspects = true,
+                Some(Place::Switch(_)) => due.wish = true,
                 _ => {}
             }
         }
@@ -145,6 +158,18 @@ impl Reader {
         if due.suspects {
             match self.read_suspects().await? {
                 Ok(()) => due.suspects = false,
+                Err(error) => self.complain(&error),
+            }
+        }
+        if due.proxies {
+            match self.read_proxies().await? {
+                Ok(()) => due.proxies = false,
+                Err(error) => self.complain(&error),
+            }
+        }
+        if due.wish {
+            match self.read_wish().await? {
+                Ok(()) => due.wish = false,
                 Err(error) => self.complain(&error),
             }
         }
@@ -230,6 +255,38 @@ impl Reader {
         if suspects != self.suspects {
             self.suspects.clone_from(&suspects);
             self.tell(StoreEvent::Suspects(suspects)).await?;
+        }
+        Ok(Ok(()))
+    }
+
+    /// A request that cannot be read is none: nobody can be told what became of it.
+    async fn read_wish(&mut self) -> Result<Result<(), StoreError>, Ended> {
+        let path = Place::Switch(self.shard.clone()).to_string();
+        let found = match self.store.get(&path).await {
+            Ok(found) => found,
+            Err(error) => return Ok(Err(error)),
+        };
+        let wish = found.and_then(|value| self.decode::<SwitchRequest>(&value, &path));
+        if wish != self.wish {
+            self.wish.clone_from(&wish);
+            self.tell(StoreEvent::Wish(wish)).await?;
+        }
+        Ok(Ok(()))
+    }
+
+    async fn read_proxies(&mut self) -> Result<Result<(), StoreError>, Ended> {
+        let read = self.read_all::<ProxyInfo>(&Place::Proxies).await;
+        let proxies: BTreeSet<String> = match read {
+            Ok(read) => read
+                .into_iter()
+                .filter(|(_, info)| info.drains)
+                .map(|(id, _)| id.to_string())
+                .collect(),
+            Err(error) => return Ok(Err(error)),
+        };
+        if self.proxies.as_ref() != Some(&proxies) {
+            self.proxies = Some(proxies.clone());
+            self.tell(StoreEvent::Proxies(proxies)).await?;
         }
         Ok(Ok(()))
     }

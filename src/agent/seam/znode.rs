@@ -1,10 +1,9 @@
 //! Between the machine's types and those of the znodes.
 
 use crate::agent::machine::action::Suspicion;
-use crate::agent::machine::election::Outcome;
-use crate::agent::machine::quorum::Grounds;
+use crate::agent::machine::outcome::Outcome;
 use crate::agent::machine::state::{MasterOf, State};
-use crate::topology::codec::{Ending, Kind, Phases, Record, ShardState, Suspect};
+use crate::topology::codec::{Phases, Record, ShardState, Suspect};
 use crate::topology::{NodeId, ShardId};
 
 pub(super) fn to_state(znode: ShardState) -> State {
@@ -60,31 +59,27 @@ pub(super) fn from_suspicion(suspicion: &Suspicion) -> Suspect {
     }
 }
 
-/// The record of an election that ended at `time_ms` of the wall clock.
+/// The record of what ended at `time_ms` of the wall clock.
 pub(super) fn record(shard: &ShardId, outcome: Outcome, time_ms: u64) -> Record {
-    let kind = match outcome.grounds {
-        Grounds::Founding => Kind::Founding,
-        Grounds::Quorum | Grounds::LastResort => Kind::Failover,
-    };
     let phases = outcome.phases.into_iter().map(|(name, took)| (name.to_owned(), took));
     Record {
         seq: 0,
         time: time_ms,
         shard: shard.clone(),
-        kind,
+        kind: outcome.kind,
         from: outcome.from,
-        to: Some(outcome.to),
+        to: outcome.to,
         epoch: outcome.epoch,
         phases_ms: Phases(phases.collect()),
         held: None,
         resent: None,
         indoubt: None,
         failed: None,
-        offset: Some(outcome.offset),
-        lost_bytes: None,
-        asked_by: None,
-        request: None,
-        result: Ending::Done,
+        offset: outcome.offset,
+        lost_bytes: outcome.lost_bytes,
+        asked_by: outcome.asked_by,
+        request: outcome.request,
+        result: outcome.result,
         why: outcome.why,
     }
 }

@@ -91,6 +91,19 @@ pub async fn connect_to(target: &Target, login: &Login, limit: Duration) -> Resu
     within(limit, &target.addr, open(&target.addr, target.pass.as_deref(), login)).await
 }
 
+/// Connects within `limit` as nobody's: with the pass of the epoch, or not logged in where there is none. For questions
+/// about connections and logins only.
+pub async fn connect_control(target: &Target, limit: Duration) -> Result<TcpStream, ConnectError> {
+    let opening = async {
+        let mut stream = open_socket(&target.addr).await?;
+        if let Some(pass) = target.pass.as_deref() {
+            log_in(&mut stream, pass_request(pass), 1, true, &target.addr).await?;
+        }
+        Ok(stream)
+    };
+    within(limit, &target.addr, opening).await
+}
+
 /// Connects within `limit`, and does not log in.
 pub async fn connect_mute(addr: &Addr, limit: Duration) -> Result<TcpStream, ConnectError> {
     within(limit, addr, open_socket(addr)).await

@@ -355,6 +355,11 @@ impl Lane {
         self.wake.wake();
     }
 
+    /// Whether it is heard out already, for a while: nothing more is written to it.
+    pub fn is_condemned(&self) -> bool {
+        self.deposed.get() || self.state.borrow().wreck.is_some()
+    }
+
     /// Looks again whether reading may go on.
     pub fn nudge(&self) {
         self.wake.wake();

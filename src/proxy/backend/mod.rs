@@ -9,7 +9,9 @@ mod tap;
 mod target;
 mod wreck;
 
-pub use connect::{ConnectError, Credential, Login, ask, ask_for, connect_mute, connect_to, put_request};
+pub use connect::{
+    ConnectError, Credential, Login, ask, ask_for, connect_control, connect_mute, connect_to, put_request,
+};
 pub use greet::{Greeting, confirm, greet};
 pub use lane::{CLIENT_REPLY_BYTES_MAX, Lane, LaneEnd, Pace, Purpose};
 pub use tap::Tap;

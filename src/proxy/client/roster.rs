@@ -9,7 +9,7 @@ use super::portrait::Portrait;
 use super::selection::Selection;
 use super::session::{Park, Session};
 use crate::command::{Command, refusal};
-use crate::proxy::backend::{Login, ask, ask_for, connect_to, put_request};
+use crate::proxy::backend::{Login, ask, ask_for, connect_control, connect_to, put_request};
 use crate::proxy::roll::{Question, Told};
 use crate::proxy::worker::Worker;
 use crate::resp::{Args, parse_i64, put_i64};
@@ -181,7 +181,7 @@ impl Session {
         };
         let asking = async {
             let addr = &lane.target.addr;
-            let mut stream = connect_to(&lane.target, &Login::default(), self.worker.connect_timeout())
+            let mut stream = connect_control(&lane.target, self.worker.connect_timeout())
                 .await
                 .ok()?;
             let id = id_at_redis(&mut stream, addr, &local.to_string()).await?;

@@ -34,9 +34,10 @@ impl Shard {
         lane
     }
 
-    /// Ends all lanes to masters but those to `still`: they lead to a server that is master no more.
+    /// Ends all lanes to masters but those to `still`: they lead to a server that is master no more. One that proved it
+    /// itself is heard out.
     pub(super) fn abandon_lanes(&self, still: Option<&Target>) {
-        for lane in self.take_astray(still) {
+        for lane in self.take_astray(still).iter().filter(|lane| !lane.is_condemned()) {
             lane.abandon();
         }
         self.lose_taps(still);

@@ -47,6 +47,14 @@ impl Shard {
         self.lost(worker, target);
     }
 
+    /// Another master is published while this one seemed to serve: if it is fenced, it is heard out.
+    pub(super) fn depose_fenced(&self) {
+        let fenced = self.witness.borrow().as_ref().is_some_and(Witness::has_ended);
+        if let Some(target) = self.answering().filter(|_| fenced) {
+            self.depose(&target);
+        }
+    }
+
     pub(super) fn start_seeking(self: &Rc<Self>, worker: &Rc<Worker>) {
         if !self.seeking.replace(true) {
             let (shard, worker) = (self.clone(), worker.clone());

@@ -1,10 +1,12 @@
 //! The witness: one connection of each worker to a master that is logged in with the epoch's pass and nothing else
 //! (rule A15). Lanes act for their sessions' users, so the fence of another epoch does not end them; it ends this one.
 
+use std::io;
+use std::mem::MaybeUninit;
 use std::rc::Rc;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 use tokio::time::sleep;
@@ -18,11 +20,14 @@ const ASK_EVERY: Duration = Duration::from_secs(5);
 
 /// Ends with what holds it.
 #[derive(Debug)]
-pub(super) struct Witness(AbortHandle);
+pub(super) struct Witness {
+    stream: Rc<TcpStream>,
+    watching: AbortHandle,
+}
 
 impl Drop for Witness {
     fn drop(&mut self) {
-        self.0.abort();
+        self.watching.abort();
     }
 }
 
@@ -40,31 +45,47 @@ impl Witness {
             ASK_EVERY.min(Duration::from_millis(u64::from(seconds) * 500))
         });
         let (shard, worker, target) = (shard.clone(), worker.clone(), target.clone());
+        let stream = Rc::new(stream);
+        let watched = stream.clone();
         let watching = tokio::task::spawn_local(async move {
-            let why = watch(stream, every).await;
+            let why = watch(&watched, every).await;
             shard.witness_lost(&worker, &target, why);
         });
-        Self(watching.abort_handle())
+        Self {
+            stream,
+            watching: watching.abort_handle(),
+        }
+    }
+
+    /// Whether its end has come already, although nobody has looked yet: that tells a fenced master from a silent one.
+    pub fn has_ended(&self) -> bool {
+        let mut byte = [MaybeUninit::uninit()];
+        match SockRef::from(&*self.stream).peek(&mut byte) {
+            Ok(length) => length == 0,
+            Err(error) => error.kind() != io::ErrorKind::WouldBlock,
+        }
     }
 }
 
 /// Lives until the connection says that the server is of the epoch no more, or ends.
-async fn watch(mut stream: TcpStream, every: Duration) -> &'static str {
+async fn watch(stream: &TcpStream, every: Duration) -> &'static str {
     let mut request = Vec::new();
     put_request(&mut request, &[b"ROLE"]);
     let mut said = [0; 1024];
     loop {
         tokio::select! {
-            read = stream.read(&mut said) => match read {
+            _ = stream.readable() => match stream.try_read(&mut said) {
                 Ok(0) => return "redis closed the connection",
-                Err(_) => return "the connection failed",
                 Ok(length) if testifies(&said[..length]) => {}
                 Ok(_) => return "the server is of another epoch",
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => return "the connection failed",
             },
-            () = sleep(every) => {
-                if stream.write_all(&request).await.is_err() {
-                    return "the connection failed";
-                }
+            () = sleep(every) => match stream.try_write(&request) {
+                // One that takes nothing is silent, which is for others to judge.
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => return "the connection failed",
             }
         }
     }

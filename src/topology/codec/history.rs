@@ -81,6 +81,18 @@ pub enum Ending {
     Other(String),
 }
 
+impl fmt::Display for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Done => "done",
+            Self::Refused => "refused",
+            Self::RolledBack => "rolled-back",
+            Self::Failed => "failed",
+            Self::Other(word) => word,
+        })
+    }
+}
+
 /// What an operation was.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -113,6 +125,23 @@ pub struct Phases(pub Vec<(String, Duration)>);
 
 /// More phases than any operation has.
 const PHASES_MAX: usize = 64;
+
+impl Phases {
+    /// How long the slowest proxy took to get to the new master. It runs beside the others, not after them.
+    pub const REPOINT: &'static str = "repoint";
+
+    /// How long the operation took: its phases one after the other.
+    pub fn took(&self) -> Duration {
+        let steps = self.0.iter().filter(|(name, _)| name != Self::REPOINT);
+        steps.map(|(_, took)| *took).sum()
+    }
+
+    /// How long a phase took, if the operation had it.
+    pub fn of(&self, phase: &str) -> Option<Duration> {
+        let found = self.0.iter().find(|(name, _)| name == phase);
+        found.map(|(_, took)| *took)
+    }
+}
 
 impl Znode for Record {
     fn check(&self) -> Result<(), String> {

@@ -3,7 +3,7 @@
 use nix::sys::signal::Signal;
 
 use super::clients::{Appender, reader};
-use super::{NO_MASTER, SOON, next_master};
+use super::{DROPPED, NO_MASTER, SOON, next_master};
 use crate::support::{Up, Value, eventually};
 
 #[test]
@@ -51,5 +51,5 @@ fn a_killed_agent_is_no_reason_for_a_failover_and_with_its_redis_it_is() {
     assert_eq!(reads.end().refused, 0);
     appender.runner.end().check(&mut client, &[]);
     assert_eq!(up.history("failover").len(), 1);
-    up.assert_calm(&[NO_MASTER]);
+    up.assert_calm(&[NO_MASTER, DROPPED]);
 }

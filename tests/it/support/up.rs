@@ -17,6 +17,9 @@ use super::{Client, Output, POLL, Pointsman, START_DEADLINE, free_port, holds_wi
 /// How long the processes of an `up` may take to be gone.
 const GONE_DEADLINE: Duration = Duration::from_secs(15);
 
+/// How long a record may take to be written.
+const RECORD_DEADLINE: Duration = Duration::from_secs(5);
+
 /// How often one log may say the same.
 const SAME_MAX: usize = 25;
 
@@ -89,10 +92,21 @@ impl Up {
         self.answer("status")
     }
 
-    /// The records of `history --json` of one kind.
+    /// The records of `history --json` of one kind. That of the last change is written a moment after it, when the
+    /// proxies have said what it was to them; never, if its executor died before.
     #[track_caller]
     pub fn history(&self, kind: &str) -> Vec<Json> {
-        let all = self.answer("history");
+        let mut all = Json::Null;
+        holds_within(RECORD_DEADLINE, || {
+            all = self.answer("history");
+            let status = self.status();
+            let shards = status["shards"].as_array().unwrap().iter();
+            let told = |shard: &Json| {
+                let mut records = all.as_array().unwrap().iter();
+                records.any(|record| record["shard"] == shard["id"] && record["epoch"] == shard["epoch"])
+            };
+            shards.into_iter().all(told)
+        });
         let all = all.as_array().unwrap().iter();
         all.filter(|record| record["kind"] == kind).cloned().collect()
     }
@@ -126,10 +140,32 @@ impl Up {
     /// without a word of doubt. A node may be linked a moment before.
     #[track_caller]
     pub fn all_count(&self, shard: &str) {
+        let done = self.watch_state(shard, |state| {
+            let members = state["members"].as_array().map_or(0, Vec::len);
+            let valid = state["valid"].as_object().map_or(0, serde_json::Map::len);
+            state["phase"] == "serving" && valid == members && self.lives(&state["valid"])
+        });
+        assert!(done, "not every member of {shard} counts");
+    }
+
+    /// What the shard has agreed on, as it stands in ZooKeeper.
+    #[track_caller]
+    pub fn state(&self, shard: &str) -> Json {
+        let mut found = Json::Null;
+        let done = self.watch_state(shard, |state| {
+            found = state.clone();
+            !state.is_null()
+        });
+        assert!(done, "{shard} has no state");
+        found
+    }
+
+    /// Reads the shard's state until `wanted` is content with it; says whether it was.
+    fn watch_state(&self, shard: &str, mut wanted: impl FnMut(&Json) -> bool) -> bool {
         let connect = self.json()["zookeeper"]["connect"].as_str().unwrap().to_owned();
         let path = format!("/shards/{shard}/state");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let done = runtime.unwrap().block_on(async {
+        runtime.unwrap().block_on(async {
             let settings = pointsman::store::Settings::new(&connect, self.json()["cluster"].as_str().unwrap());
             let store = Store::connect(&settings).await.unwrap();
             let end = clock::now() + START_DEADLINE;
@@ -138,15 +174,14 @@ impl Up {
                 let state = store.get(&path).await.ok().flatten().map_or(Json::Null, |value| {
                     serde_json::from_slice(&value.bytes).unwrap_or(Json::Null)
                 });
-                let members = state["members"].as_array().map_or(0, Vec::len);
-                let valid = state["valid"].as_object().map_or(0, serde_json::Map::len);
-                done = state["phase"] == "serving" && valid == members && self.lives(&state["valid"]);
-                tokio::time::sleep(POLL).await;
+                done = wanted(&state);
+                if !done {
+                    tokio::time::sleep(POLL).await;
+                }
             }
             store.close().await;
             done
-        });
-        assert!(done, "not every member of {shard} counts");
+        })
     }
 
     /// Whether these are the lives of the Redis that run now.

@@ -115,7 +115,7 @@ impl World {
                 continue;
             }
             self.check_acknowledged(&write, master.epoch);
-            if needed > 0 {
+            if needed > 0 || self.strict {
                 self.acked.insert(write.id);
             }
         }

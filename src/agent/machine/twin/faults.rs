@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::{Agent, Event, Fault, World};
+use super::{Agent, Event, Fault, PROXY, World};
 use crate::agent::machine::action::{Input, Registered};
+use crate::agent::machine::outcome::Outcome;
 use crate::agent::machine::{Identity, Machine};
 use crate::topology::NodeId;
+use crate::topology::codec::SwitchRequest;
 
 impl World {
     pub fn fail(&mut self, fault: Fault) {
@@ -41,6 +43,54 @@ impl World {
                 self.isolated.remove(&id);
                 self.reconnect();
             }
+            Fault::Wish(to) => self.ask_for(to),
+        }
+    }
+
+    /// Somebody asks for a switchover, unless somebody else does.
+    pub fn ask_for(&mut self, to: Option<NodeId>) {
+        if self.wish.is_some() {
+            return;
+        }
+        self.wishes += 1;
+        self.wish = Some(SwitchRequest {
+            id: format!("wish-{}", self.wishes),
+            to,
+            asked_by: "a test".to_owned(),
+        });
+        self.spread_wish();
+    }
+
+    fn spread_wish(&mut self) {
+        for (node, life) in self.living() {
+            if self.sees_store(&node) {
+                let wish = self.wish.clone();
+                self.in_order(node, life, Input::Wish(wish));
+            }
+        }
+    }
+
+    /// The history has it, and the request that it ends is gone.
+    pub(super) fn record(&mut self, outcome: Outcome) {
+        if outcome.request.is_some() && self.wish.as_ref().map(|wish| &wish.id) == outcome.request.as_ref() {
+            self.wish = None;
+            self.spread_wish();
+        }
+        self.log.push(format!("record {outcome:?}"));
+        self.records.push(outcome);
+    }
+
+    /// Tells an agent what is read where it stands: later readings come later.
+    fn in_order(&mut self, node: NodeId, life: u32, input: Input) {
+        self.at(Duration::from_millis(1), Event::Tell(node, life, input));
+    }
+
+    /// The replicas of a node lose their links.
+    pub(super) fn cut_links(&mut self, node: &NodeId) {
+        let addr = self.redis[node].addr.clone();
+        let replicas = self.redis.values_mut().filter_map(|redis| redis.life.as_mut());
+        for life in replicas.filter(|life| life.follows.as_ref() == Some(&addr)) {
+            life.cut();
         }
     }
 
@@ -69,7 +119,9 @@ impl World {
         for (node, life) in self.living() {
             if self.sees_store(&node) {
                 let state = self.store.clone();
-                self.soon(Event::Tell(node, life, Input::Synced(state)));
+                self.soon(Event::Tell(node.clone(), life, Input::Synced(state)));
+                let wish = self.wish.clone();
+                self.in_order(node, life, Input::Wish(wish));
             }
         }
         self.announce_nodes();
@@ -85,7 +137,7 @@ impl World {
             })
             .collect();
         for (node, life) in self.living() {
-            self.soon(Event::Tell(node, life, Input::Nodes(nodes.clone())));
+            self.in_order(node, life, Input::Nodes(nodes.clone()));
         }
     }
 
@@ -112,6 +164,9 @@ impl World {
         self.at(Duration::ZERO, Event::Probe(id.clone(), life));
         self.at(Duration::ZERO, Event::Wake(id.clone(), life));
         self.read(id, life);
+        self.in_order(id.clone(), life, Input::Wish(self.wish.clone()));
+        let proxies = [PROXY.to_owned()].into();
+        self.soon(Event::Tell(id.clone(), life, Input::Proxies(proxies)));
         self.announce_nodes();
     }
 }

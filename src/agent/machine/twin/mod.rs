@@ -21,14 +21,20 @@ use super::action::{Action, Input, Job, Reply, Suspicion, Ticket};
 use super::detector::{PeerSeen, Seen};
 use super::facts::Role;
 use super::obedience::Ask;
+use super::outcome::Outcome;
 use super::state::{State, Versioned};
 use super::timings::Timings;
 use crate::clock;
+use crate::topology::codec::SwitchRequest;
 use crate::topology::{Epoch, NodeId, RunId};
 
 use redis::{Life, SimRedis};
 
 const STEP: Duration = Duration::from_millis(2);
+/// How long an agent waits for a replica's link.
+const LINKING: Duration = Duration::from_millis(8);
+/// The one proxy that tells of drains, mostly in time. Clients write on as if there were others that do not.
+const PROXY: &str = "p";
 
 enum Event {
     /// Inputs for one life of an agent.
@@ -53,10 +59,18 @@ enum Event {
         expect: Option<i32>,
         state: Box<State>,
     },
+    /// A replica was pointed at its master a while ago.
+    Linked {
+        node: NodeId,
+        life: u32,
+        job: Job,
+    },
     /// Try to read the store again.
     Read(NodeId, u32),
     Step,
     Fault(Fault),
+    /// A proxy tells the executor something.
+    Proxied(Input),
 }
 
 /// What goes wrong.
@@ -72,6 +86,8 @@ pub(super) enum Fault {
     StoreBack,
     Isolate(NodeId),
     Heal(NodeId),
+    /// Somebody asks for a switchover.
+    Wish(Option<NodeId>),
 }
 
 struct Agent {
@@ -114,6 +130,16 @@ pub(super) struct World {
     pub crash_after: Option<u32>,
     pub crashed: Option<NodeId>,
     pub log: Vec<String>,
+    pub wish: Option<SwitchRequest>,
+    wishes: u32,
+    /// The histories' records.
+    pub records: Vec<Outcome>,
+    /// Each question between agents arrives once more, later.
+    pub duplicates: bool,
+    /// As before Redis 7: a master that is made a replica cuts its replicas' links.
+    pub cuts: bool,
+    /// Nothing goes wrong: without acknowledgements, too, nothing may be lost.
+    pub strict: bool,
 }
 
 impl World {
@@ -143,6 +169,12 @@ impl World {
             crash_after: None,
             crashed: None,
             log: Vec::new(),
+            wish: None,
+            wishes: 0,
+            records: Vec::new(),
+            duplicates: false,
+            cuts: false,
+            strict: false,
         };
         for (port, id) in (7001..).zip(["a", "b", "c"]) {
             let id = NodeId::from(id);
@@ -208,6 +240,7 @@ impl World {
             Event::Probe(node, life) => self.probe(&node, life),
             Event::Asked { from, id, to, ask } => self.asked(from, id, &to, ask),
             Event::Acting { node, life, job, ask } => self.acting(&node, life, job, &ask),
+            Event::Linked { node, life, job } => self.linked(node, life, job),
             Event::Write {
                 node,
                 life,
@@ -217,6 +250,11 @@ impl World {
             Event::Read(node, life) => self.read(&node, life),
             Event::Step => self.step(),
             Event::Fault(fault) => self.fail(fault),
+            Event::Proxied(input) => {
+                for (node, life) in self.living() {
+                    self.tell(&node, life, input.clone());
+                }
+            }
         }
     }
 
@@ -269,6 +307,11 @@ impl World {
             Action::Suspect(None) => self.suspect(node, None),
             Action::Ask { id, node: to, ask } => {
                 let from = (node.clone(), life);
+                if self.duplicates {
+                    let delay = Duration::from_micros(self.draw(3_000_000));
+                    let (from, to, ask) = (from.clone(), to.clone(), ask.clone());
+                    self.at(delay, Event::Asked { from, id, to, ask });
+                }
                 self.soon(Event::Asked { from, id, to, ask });
             }
             Action::Answer { ticket, reply } => {
@@ -294,7 +337,9 @@ impl World {
                 self.disks.insert(node.clone(), epoch);
             }
             Action::Relay(state) => self.spread(&state),
-            Action::Record(_) => {}
+            Action::Lost { .. } => {}
+            Action::Attach(epoch, _) => self.soon(Event::Proxied(Input::Attached(PROXY.to_owned(), epoch))),
+            Action::Record(outcome) => self.record(*outcome),
             Action::Say(level, sentence) => {
                 let at = self.now.duration_since(self.start);
                 self.log.push(format!("{at:?} {node} {level:?} {sentence}"));
@@ -336,24 +381,25 @@ impl World {
             return;
         }
         let result = self.redis.get_mut(node).unwrap().act(ask);
-        let waits = result.is_err() || matches!(ask, Ask::Follow { .. });
-        if let (Ok(_), true) = (&result, waits) {
-            // The agent reads again until the link is up: once more after a while stands for that.
-            self.at(Duration::from_millis(8), Event::Tell(node.clone(), life, Input::Tick));
+        if matches!(ask, Ask::Fence { .. }) && self.cuts {
+            self.cut_links(node);
         }
-        let delay = if waits {
-            Duration::from_millis(8)
-        } else {
-            Duration::from_micros(300)
-        };
-        let facts = result.map(|_| ());
         let node = node.clone();
-        self.at(delay, Event::Tell(node.clone(), life, Input::Tick));
-        let now_facts = match facts {
-            Ok(()) => Ok(Box::new(self.redis[&node].life.as_ref().unwrap().facts())),
-            Err(why) => Err(why),
-        };
-        self.at(delay, Event::Tell(node, life, Input::Acted(job, now_facts)));
+        match (result, ask) {
+            (Ok(_), Ask::Follow { .. }) => self.at(LINKING, Event::Linked { node, life, job }),
+            (Ok(facts), _) => {
+                let acted = Input::Acted(job, Ok(facts));
+                self.at(Duration::from_micros(300), Event::Tell(node, life, acted));
+            }
+            (Err(why), _) => self.at(LINKING, Event::Tell(node, life, Input::Acted(job, Err(why)))),
+        }
+    }
+
+    /// The agent read until the link was up, or for long enough.
+    fn linked(&mut self, node: NodeId, life: u32, job: Job) {
+        let facts = self.redis[&node].up().map(|up| Box::new(up.facts()));
+        let facts = facts.ok_or_else(|| "no answer".to_owned());
+        self.tell(&node, life, Input::Acted(job, facts));
     }
 
     fn probe(&mut self, node: &NodeId, life: u32) {

@@ -4,7 +4,7 @@
 //! resynchronisation by Redis' rule, the per-epoch feeding credential, loss of memory by a kill.
 
 use crate::agent::machine::facts::{Facts, PARKED_AT, Role};
-use crate::agent::machine::obedience::Ask;
+use crate::agent::machine::obedience::{Ask, Mark};
 use crate::topology::{Addr, Epoch, NodeId, RunId};
 
 /// One life of one process.
@@ -110,11 +110,25 @@ impl SimRedis {
                 life.epoch = *epoch;
                 life.feeds = None;
             }
-            Ask::Promote { epoch, run_id } => {
+            // The replicas keep their links: what they are fed with stays.
+            Ask::Fence { epoch, run_id } => {
                 if life.run_id != *run_id {
                     return Err("another life".into());
                 }
-                if life.role == Role::Replica {
+                life.role = Role::Replica;
+                life.follows = PARKED_AT.parse().ok();
+                life.linked = false;
+                life.syncing = 0;
+                life.epoch = *epoch;
+            }
+            Ask::Reach { .. } => {}
+            Ask::Promote { epoch, run_id, mark } => {
+                if life.run_id != *run_id {
+                    return Err("another life".into());
+                }
+                let short = mark.as_ref().is_some_and(|mark| !life.has_reached(mark));
+                let role = life.role;
+                if role == Role::Replica {
                     life.replid2 = std::mem::replace(&mut life.replid, fresh);
                     life.second = life.offset() + 1;
                 }
@@ -122,6 +136,10 @@ impl SimRedis {
                 life.follows = None;
                 life.epoch = *epoch;
                 life.feeds = Some(*epoch);
+                // Redis is told before it is known.
+                if short {
+                    return Err("it had not reached the mark".into());
+                }
             }
             Ask::Follow { epoch, addr, .. } => {
                 if life.follows.as_ref() != Some(addr) {
@@ -142,6 +160,14 @@ impl SimRedis {
 impl Life {
     pub fn offset(&self) -> i64 {
         i64::try_from(self.log.len()).unwrap() + 10
+    }
+
+    fn has_reached(&self, mark: &Mark) -> bool {
+        let (stream, offset) = match self.role {
+            Role::Replica => (&self.replid, self.offset()),
+            Role::Master => (&self.replid2, self.second - 1),
+        };
+        *stream == mark.replid && offset >= mark.offset && self.syncing == 0
     }
 
     pub fn facts(&self) -> Facts {
@@ -176,7 +202,8 @@ impl Life {
 
     /// One step of replication from `master`; `reach` is how many writes it may take over at most.
     pub fn replicate(&mut self, master: &Life, reach: usize) {
-        let fed = master.feeds == Some(self.epoch) && master.role == Role::Master;
+        // A fenced master goes on feeding those who were linked, and nobody else.
+        let fed = master.feeds.is_some_and(|epoch| epoch == self.epoch) && (master.role == Role::Master || self.linked);
         if !fed {
             self.linked = false;
             self.syncing = 0;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::{Fault, World};
 use crate::agent::machine::timings::Timings;
+use crate::topology::codec::{Ending, Kind};
 use crate::topology::{Epoch, NodeId};
 
 const LIMIT: Duration = Duration::from_secs(40);
@@ -203,6 +204,220 @@ fn duelling_executors_agree_on_one_master() {
     }
 }
 
+/// The master of a founded shard and another node, by rank.
+fn master_and_other(world: &World, rank: usize) -> (NodeId, NodeId) {
+    let old = world.master().unwrap();
+    let other = world.redis.keys().filter(|id| **id != old).nth(rank).unwrap().clone();
+    (old, other)
+}
+
+/// Every request ended, each with one record.
+fn ended(world: &World, what: &str) {
+    let mut ids: Vec<&String> = world
+        .records
+        .iter()
+        .filter_map(|record| record.request.as_ref())
+        .collect();
+    let all = ids.len();
+    ids.sort();
+    ids.dedup();
+    assert_eq!(ids.len(), all, "{what}: a request ended twice\n{}", world.story());
+    assert!(world.wish.is_none(), "{what}: a request did not end\n{}", world.story());
+}
+
+#[test]
+fn a_switchover_moves_the_master_and_loses_nothing_though_clients_write_on() {
+    for w in [0, 1] {
+        for seed in 1..40 {
+            let mut world = founded(1000 + seed, w);
+            world.strict = true;
+            let (old, other) = master_and_other(&world, seed as usize % 2);
+            let to = (seed % 3 != 0).then(|| other.clone());
+            world.ask_for(to.clone());
+            let what = format!("switchover, seed {seed}, W={w}");
+            let moved = world.run(Duration::from_secs(2), |world| {
+                world.wish.is_none() && world.master().is_some_and(|now| now != old)
+            });
+            assert!(moved, "{what}\n{}", world.story());
+            if let Some(to) = to {
+                assert_eq!(world.master(), Some(to), "{what}\n{}", world.story());
+            }
+            assert_eq!(world.epoch(), Epoch(2), "{what}\n{}", world.story());
+            let record = world.records.last().unwrap();
+            assert_eq!(
+                (&record.kind, &record.result, record.lost_bytes),
+                (&Kind::Switchover, &Ending::Done, Some(0))
+            );
+            heals(&mut world, &what);
+            ended(&world, &what);
+        }
+    }
+}
+
+#[test]
+fn servers_that_cut_their_replicas_at_the_fence_lose_nothing_either() {
+    for seed in 1..40 {
+        let mut world = founded(1100 + seed, 0);
+        (world.strict, world.cuts) = (true, true);
+        world.ask_for(None);
+        let what = format!("cut links, seed {seed}");
+        assert!(
+            world.run(LIMIT, |world| world.wish.is_none()),
+            "{what}\n{}",
+            world.story()
+        );
+        heals(&mut world, &what);
+        ended(&world, &what);
+    }
+}
+
+#[test]
+fn a_request_that_cannot_be_met_is_refused_with_its_reason() {
+    let mut world = founded(1200, 0);
+    let old = world.master().unwrap();
+    let mut refused = |to: NodeId, why: &str| {
+        world.ask_for(Some(to));
+        assert!(world.run(LIMIT, |world| world.wish.is_none()), "{}", world.story());
+        let record = world.records.last().unwrap();
+        assert_eq!(record.result, Ending::Refused, "{record:?}");
+        assert!(record.why.contains(why), "{record:?}");
+        assert_eq!(world.epoch(), Epoch(1));
+    };
+    refused(old.clone(), "is the master already");
+    refused(id("z"), "is no node of this shard");
+    let (_, other) = master_and_other(&world, 0);
+    world.fail(Fault::KillAgent(other.clone()));
+    let mut refused = |to: NodeId, why: &str| {
+        world.ask_for(Some(to));
+        assert!(world.run(LIMIT, |world| world.wish.is_none()), "{}", world.story());
+        assert!(world.records.last().unwrap().why.contains(why), "{:?}", world.records);
+    };
+    refused(other, "its agent is down");
+}
+
+#[test]
+fn a_target_that_freezes_before_the_fence_is_given_up_and_the_master_goes_on() {
+    let mut world = founded(1300, 1);
+    world.strict = true;
+    let (old, other) = master_and_other(&world, 0);
+    world.fail(Fault::Freeze(other.clone()));
+    world.ask_for(Some(other.clone()));
+    assert!(world.run(LIMIT, |world| world.wish.is_none()), "{}", world.story());
+    assert_eq!(
+        world.records.last().unwrap().result,
+        Ending::RolledBack,
+        "{}",
+        world.story()
+    );
+    assert_eq!((world.master(), world.epoch()), (Some(old.clone()), Epoch(1)));
+    world.fail(Fault::Thaw(other.clone()));
+    heals(&mut world, "thaw");
+    world.run(Duration::from_secs(1), |_| false);
+    // The epoch that was reserved is not used again.
+    world.ask_for(Some(other.clone()));
+    assert!(world.run(LIMIT, |world| world.wish.is_none()), "{}", world.story());
+    assert_eq!(
+        (world.master(), world.epoch()),
+        (Some(other), Epoch(3)),
+        "{}",
+        world.story()
+    );
+    heals(&mut world, "moved");
+}
+
+#[test]
+fn whoever_crashes_at_any_step_of_a_switchover_the_shard_goes_on_and_the_request_ends() {
+    for w in [0, 1] {
+        for step in 0..40 {
+            let mut world = founded(1400 + u64::from(step), w);
+            let (_, other) = master_and_other(&world, step as usize % 2);
+            world.crash_after = Some(step);
+            world.ask_for(Some(other));
+            world.run(Duration::from_secs(3), |_| false);
+            world.crash_after = None;
+            let what = format!("crash at action {step}, W={w}");
+            let serves = world.run(LIMIT, |world| world.master().is_some());
+            assert!(serves, "{what}\n{}", world.story());
+            if let Some(crashed) = world.crashed.clone() {
+                world.fail(Fault::StartAgent(crashed));
+            }
+            heals(&mut world, &what);
+            assert!(
+                world.run(LIMIT, |world| world.wish.is_none()),
+                "{what}: the request stays\n{}",
+                world.story()
+            );
+        }
+    }
+}
+
+#[test]
+fn whatever_dies_at_any_moment_of_a_switchover_nothing_acknowledged_is_lost() {
+    for w in [0, 1] {
+        for (kind, moments) in [(0, 40), (1, 20), (2, 20), (3, 20)] {
+            for moment in 0..moments {
+                let mut world = founded(1500 + moment, w);
+                let (old, other) = master_and_other(&world, 0);
+                let (fault, cure) = match kind {
+                    0 => (Fault::KillRedis(other.clone()), Fault::StartRedis(other.clone(), true)),
+                    1 => (Fault::Freeze(other.clone()), Fault::Thaw(other.clone())),
+                    2 => (Fault::KillRedis(old.clone()), Fault::StartRedis(old.clone(), true)),
+                    _ => (Fault::Isolate(old.clone()), Fault::Heal(old.clone())),
+                };
+                world.ask_for(Some(other));
+                // The drain takes up to 200 ms, the rest some milliseconds after it.
+                let at = world.draw(250);
+                world.run(Duration::from_millis(at), |_| false);
+                let what = format!("fault {kind} at {at} ms, W={w}");
+                // Once published the master may be lost only after enough others are valid again (R2).
+                if w > 0 && world.epoch() > Epoch(1) {
+                    heals(&mut world, &what);
+                }
+                world.fail(fault);
+                world.fault_at(2500, cure);
+                world.run(Duration::from_secs(3), |_| false);
+                heals(&mut world, &what);
+                assert!(
+                    world.run(LIMIT, |world| world.wish.is_none()),
+                    "{what}: the request stays\n{}",
+                    world.story()
+                );
+                ended(&world, &what);
+            }
+        }
+    }
+}
+
+#[test]
+fn delayed_duplicates_of_every_question_change_nothing() {
+    for w in [0, 1] {
+        for seed in 1..16 {
+            let mut world = founded(1600 + seed, w);
+            world.duplicates = true;
+            for round in 0..4 {
+                world.ask_for(None);
+                if round == 2
+                    && let Some(old) = world.master()
+                {
+                    let at = world.draw(100);
+                    world.fault_at(at, Fault::KillAgent(old.clone()));
+                    world.fault_at(at + 1000, Fault::StartAgent(old));
+                }
+                let pause = world.draw(1500);
+                world.run(Duration::from_millis(pause), |_| false);
+            }
+            let what = format!("duplicates, seed {seed}, W={w}");
+            world.run(Duration::from_secs(4), |_| false);
+            heals(&mut world, &what);
+            assert!(
+                world.run(LIMIT, |world| world.wish.is_none()),
+                "{what}\n{}",
+                world.story()
+            );
+        }
+    }
+}
+
 /// Random faults, then peace: the invariants are asserted inside the world at each write.
 fn storm(seed: u64, w: u32) {
     let mut world = founded(seed, w);
@@ -210,6 +425,11 @@ fn storm(seed: u64, w: u32) {
     for round in 0..6 {
         let node = names[world.draw(3) as usize].clone();
         let until = 50 + world.draw(2500);
+        if world.draw(2) == 0 {
+            let to = (world.draw(2) == 0).then(|| names[world.draw(3) as usize].clone());
+            let at = world.draw(300);
+            world.fault_at(at, Fault::Wish(to));
+        }
         let (fault, cure) = match world.draw(6) {
             0 => (Fault::KillRedis(node.clone()), Fault::StartRedis(node, round % 2 == 0)),
             1 => (Fault::Freeze(node.clone()), Fault::Thaw(node)),

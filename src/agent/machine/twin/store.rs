@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::{Event, World};
+use super::{Event, PROXY, World};
 use crate::agent::machine::action::{Input, Suspicion, Written};
 use crate::agent::machine::state::{State, Versioned};
 use crate::topology::{NodeId, Phase};
@@ -78,6 +78,10 @@ impl World {
         if let Some(known) = &self.store {
             assert!(next.state.epoch >= known.state.epoch, "I3: {next:?} over {known:?}");
         }
+        if let Some(switch) = &next.state.switch {
+            let delay = Duration::from_micros(self.draw(300_000));
+            self.at(delay, Event::Proxied(Input::Drained(PROXY.to_owned(), switch.epoch)));
+        }
         if next.state.phase == Phase::Serving
             && self
                 .published
@@ -100,7 +104,7 @@ impl World {
         else {
             return;
         };
-        if self.w > 0 {
+        if self.w > 0 || self.strict {
             let held: BTreeSet<u64> = life.log.iter().copied().collect();
             let missing: Vec<&u64> = self.acked.difference(&held).collect();
             assert!(

@@ -1,0 +1,177 @@
+//! How agents begin and end: two for one Redis, one name used twice, signals.
+
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use pointsman::agent::serve::{AgentError, serve};
+use pointsman::topology::codec::Place;
+use pointsman::topology::{Addr, NodeId, ShardId};
+use tokio_util::sync::CancellationToken;
+
+use crate::agent::Server;
+use crate::agent_store::{Shard, start};
+use crate::support::{Client, Pointsman, Up, Value, ZooKeeper, eventually, free_port};
+
+const SOON: Duration = Duration::from_secs(20);
+/// Short, so that the living are told from the dead early.
+const SESSION: Duration = Duration::from_millis(1000);
+
+/// The working connections of agents at a Redis, as it numbers them.
+async fn agents_of(server: &Server) -> Vec<String> {
+    let list = server.ask(&["CLIENT", "LIST"]).await;
+    let agents = list.lines().filter(|line| line.contains(" user=pm-agent "));
+    agents.map(|line| line.split(' ').next().unwrap().to_owned()).collect()
+}
+
+#[tokio::test]
+async fn a_second_agent_for_a_redis_and_a_second_life_of_a_name_are_refused_and_change_nothing() {
+    let shard = Shard::start().await;
+    let first = shard.whole(3).await;
+    let id = NodeId::from("s1-a");
+    let server = &shard.nodes[&id];
+    let (agents, facts) = (agents_of(server).await, server.facts().await);
+    assert_eq!(agents.len(), 1);
+    let other_name = Addr::new("localhost", server.addr.port());
+    for (node, of, redis) in [
+        ("s1-d", "s1", server.addr.clone()),
+        ("s1-d", "s1", other_name),
+        ("s1-a", "s2", server.addr.clone()),
+        ("s1-a", "s1", server.addr.clone()),
+    ] {
+        let mut start = shard.settings(&id, free_port());
+        start.host.node = NodeId::from(node);
+        start.host.shard = ShardId::from(of);
+        start.host.members.insert(NodeId::from(node));
+        start.host.redis = redis.clone();
+        start.store.session_timeout = SESSION;
+        let refused = serve(start, CancellationToken::new()).await.unwrap_err();
+        let sentence = refused.to_string();
+        let wanted = match refused {
+            AgentError::Taken { .. } if (node, of) == ("s1-a", "s1") => "node s1-a is taken: the agent on ".to_owned(),
+            _ => format!("redis {redis} has an agent already, that of node s1-a of shard s1 on "),
+        };
+        assert!(sentence.starts_with(&wanted), "{sentence}");
+        assert_eq!(agents_of(server).await, agents, "the first agent's connection lives");
+        let now = server.facts().await;
+        assert_eq!(
+            (now.epoch, now.role, now.follows),
+            (facts.epoch, facts.role, facts.follows.clone())
+        );
+    }
+    let after = shard.whole(3).await;
+    assert_eq!((after.epoch, after.master), (first.epoch, first.master));
+    let nodes = shard
+        .store
+        .children(&Place::Nodes(ShardId::from("s1")).to_string())
+        .await
+        .unwrap();
+    assert_eq!(nodes, ["s1-a", "s1-b", "s1-c"]);
+}
+
+#[tokio::test]
+async fn of_two_agents_that_start_at_once_on_one_redis_one_goes_on() {
+    let (zookeeper, server) = (ZooKeeper::start(), Server::start().await);
+    let dir = tempfile::tempdir().unwrap();
+    let stop = CancellationToken::new();
+    let mut running = tokio::task::JoinSet::new();
+    for node in ["s1-a", "s1-b"] {
+        let connect = zookeeper.connect();
+        let mut start = start(
+            &NodeId::from(node),
+            free_port(),
+            server.addr.clone(),
+            &connect,
+            dir.path(),
+        );
+        start.host.members.clear();
+        start.store.session_timeout = SESSION;
+        running.spawn(serve(start, stop.clone()));
+    }
+    let ended = tokio::time::timeout(SOON, running.join_next()).await.unwrap();
+    let refused = ended.unwrap().unwrap().unwrap_err();
+    assert!(matches!(refused, AgentError::Shared { .. }), "{refused}");
+    // The other one goes to work.
+    server.until("master", |facts| facts.follows.is_none()).await;
+    assert_eq!(agents_of(&server).await.len(), 1);
+    stop.cancel();
+    let ended = running.join_next().await.unwrap().unwrap();
+    assert!(ended.is_ok(), "{ended:?}");
+}
+
+#[test]
+fn a_second_agent_process_ends_with_1_and_one_sentence() {
+    let up = Up::start(&["--replicas", "1", "--session-timeout-ms", "1000"]);
+    up.all_count("s1");
+    let config = up.dir().join("s1-a").join("agent.toml");
+    let (listen, admin) = (
+        format!("127.0.0.1:{}", free_port()),
+        format!("127.0.0.1:{}", free_port()),
+    );
+    let own = [
+        "agent",
+        "--config",
+        config.to_str().unwrap(),
+        "--listen",
+        &listen,
+        "--admin",
+        &admin,
+    ];
+    let other = [
+        "--node", "s1-c", "--member", "s1-a", "--member", "s1-b", "--member", "s1-c",
+    ];
+    for (more, wanted) in [
+        (&[][..], "pointsman: node s1-a is taken: the agent on "),
+        (&other, " has an agent already, that of node s1-a of shard s1 on "),
+    ] {
+        let second = Pointsman::run(&[&["--log", "error"], &own[..], more].concat());
+        assert_eq!((second.code, second.stdout.as_str()), (Some(1), ""));
+        assert!(second.stderr.contains(wanted), "{}", second.stderr);
+        assert_eq!(second.stderr.lines().count(), 1, "{}", second.stderr);
+    }
+    assert_eq!(up.client().command(&["SET", "k", "v"]), Value::ok());
+    up.assert_calm(&[]);
+}
+
+/// Ends the master's agent of an `up` and starts one by hand in its place, which hands over when it stops.
+fn with_handover(up: &Up, node: &str) -> Pointsman {
+    up.signal(node, "agent", Signal::SIGTERM);
+    eventually(SOON, || up.node(node)["agent"]["pid"].is_null());
+    let config = up.dir().join(node).join("agent.toml");
+    let args = ["agent", "--config", config.to_str().unwrap(), "--on-stop", "handover"];
+    let mut agent = Pointsman::start(&args);
+    agent.wait_for_line(SOON, |line| line.contains("registered"));
+    agent
+}
+
+#[test]
+fn a_second_signal_ends_an_agent_that_waits_for_its_handover() {
+    let up = Up::start(&["--replicas", "1"]);
+    up.all_count("s1");
+    let (master, epoch) = (up.master("s1"), up.shard("s1")["epoch"].clone());
+    let mut agent = with_handover(&up, &master);
+    up.all_count("s1");
+    // An ended and started agent is no failover.
+    assert_eq!((up.master("s1"), &up.shard("s1")["epoch"]), (master, &epoch));
+    // Nothing is handed over while ZooKeeper stands still.
+    up.signal_zookeeper(Signal::SIGSTOP);
+    agent.term();
+    agent.wait_for_line(SOON, |line| line.contains("asked to end"));
+    assert!(agent.is_running());
+    agent.term();
+    assert_eq!(agent.exit_code(SOON), Some(0));
+    assert!(agent.log().contains("s1 is not handed over"), "{}", agent.log());
+    up.signal_zookeeper(Signal::SIGCONT);
+    assert_eq!(up.client().command(&["SET", "k", "v"]), Value::ok());
+    assert!(Client::try_connect(up.listen.as_str()).is_ok());
+}
+
+#[test]
+fn an_up_that_ends_hands_nothing_over() {
+    let mut up = Up::start(&["--replicas", "1"]);
+    up.all_count("s1");
+    let text = std::fs::read_to_string(up.dir().join("s1-a").join("agent.toml")).unwrap();
+    assert!(text.contains("on_stop = \"leave\""), "{text}");
+    up.up.term();
+    assert_eq!(up.up.exit_code(SOON), Some(0));
+    assert!(!up.up.log().contains("hand"), "{}", up.up.log());
+}
