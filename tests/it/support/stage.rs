@@ -141,6 +141,7 @@ impl Stage {
         self.attached();
         self.promote();
         self.publish();
+        self.served();
         self.follow(self.other());
     }
 
@@ -241,6 +242,14 @@ impl Stage {
     pub fn publish(&mut self) {
         let state = self.state();
         self.put_state(&state);
+    }
+
+    /// Waits until the proxy gives the master all kinds of requests.
+    #[track_caller]
+    pub fn served(&mut self) {
+        let epoch = format!(" epoch={} ", self.epoch);
+        let serves = |line: &str| line.contains("the master serves") && line.contains(&epoch);
+        self.proxy.wait_for_line(SOON, serves);
     }
 
     /// Publishes that there is none.
