@@ -15,6 +15,7 @@ mod framing;
 mod handover;
 mod houses;
 mod limits;
+mod moves;
 mod peer;
 mod proxy;
 mod pubsub;

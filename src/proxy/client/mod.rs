@@ -11,6 +11,7 @@ mod feed_request;
 mod feedline;
 mod fencing;
 mod lanes;
+mod latest;
 mod listener;
 mod listening;
 mod local;

@@ -16,6 +16,7 @@ mod pointsman;
 mod process;
 mod redis;
 mod relay;
+mod stage;
 mod up;
 mod zookeeper;
 
@@ -33,6 +34,7 @@ pub use pointsman::Pointsman;
 pub use process::{Output, Process, run};
 pub use redis::Redis;
 pub use relay::Relay;
+pub use stage::{Stage, field};
 pub use up::{Up, assert_gone, runs};
 pub use zookeeper::ZooKeeper;
 
