@@ -19,6 +19,8 @@ const MOMENTS_MS: [u64; 5] = [0, 3, 6, 10, 16];
 const GIVEN_UP: &str = "switchover";
 /// What it says of the master that it did not move.
 const STAYS: &str = "stays the master";
+/// What it says of a wish that it does not grant.
+const NOT_MOVED: &str = "not moving the master";
 /// What it says when a proxy does not answer.
 const NOT_DRAINED: &str = "not waiting any longer";
 
@@ -115,6 +117,7 @@ fn a_target_that_is_killed_costs_nothing_but_the_move() {
                 NO_MASTER,
                 GIVEN_UP,
                 STAYS,
+                NOT_MOVED,
                 "no master for epoch",
                 "attach to the master",
             ],
@@ -130,7 +133,14 @@ fn an_old_master_that_is_killed_is_replaced_like_any_other() {
         |up, cast| back(up, &cast.master),
         &Wanted {
             all_kept: false,
-            declared: &[NO_MASTER, GIVEN_UP, STAYS, NOT_DRAINED, "no master for epoch"],
+            declared: &[
+                NO_MASTER,
+                GIVEN_UP,
+                STAYS,
+                NOT_MOVED,
+                NOT_DRAINED,
+                "no master for epoch",
+            ],
         },
     );
 }
@@ -143,7 +153,14 @@ fn an_executor_that_is_killed_leaves_a_shard_that_serves_again() {
         |up, cast| back(up, &cast.master),
         &Wanted {
             all_kept: true,
-            declared: &[NO_MASTER, GIVEN_UP, STAYS, NOT_DRAINED, "no master for epoch"],
+            declared: &[
+                NO_MASTER,
+                GIVEN_UP,
+                STAYS,
+                NOT_MOVED,
+                NOT_DRAINED,
+                "no master for epoch",
+            ],
         },
     );
 }
@@ -156,7 +173,14 @@ fn an_agent_of_the_target_that_is_killed_leaves_a_shard_that_serves_again() {
         |up, cast| back(up, &cast.target),
         &Wanted {
             all_kept: true,
-            declared: &[NO_MASTER, GIVEN_UP, STAYS, NOT_DRAINED, "no master for epoch"],
+            declared: &[
+                NO_MASTER,
+                GIVEN_UP,
+                STAYS,
+                NOT_MOVED,
+                NOT_DRAINED,
+                "no master for epoch",
+            ],
         },
     );
 }
@@ -169,7 +193,7 @@ fn a_proxy_that_is_killed_is_waited_for_in_vain_and_not_for_long() {
         |up, _| eventually(SOON, || !up.json()["proxies"][0]["pid"].is_null()),
         &Wanted {
             all_kept: true,
-            declared: &[NO_MASTER, GIVEN_UP, STAYS, NOT_DRAINED],
+            declared: &[NO_MASTER, GIVEN_UP, STAYS, NOT_MOVED, NOT_DRAINED],
         },
     );
 }
@@ -193,6 +217,7 @@ fn a_zookeeper_leader_that_is_killed_leaves_a_shard_that_serves() {
                 NO_MASTER,
                 GIVEN_UP,
                 STAYS,
+                NOT_MOVED,
                 NOT_DRAINED,
                 "ZooKeeper",
                 "no master for epoch",
@@ -214,6 +239,7 @@ fn a_target_that_hangs_is_given_up() {
                 NO_MASTER,
                 GIVEN_UP,
                 STAYS,
+                NOT_MOVED,
                 "no master for epoch",
                 "attach to the master",
             ],
