@@ -53,6 +53,17 @@ impl Command {
         options.block.is_some() || (options.strange && anywhere())
     }
 
+    /// Where the streams are of which the request wants only what is newer than the request itself, and where it says so:
+    /// XREAD's `$`.
+    pub fn latest_at(&self, args: &Args) -> Vec<(usize, usize)> {
+        let Some(streams) = options::of_streams(args).streams.filter(|_| &*self.name == "xread") else {
+            return Vec::new();
+        };
+        let count = (args.len() - streams - 1) / 2;
+        let pairs = (streams + 1..=streams + count).map(|key| (key, key + count));
+        pairs.filter(|(_, id)| args.get(*id) == Some(b"$")).collect()
+    }
+
     /// Where the time-out is among these arguments and what it counts; `None` if there is none.
     pub fn timeout_at(&self, args: &Args) -> Option<(usize, Unit)> {
         let (at, unit) = match self.patience {
@@ -95,6 +106,20 @@ mod tests {
         ] {
             assert_eq!(asked(line), (true, Some((at, unit))), "{line}");
         }
+    }
+
+    #[test]
+    fn streams_of_which_only_news_is_wanted_are_found() {
+        let latest = |line: &str| with_args(line, |args| command(args).latest_at(args));
+        assert_eq!(latest("XREAD BLOCK 0 STREAMS a b c $ 0 $"), [(4, 7), (6, 9)]);
+        assert_eq!(latest("XREAD BLOCK 0 STREAMS $ 0"), []);
+        assert_eq!(latest("XREADGROUP GROUP g c BLOCK 0 STREAMS a $"), []);
+        assert_eq!(
+            latest("XREAD BLOCK 0 STREAMS a b $"),
+            [],
+            "it has no id for each of them"
+        );
+        assert_eq!(latest("BLPOP $ 0"), []);
     }
 
     #[test]

@@ -16,6 +16,7 @@ mod framing;
 mod handover;
 mod houses;
 mod limits;
+mod moves;
 mod peer;
 mod proxy;
 mod pubsub;

@@ -32,6 +32,8 @@ pub struct Tap {
     pub target: Rc<Target>,
     wake: Wake,
     closed: Cell<bool>,
+    /// Something may change because of what was sent and is not answered.
+    writing: Cell<bool>,
     /// It leads to a server that is master no more.
     astray: Cell<bool>,
     out: RefCell<Vec<u8>>,
@@ -48,6 +50,7 @@ impl Tap {
             target,
             wake: Wake::default(),
             closed: Cell::new(false),
+            writing: Cell::new(false),
             astray: Cell::new(false),
             out: RefCell::default(),
             sent: Cell::new(0),
@@ -61,6 +64,16 @@ impl Tap {
         out.extend_from_slice(bytes);
         self.wake.wake();
         self.gone.get() + out.len() as u64
+    }
+
+    /// Remembers whether a write is in flight; says whether there was one.
+    pub fn set_writing(&self, writing: bool) -> bool {
+        self.writing.replace(writing)
+    }
+
+    /// Whether a write is in flight.
+    pub fn is_writing(&self) -> bool {
+        self.writing.get()
     }
 
     /// How many bytes were written.

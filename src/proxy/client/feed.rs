@@ -142,6 +142,13 @@ impl Feed {
         }
     }
 
+    /// Says whether the last write has been answered just now. A switchover waits for that.
+    pub(super) fn count_writes(&self) -> bool {
+        let Link::Up(tap) = &self.link else { return false };
+        let writes = self.line.writes();
+        tap.set_writing(writes) && !writes
+    }
+
     /// Tells who waits for it that everything is heard.
     fn settle_down(&mut self) {
         if self.moving.is_none() && self.line.is_caught_up() {
@@ -194,6 +201,7 @@ impl Session {
                     return false;
                 }
                 feed.line.release(true, |bytes| tap.send(bytes));
+                feed.count_writes();
                 return true;
             }
             (feed.delay(), login.clone())
@@ -211,6 +219,7 @@ impl Session {
         let fences = self.worker.splits_reads().then(log);
         let (now_ms, table) = (clock::monotonic_ms(), self.worker.commands().clone());
         self.with_feed(|feed| {
+            shard.count_resent(feed.line.awaited());
             let shorter = |request: &[u8], since_ms| with_time_left(request, now_ms.saturating_sub(since_ms), &table);
             feed.line.shorten(shorter);
             feed.fences = fences;
@@ -221,6 +230,7 @@ impl Session {
             feed.heard = false;
             feed.wait_from_now();
             feed.settle_down();
+            feed.count_writes();
         });
     }
 
@@ -251,10 +261,14 @@ impl Session {
             feed.failures = 0;
         }
         feed.settle_down();
+        let written = feed.count_writes();
         let (idle, drained) = (feed.line.is_idle(), feed.line.is_drained());
         state.feed = Some(feed);
         let unread = self.settle(&mut state, &self.worker.clone());
         drop(state);
+        if written {
+            self.worker.shard(ShardIndex(0)).drained_some(&self.worker);
+        }
         if unread > UNREAD_BYTES_MAX {
             self.close(CloseReason::SlowReader);
         }
@@ -330,11 +344,18 @@ impl Session {
     pub(super) fn put_up_with(self: &Rc<Self>, left: Left) {
         let worker = self.worker.clone();
         match left {
-            Left::Answers(answers) => self.answer(&worker, answers),
+            Left::Answers(answers) => {
+                let shard = worker.shard(ShardIndex(0));
+                let begin = |word: &[u8]| answers.iter().filter(|(_, line)| line.starts_with(word)).count();
+                shard.count_indoubt(u32::try_from(begin(b"-INDOUBT ")).unwrap_or(u32::MAX));
+                shard.count_failed(u32::try_from(begin(b"-MASTERDOWN ")).unwrap_or(u32::MAX));
+                self.answer(&worker, answers);
+            }
             Left::CutOff => self.close(CloseReason::ReplyCutOff),
             Left::Transaction => self.close(CloseReason::TransactionLost),
         }
         worker.flush_dirty();
+        worker.shard(ShardIndex(0)).drained_some(&worker);
     }
 
     /// A tap to a server that is not master yet says nothing against the one that is.
@@ -451,6 +472,7 @@ impl Feed {
     pub(super) fn lose(&mut self, tap: &Tap) -> Left {
         self.link = Link::Down;
         self.waits = Waits::from_now();
+        tap.set_writing(false);
         // What was asked may still be executed.
         self.fences = None;
         if self.moving.is_none() {

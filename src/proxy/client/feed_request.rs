@@ -7,13 +7,14 @@ use std::rc::Rc;
 
 use super::dispatch::Outcome;
 use super::feed::{FEED_LANE, Feed, Link};
-use super::feedline::{Asked, Plain};
+use super::feedline::{Asked, POISON, Plain};
 use super::session::{Park, Session, State};
 use super::stream::COLLECTED_BYTES_MAX;
 use super::subscriptions::{Family, NAMES_MAX, Verb};
+use super::transaction::Told;
 use crate::clock;
 use crate::command::{Class, Command, Flags, refusal};
-use crate::proxy::backend::put_request;
+use crate::proxy::backend::{Role, put_request};
 use crate::resp::Args;
 use crate::route::Place;
 use crate::topology::ShardIndex;
@@ -114,9 +115,8 @@ impl Session {
         if may_ride(command, args) && self.worker.place(command, args) == Place::Shard(ShardIndex(0)) {
             return self.ask_plain(command, frame);
         }
-        // Redis refuses it for its arity and remembers that, so that EXEC runs nothing.
         let mut poison = Vec::new();
-        put_request(&mut poison, &[b"SUBSCRIBE"]);
+        put_request(&mut poison, &POISON);
         self.ask(Asked::Poison(NOT_IN_MULTI), &poison)
     }
 
@@ -161,7 +161,14 @@ impl Session {
     }
 
     fn ask_plain(self: &Rc<Self>, command: &Command, frame: &[u8]) -> Outcome {
-        let transaction = command.class == Class::Transaction;
+        let (multi, stale) = self
+            .with_feed(|feed| (feed.line.multi, feed.line.stale))
+            .unwrap_or_default();
+        let role = role(&command.name);
+        if role == Role::Exec && multi && stale {
+            return self.discard_stale();
+        }
+        let queued = role == Role::Multi || (multi && !matches!(role, Role::Exec | Role::Discard));
         let is_write = command.is_write() || &*command.name == "exec";
         // A script may have written before it was refused (rule A4).
         let is_script = command.flags.has(Flags::NO_MANDATORY_KEYS) || command.fences_all;
@@ -169,14 +176,15 @@ impl Session {
             let shard = self.worker.shard(ShardIndex(0));
             self.state().wrote(&shard);
         }
-        let blocks = command.class == Class::Blocking;
+        let blocks = command.class == Class::Blocking && !queued;
         let waits = is_write && !self.feed_takes_writes();
         let kept = waits || frame.len() <= COLLECTED_BYTES_MAX;
         let asked = Asked::Plain(Plain {
             bytes: if kept { frame.to_vec() } else { Vec::new() },
             is_write,
-            transaction,
-            again: kept && !transaction && !is_script,
+            role,
+            queued,
+            again: kept && matches!(role, Role::Plain | Role::Exec) && !is_script,
             since_ms: blocks.then(clock::monotonic_ms),
         });
         let outcome = if waits {
@@ -187,10 +195,20 @@ impl Session {
         self.with_feed(|feed| match &*command.name {
             "multi" => feed.line.multi = true,
             "watch" => feed.line.watch = true,
-            "unwatch" if !feed.line.multi => feed.line.watch = false,
-            "exec" | "discard" if feed.line.multi => (feed.line.multi, feed.line.watch) = (false, false),
+            "unwatch" if !feed.line.multi => (feed.line.watch, feed.line.stale) = (false, false),
+            "exec" | "discard" if feed.line.multi => feed.line.end_transaction(),
             _ => {}
         });
+        outcome
+    }
+
+    /// What a lost connection watched may have changed: EXEC does nothing.
+    fn discard_stale(self: &Rc<Self>) -> Outcome {
+        let mut discard = Vec::new();
+        put_request(&mut discard, &[b"DISCARD"]);
+        let nil = Told::Nil.line(self.state().login.resp3);
+        let outcome = self.ask(Asked::Discard(nil), &discard);
+        self.with_feed(|feed| feed.line.end_transaction());
         outcome
     }
 
@@ -207,6 +225,7 @@ impl Session {
             let run = window.reserve(FEED_LANE, 1);
             feed.fence(1, asked.may_write());
             feed.line.ask(asked, Some(run), tap.send(frame), frame.len());
+            feed.count_writes();
         }
         Outcome::Done
     }
@@ -271,6 +290,17 @@ impl Session {
             out.extend_from_slice(b"': ");
             out.extend_from_slice(ONLY);
         })
+    }
+}
+
+/// What a command is to a transaction.
+fn role(name: &str) -> Role {
+    match name {
+        "multi" => Role::Multi,
+        "exec" => Role::Exec,
+        "discard" => Role::Discard,
+        "watch" | "unwatch" => Role::Watch,
+        _ => Role::Plain,
     }
 }
 

@@ -9,70 +9,17 @@
 
 use std::collections::VecDeque;
 
-use super::subscriptions::{Family, Kind, Name, Subscriptions, Verb, put_family};
+use super::queue::{Prospect, Queue};
+use super::subscriptions::{Family, Subscriptions, Verb};
 use super::window::RunId;
-use crate::proxy::backend::put_request;
+use crate::proxy::backend::{Role, put_request};
 use crate::resp::{Heed, ReplyScanner, Stop};
-use crate::route::{Fate, Line, Verdict, plan, refusal};
+use crate::route::{Fate, Verdict, plan};
+use asked::Entry;
+pub(super) use asked::{Asked, POISON, Plain};
 
 /// A longer frame is passed on in parts. Every confirmation is shorter, because names are.
 const FRAME_BYTES_MAX: usize = 128 * 1024;
-
-/// One request in flight.
-#[derive(Debug)]
-pub(super) enum Asked {
-    /// Each name has a confirmation.
-    Names(Family, VecDeque<Name>),
-    /// An unsubscribe without names: as many confirmations as there are subscriptions, at least one.
-    All(Kind),
-    /// `+OK`, and from then on a line for each command of anybody.
-    Monitor,
-    /// One reply, passed on.
-    Plain(Plain),
-    /// One reply that must be no error; the client sees these bytes in its place, and the protocol changes.
-    Hello { greeting: Vec<u8>, resp3: bool },
-    /// One reply that must be an error; the client sees this line in its place.
-    Poison(&'static [u8]),
-    /// Ours: one reply that must be no error, not shown.
-    Silent,
-    /// Ours: subscribes to what the client believes it is subscribed to; not shown.
-    Again(Kind, u32),
-    /// Ours: the same for MONITOR.
-    MonitorAgain,
-    /// Ours: one reply of whatever kind, not shown, that says that everything before it was heard.
-    Marker,
-}
-
-impl Asked {
-    /// Whether it may change data.
-    pub(super) fn may_write(&self) -> bool {
-        matches!(self, Self::Plain(plain) if plain.is_write)
-    }
-}
-
-/// A command like any other.
-#[derive(Debug)]
-pub(super) struct Plain {
-    /// Kept for another connection; empty if it is too large for that.
-    pub bytes: Vec<u8>,
-    pub is_write: bool,
-    /// Whether Redis' refusals prove that it was not executed (rule A4).
-    pub again: bool,
-    /// When it was asked, for one that blocks.
-    pub since_ms: Option<u64>,
-    /// It means something only on the connection that it was sent on.
-    pub transaction: bool,
-}
-
-#[derive(Debug)]
-struct Entry {
-    asked: Asked,
-    /// The client's place for it; ours have none.
-    run: Option<RunId>,
-    /// How many bytes were sent on the connection with it.
-    end: u64,
-    bytes: usize,
-}
 
 /// What a client gets to see.
 #[derive(Debug, PartialEq, Eq)]
@@ -105,7 +52,7 @@ pub(super) enum Left {
     Answers(Vec<(RunId, Vec<u8>)>),
     /// Half of a frame was shown: nothing true can follow.
     CutOff,
-    /// A transaction was open.
+    /// A transaction was open, and cannot be brought to another connection.
     Transaction,
 }
 
@@ -117,6 +64,10 @@ pub(super) struct FeedLine {
     pub multi: bool,
     /// WATCH was asked for, and nothing that ends it.
     pub watch: bool,
+    /// What was watched may have changed unseen: EXEC has to do nothing.
+    pub stale: bool,
+    /// What was answered since MULTI.
+    queue: Option<Box<Queue>>,
     monitoring: bool,
     resp3: bool,
     /// Sent, in this order.
@@ -195,6 +146,18 @@ impl FeedLine {
     pub(super) fn ask(&mut self, asked: Asked, run: Option<RunId>, end: u64, bytes: usize) {
         self.unanswered_bytes += bytes;
         self.asked.push_back(Entry { asked, run, end, bytes });
+    }
+
+    /// Whether something may change because of what was sent. What stands behind a request that blocks has not begun.
+    pub(super) fn writes(&self) -> bool {
+        let blocks = |entry: &&Entry| matches!(&entry.asked, Asked::Plain(plain) if plain.since_ms.is_some());
+        let mut begun = self.asked.iter().take_while(|entry| !blocks(entry));
+        begun.any(|entry| entry.asked.writes())
+    }
+
+    /// EXEC or DISCARD was asked for.
+    pub(super) fn end_transaction(&mut self) {
+        (self.multi, self.watch, self.stale) = (false, false, false);
     }
 
     /// Notes a request that is sent once the server at the other end is master.
@@ -357,7 +320,7 @@ impl FeedLine {
         let refused = || Trouble::Refused(String::from_utf8_lossy(frame).trim_end().to_owned());
         match self.asked.front_mut().map(|entry| &mut entry.asked) {
             None => return Err(Trouble::Poisoned),
-            Some(Asked::Plain(plain)) if plain.again && refusal::of_command(frame) == Line::Refusal => {
+            Some(Asked::Plain(plain)) if plain.is_refused(frame) => {
                 if let Some(entry) = self.asked.front_mut() {
                     entry.end = u64::MAX;
                 }
@@ -382,8 +345,24 @@ impl FeedLine {
                 self.answered(&greeting, show);
                 return Ok(());
             }
+            Some(Asked::Queue(replies, _)) => {
+                *replies -= 1;
+                if *replies == 0 {
+                    self.pop();
+                }
+                return Ok(());
+            }
             Some(Asked::Poison(line)) => {
                 let line = *line;
+                let mut poison = Vec::new();
+                put_request(&mut poison, &POISON);
+                self.queue_answered(&poison);
+                self.answered(line, show);
+                return Ok(());
+            }
+            Some(Asked::Discard(line)) => {
+                let line = *line;
+                self.queue = None;
                 self.answered(line, show);
                 return Ok(());
             }
@@ -393,10 +372,33 @@ impl FeedLine {
                 }
             }
             Some(Asked::Monitor) => self.monitoring |= !is_error,
-            Some(Asked::All(_) | Asked::Plain(_)) => {}
+            Some(Asked::Plain(plain)) if plain.queued => {
+                let bytes = std::mem::take(&mut plain.bytes);
+                if plain.role == Role::Multi && self.queue.is_none() {
+                    self.queue = Some(Queue::begin(&bytes, false));
+                } else {
+                    self.queue_answered(&bytes);
+                }
+            }
+            Some(Asked::Plain(plain)) => {
+                if matches!(plain.role, Role::Exec | Role::Discard) {
+                    self.queue = None;
+                }
+            }
+            Some(Asked::All(_)) => {}
         }
         self.answered(frame, show);
         Ok(())
+    }
+
+    fn queue_answered(&mut self, request: &[u8]) {
+        if let Some(queue) = &mut self.queue {
+            if request.is_empty() {
+                queue.forget();
+            } else {
+                queue.add(request);
+            }
+        }
     }
 
     /// The oldest request is done.
@@ -423,8 +425,16 @@ impl FeedLine {
             entry.end = u64::MAX;
             self.asked.push_back(entry);
         }
-        let is_transaction = |entry: &Entry| matches!(&entry.asked, Asked::Plain(plain) if plain.transaction);
-        if self.multi || self.watch || self.asked.iter().any(is_transaction) {
+        self.stale |= self.watch;
+        let too_long = |queue: &Queue| queue.prospect() != Prospect::Again;
+        let unkept =
+            |entry: &Entry| matches!(&entry.asked, Asked::Plain(plain) if plain.queued && plain.bytes.is_empty());
+        if self.queue.as_deref().is_some_and(too_long)
+            || self
+                .asked
+                .iter()
+                .any(|entry| entry.ends_transaction(written) || unkept(entry))
+        {
             return Left::Transaction;
         }
         self.asked.retain(|entry| entry.run.is_some());
@@ -486,6 +496,15 @@ impl FeedLine {
         self.drained = false;
         self.resp3 = resp3;
         self.ask_again(&mut send);
+        if let Some(queue) = &self.queue {
+            let (bytes, count) = queue.answered([].iter());
+            self.unsent.push_front(Entry {
+                asked: Asked::Queue(count, bytes),
+                run: None,
+                end: u64::MAX,
+                bytes: 0,
+            });
+        }
         self.release(is_master, send);
     }
 
@@ -539,41 +558,6 @@ impl FeedLine {
     }
 }
 
-impl Entry {
-    fn fate(&self, written: u64) -> Fate {
-        let is_write = self.asked.may_write();
-        let kept = !matches!(&self.asked, Asked::Plain(plain) if plain.bytes.is_empty());
-        match (self.end <= written, is_write) {
-            _ if !kept => Fate::SentWrite,
-            (false, _) => Fate::Unsent,
-            (true, false) => Fate::SentRead,
-            (true, true) => Fate::SentWrite,
-        }
-    }
-
-    /// Appends the request as it is to be sent again: without the names that were confirmed.
-    fn put(&self, out: &mut Vec<u8>) {
-        match &self.asked {
-            Asked::Names(family, names) => {
-                put_family(*family, &names.iter().map(|name| &**name).collect::<Vec<_>>(), out);
-            }
-            Asked::All(kind) => {
-                let verb = Verb::Unsubscribe;
-                put_family(Family { verb, kind: *kind }, &[], out);
-            }
-            Asked::Monitor => put_request(out, &[b"MONITOR"]),
-            Asked::Plain(plain) => out.extend_from_slice(&plain.bytes),
-            // None of these waits for another connection.
-            Asked::Hello { .. }
-            | Asked::Poison(_)
-            | Asked::Silent
-            | Asked::Again(..)
-            | Asked::MonitorAgain
-            | Asked::Marker => {}
-        }
-    }
-}
-
 /// `1700000000.123456 [0 127.0.0.1:50000] "PING"`, or the beginning of one.
 fn is_monitor_line(line: &[u8]) -> bool {
     let time = line.iter().take_while(|byte| byte.is_ascii_digit() || **byte == b'.');
@@ -598,5 +582,6 @@ fn line(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((line, &bytes[end + 1..]))
 }
 
+mod asked;
 #[cfg(test)]
 mod tests;

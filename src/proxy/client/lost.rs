@@ -12,13 +12,22 @@ use crate::proxy::backend::{Lane, Lost, Role, put_request};
 use crate::resp::{Args, RequestLimits, RequestScanner, Scan};
 use crate::route::{Fate, Verdict, plan};
 
+/// How long a request must have been blocked at a master for that to be no wait for one.
+const SERVED_MS: u64 = 100;
+
 impl Session {
     /// Applies the in-flight rules to what this session had on a lane that is gone.
     pub fn lane_lost(self: &Rc<Self>, lane: &Rc<Lane>, lost: Vec<Lost>) {
         let worker = self.worker.clone();
         let now_ms = clock::monotonic_ms();
+        let served = lost.first().and_then(|lost| lost.since_ms);
+        if served.is_some_and(|since_ms| now_ms.saturating_sub(since_ms) > SERVED_MS) {
+            // It was blocked there, as it is meant to be.
+            self.state().held_at_written = u64::MAX;
+        }
         let too_late = self.has_waited_ms(now_ms) > worker.hold_max_ms();
         let told = self.judge_lost(lane, &lost, too_late);
+        let demoted = lost.iter().any(|lost| lost.fate == Fate::Refused);
         let mut held = Vec::new();
         for (told, lost) in told.into_iter().zip(lost) {
             if !self.state().window.holds(lost.run) {
@@ -61,8 +70,12 @@ impl Session {
                 }
             }
         }
+        if demoted {
+            self.hold_lost(lane, held);
+        } else {
+            self.state().held.extend(held);
+        }
         let mut state = self.state();
-        state.held.extend(held);
         state.seat(&lane.shard).lane.take_if(|known| Rc::ptr_eq(known, lane));
         drop(state);
         self.wake();

@@ -10,6 +10,7 @@ mod feed_request;
 mod feedline;
 mod fencing;
 mod lanes;
+mod latest;
 mod local;
 mod lost;
 mod multi;

@@ -4,6 +4,8 @@
 //! answered already fills the place of nobody in the window, what was not keeps its place in the window.
 //! Invariant: `bytes` are the requests from MULTI on, whole and in order, or nothing is ever sent again.
 
+use std::fmt;
+
 use super::session::Pinned;
 use crate::proxy::backend::Lost;
 
@@ -79,6 +81,14 @@ impl Queue {
         let (count, bytes) = unanswered.fold((0, 0), |(count, bytes), lost| (count + 1, bytes + lost.bytes.len()));
         let answered = self.bytes.len().saturating_sub(bytes);
         (self.bytes[..answered].to_vec(), self.count.saturating_sub(count))
+    }
+}
+
+impl fmt::Debug for Queue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Queue")
+            .field("count", &self.count)
+            .finish_non_exhaustive()
     }
 }
 

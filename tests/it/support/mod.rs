@@ -15,6 +15,7 @@ mod pointsman;
 mod process;
 mod redis;
 mod relay;
+mod stage;
 mod up;
 mod zookeeper;
 
@@ -31,6 +32,7 @@ pub use pointsman::Pointsman;
 pub use process::{Output, Process, run};
 pub use redis::Redis;
 pub use relay::Relay;
+pub use stage::{Stage, field};
 pub use up::{Up, assert_gone, runs};
 pub use zookeeper::ZooKeeper;
 

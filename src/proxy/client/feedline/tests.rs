@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::proxy::client::subscriptions::Kind;
 use crate::proxy::client::window::Window;
 use crate::route::Verdict;
 
@@ -49,7 +50,20 @@ impl Client {
             bytes: text.as_bytes().to_vec(),
             is_write,
             again: is_write,
-            transaction: false,
+            role: Role::Plain,
+            queued: false,
+            since_ms: None,
+        }));
+    }
+
+    /// MULTI, EXEC, or something between them.
+    fn transaction(&mut self, text: &str, role: Role) {
+        self.ask(Asked::Plain(Plain {
+            bytes: text.as_bytes().to_vec(),
+            is_write: role != Role::Multi,
+            again: role != Role::Multi,
+            role,
+            queued: role != Role::Exec,
             since_ms: None,
         }));
     }
@@ -243,7 +257,8 @@ fn a_server_that_is_not_master_yet_gets_no_write_and_nothing_behind_one() {
         bytes: b"SET 4 ".to_vec(),
         is_write: true,
         again: true,
-        transaction: false,
+        role: Role::Plain,
+        queued: false,
         since_ms: None,
     });
     let run = client.window.reserve(1, 1);
@@ -283,7 +298,8 @@ fn a_request_that_blocks_is_shortened_only_at_the_front() {
         bytes: b"BLPOP 9 ".to_vec(),
         is_write: true,
         again: true,
-        transaction: false,
+        role: Role::Plain,
+        queued: false,
         since_ms: Some(7),
     }));
     let refused = b"-UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)\r\n";
@@ -297,10 +313,82 @@ fn a_request_that_blocks_is_shortened_only_at_the_front() {
 }
 
 #[test]
+fn a_transaction_in_pieces_is_queued_again_by_the_next_master_and_its_replies_are_swallowed() {
+    let mut client = subscriber();
+    client.transaction("MULTI ", Role::Multi);
+    client.transaction("SET 1 ", Role::Plain);
+    client.ask(Asked::Poison(b"-X\r\n"));
+    client.transaction("SET 2 ", Role::Plain);
+    client.hear(b"+OK\r\n+QUEUED\r\n-ERR arity\r\n").unwrap();
+    assert_eq!(client.seen(), "+OK\r\n+QUEUED\r\n-X\r\n");
+    assert!(!client.line.writes(), "nothing is executed before EXEC");
+    for _ in 0..2 {
+        assert_eq!(client.line.lose(client.sent), Left::Answers(Vec::new()));
+        assert!(
+            client
+                .reconnect(false)
+                .ends_with("MULTI SET 1 *1\r\n$9\r\nSUBSCRIBE\r\nSET 2 ")
+        );
+        let heard = [confirms("subscribe", "a", 1), confirms("subscribe", "b", 2)].concat();
+        client.hear(heard.as_bytes()).unwrap();
+        client.hear(b"+OK\r\n+QUEUED\r\n").unwrap();
+        assert_eq!(client.seen(), "");
+    }
+    client.hear(b"-ERR arity\r\n+QUEUED\r\n").unwrap();
+    assert_eq!(client.seen(), "+QUEUED\r\n");
+    client.transaction("EXEC ", Role::Exec);
+    assert!(client.line.writes());
+    let refused =
+        b"-EXECABORT Transaction discarded because of: READONLY You can't write against a read only replica.\r\n";
+    assert_eq!(client.hear(refused), Err(Trouble::Demoted));
+    assert_eq!(client.line.lose(client.sent), Left::Answers(Vec::new()));
+    // Not even a part of it goes to who is no master yet.
+    let mut sent = String::new();
+    let mut send = |bytes: &[u8]| {
+        sent.push_str(std::str::from_utf8(bytes).unwrap());
+        sent.len() as u64
+    };
+    client.line.begin(false, false, &mut send);
+    client.line.release(true, &mut send);
+    assert!(
+        sent.ends_with("MULTI SET 1 *1\r\n$9\r\nSUBSCRIBE\r\nSET 2 EXEC "),
+        "{sent}"
+    );
+    let heard = [confirms("subscribe", "a", 1), confirms("subscribe", "b", 2)].concat();
+    client.hear(heard.as_bytes()).unwrap();
+    client
+        .hear(b"+OK\r\n+QUEUED\r\n-ERR arity\r\n+QUEUED\r\n-EXECABORT x\r\n")
+        .unwrap();
+    assert_eq!(client.seen(), "-EXECABORT x\r\n");
+    assert_eq!(client.line.lose(client.sent), Left::Answers(Vec::new()));
+    assert!(!client.reconnect(false).contains("MULTI"), "it is over");
+}
+
+#[test]
+fn what_was_watched_on_a_lost_connection_makes_exec_do_nothing() {
+    let mut client = subscriber();
+    client.line.watch = true;
+    assert_eq!(client.line.lose(0), Left::Answers(Vec::new()));
+    assert!(client.line.stale);
+    client.reconnect(false);
+    let heard = [confirms("subscribe", "a", 1), confirms("subscribe", "b", 2)].concat();
+    client.hear(heard.as_bytes()).unwrap();
+    client.transaction("MULTI ", Role::Multi);
+    client.ask(Asked::Discard(b"_\r\n"));
+    client.hear(b"+OK\r\n+OK\r\n").unwrap();
+    assert_eq!(client.seen(), "+OK\r\n_\r\n");
+}
+
+#[test]
 fn transactions_and_cut_off_frames_end_with_their_connection() {
     let mut client = subscriber();
-    client.line.multi = true;
-    assert_eq!(client.line.lose(0), Left::Transaction);
+    client.transaction("MULTI ", Role::Multi);
+    client.transaction("EXEC ", Role::Exec);
+    assert_eq!(client.line.lose(client.sent), Left::Transaction);
+    let mut client = subscriber();
+    client.transaction(&"x".repeat(300_000), Role::Multi);
+    client.hear(b"+OK\r\n").unwrap();
+    assert_eq!(client.line.lose(0), Left::Transaction, "it is too long to be kept");
     let mut client = subscriber();
     let long = message(&"m".repeat(2 * FRAME_BYTES_MAX));
     let part = &long.as_bytes()[..FRAME_BYTES_MAX + 1];

@@ -1,0 +1,143 @@
+//! A request on a connection that speaks without being asked: what answers it, and what it is to the next connection.
+
+use std::collections::VecDeque;
+
+use crate::proxy::backend::{Role, put_request};
+use crate::proxy::client::subscriptions::{Family, Kind, Name, Verb, put_family};
+use crate::proxy::client::window::RunId;
+use crate::route::{Fate, Line, refusal};
+
+/// Redis refuses it for its arity and remembers that inside MULTI, so that EXEC runs nothing.
+pub(in crate::proxy::client) const POISON: [&[u8]; 1] = [b"SUBSCRIBE"];
+
+/// One request in flight.
+#[derive(Debug)]
+pub(in crate::proxy::client) enum Asked {
+    /// Each name has a confirmation.
+    Names(Family, VecDeque<Name>),
+    /// An unsubscribe without names: as many confirmations as there are subscriptions, at least one.
+    All(Kind),
+    /// `+OK`, and from then on a line for each command of anybody.
+    Monitor,
+    /// One reply, passed on.
+    Plain(Plain),
+    /// One reply that must be no error; the client sees these bytes in its place, and the protocol changes.
+    Hello { greeting: Vec<u8>, resp3: bool },
+    /// One reply that must be an error; the client sees this line in its place.
+    Poison(&'static [u8]),
+    /// One reply; the client sees this line in its place. It was asked for EXEC, but is DISCARD.
+    Discard(&'static [u8]),
+    /// Ours: so many replies, not shown, to these bytes, which bring the connection to where a transaction was.
+    Queue(usize, Vec<u8>),
+    /// Ours: one reply that must be no error, not shown.
+    Silent,
+    /// Ours: subscribes to what the client believes it is subscribed to; not shown.
+    Again(Kind, u32),
+    /// Ours: the same for MONITOR.
+    MonitorAgain,
+    /// Ours: one reply of whatever kind, not shown, that says that everything before it was heard.
+    Marker,
+}
+
+impl Asked {
+    /// Whether only a master takes it, or all of what it belongs to.
+    pub(in crate::proxy::client) fn may_write(&self) -> bool {
+        matches!(self, Self::Plain(plain) if plain.is_write) || matches!(self, Self::Queue(..))
+    }
+
+    /// Whether it may change data when it arrives.
+    pub(super) fn writes(&self) -> bool {
+        matches!(self, Self::Plain(plain) if plain.is_write && !plain.queued)
+    }
+}
+
+/// A command like any other.
+#[derive(Debug)]
+pub(in crate::proxy::client) struct Plain {
+    /// Kept for another connection; empty if it is too large for that.
+    pub bytes: Vec<u8>,
+    pub is_write: bool,
+    /// Whether Redis' refusals prove that it was not executed (rule A4).
+    pub again: bool,
+    /// When it was asked, for one that blocks.
+    pub since_ms: Option<u64>,
+    /// What it is to a transaction.
+    pub role: Role,
+    /// It is MULTI, or was asked behind one: nothing happens before EXEC.
+    pub queued: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub asked: Asked,
+    /// The client's place for it; ours have none.
+    pub run: Option<RunId>,
+    /// How many bytes were sent on the connection with it.
+    pub end: u64,
+    pub bytes: usize,
+}
+
+impl Plain {
+    /// Whether a reply proves that it was not executed.
+    pub(super) fn is_refused(&self, reply: &[u8]) -> bool {
+        let line = match self.role {
+            Role::Exec => refusal::of_exec(reply, None),
+            Role::Plain | Role::Block | Role::Multi | Role::Discard | Role::Watch | Role::Forgotten => {
+                refusal::of_command(reply)
+            }
+        };
+        self.again && line == Line::Refusal
+    }
+}
+
+impl Entry {
+    /// Whether it was sent, and ends a transaction: nobody knows what became of that.
+    pub(super) fn ends_transaction(&self, written: u64) -> bool {
+        let ends = match &self.asked {
+            Asked::Plain(plain) => matches!(plain.role, Role::Exec | Role::Discard),
+            Asked::Names(..)
+            | Asked::All(_)
+            | Asked::Monitor
+            | Asked::Hello { .. }
+            | Asked::Poison(_)
+            | Asked::Discard(_)
+            | Asked::Queue(..)
+            | Asked::Silent
+            | Asked::Again(..)
+            | Asked::MonitorAgain
+            | Asked::Marker => false,
+        };
+        ends && self.end <= written
+    }
+
+    pub(super) fn fate(&self, written: u64) -> Fate {
+        let is_write = self.asked.writes();
+        let kept = !matches!(&self.asked, Asked::Plain(plain) if plain.bytes.is_empty());
+        match (self.end <= written, is_write) {
+            _ if !kept => Fate::SentWrite,
+            (false, _) => Fate::Unsent,
+            (true, false) => Fate::SentRead,
+            (true, true) => Fate::SentWrite,
+        }
+    }
+
+    /// Appends the request as it is to be sent again: without the names that were confirmed.
+    pub(super) fn put(&self, out: &mut Vec<u8>) {
+        match &self.asked {
+            Asked::Names(family, names) => {
+                put_family(*family, &names.iter().map(|name| &**name).collect::<Vec<_>>(), out);
+            }
+            Asked::All(kind) => {
+                let verb = Verb::Unsubscribe;
+                put_family(Family { verb, kind: *kind }, &[], out);
+            }
+            Asked::Monitor => put_request(out, &[b"MONITOR"]),
+            Asked::Plain(plain) => out.extend_from_slice(&plain.bytes),
+            Asked::Poison(_) => put_request(out, &POISON),
+            Asked::Discard(_) => put_request(out, &[b"DISCARD"]),
+            Asked::Queue(_, bytes) => out.extend_from_slice(bytes),
+            // None of these waits for another connection.
+            Asked::Hello { .. } | Asked::Silent | Asked::Again(..) | Asked::MonitorAgain | Asked::Marker => {}
+        }
+    }
+}
