@@ -240,6 +240,7 @@ impl Historian {
     async fn try_add_loss(&self, epoch: Epoch, bytes: u64) -> Result<(), StoreError> {
         let parent = Place::History(self.shard.clone()).to_string();
         let names = self.store.children(&parent).await?;
+        let mut stands = false;
         for name in names.iter().rev().take(LOOK_BACK) {
             let path = format!("{parent}/{name}");
             let Some(found) = self.store.get(&path).await? else {
@@ -249,6 +250,7 @@ impl Historian {
                 continue;
             };
             let ours = record.epoch == epoch && record.from.as_ref() == Some(&self.node);
+            stands |= record.epoch == epoch;
             if ours && record.kind == Kind::Failover && record.lost_bytes.is_none() {
                 let whole = Record {
                     lost_bytes: Some(bytes),
@@ -257,7 +259,12 @@ impl Historian {
                 self.store.set(&path, encode(&whole), found.version).await?;
             }
         }
-        Ok(())
+        // Its writer may be waiting for what proxies report.
+        if stands {
+            Ok(())
+        } else {
+            Err(StoreError::Missing(parent))
+        }
     }
 }
 
