@@ -147,7 +147,9 @@ impl Bench {
         bench.register(1);
         bench.publish(Phase::Serving, None);
         // The accepting end has one; each connection has its own.
-        eventually(SOON, || bench.agents.iter().all(|agent| agent.news.receiver_count() > 1));
+        eventually(SOON, || {
+            bench.agents.iter().all(|agent| agent.news.receiver_count() > 1)
+        });
         for _ in 0..2 {
             bench
                 .proxy
