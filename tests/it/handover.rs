@@ -591,7 +591,6 @@ fn named_users_move_along() {
 }
 
 #[test]
-#[ignore = "until agents make the proxies' users"]
 fn a_move_that_the_proxy_hears_of_too_late_costs_time_and_no_error() {
     const COMMANDS: i64 = 60_000;
     let mut bench = Bench::start();
@@ -614,7 +613,6 @@ fn a_move_that_the_proxy_hears_of_too_late_costs_time_and_no_error() {
     });
 }
 #[test]
-#[ignore = "until agents make the proxies' users"]
 fn a_master_that_lost_its_epochs_user_gets_nothing_more_whoever_the_clients_are() {
     let bench = Bench::start();
     let (mut client, mut popper) = (bench.client(), bench.client());
@@ -639,7 +637,6 @@ fn a_master_that_lost_its_epochs_user_gets_nothing_more_whoever_the_clients_are(
 }
 
 #[test]
-#[ignore = "until agents make the proxies' users"]
 fn a_master_that_came_back_empty_is_not_of_the_epoch() {
     let mut bench = Bench::start();
     let mut client = bench.client();

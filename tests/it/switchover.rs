@@ -9,7 +9,7 @@ use pointsman::clock;
 use pointsman::peer::{self, Client, Kind, News, Report, Request};
 use pointsman::store::{Lifetime, Settings, Store};
 use pointsman::topology::codec::{self, Ending, Place, ProxyInfo, Record, ShardState, SwitchRequest, encode};
-use pointsman::topology::{Addr, Epoch, NodeId, Phase};
+use pointsman::topology::{Addr, NodeId, Phase};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -295,8 +295,25 @@ async fn a_target_that_hangs_before_the_fence_leaves_everything_as_it_was() {
     let first = shard.whole(3).await;
     shard.flowing(&first).await;
     let to = shard.replica(&first);
+    // Found out before anybody waits.
     shard.nodes[&to].signal("-STOP");
     let id = shard.ask_for(Some(&to)).await;
+    let record = shard.ended(&id).await;
+    assert_eq!(
+        (&record.result, record.epoch),
+        (&Ending::Refused, first.epoch),
+        "{record:?}"
+    );
+    shard.nodes[&to].signal("-CONT");
+    // It hangs when clients wait already.
+    let mut proxy = Proxy::start(&shard).await;
+    let id = shard.ask_for(Some(&to)).await;
+    let switching = shard
+        .until_state("switching", |state| state.phase == Phase::Switching)
+        .await;
+    shard.nodes[&to].signal("-STOP");
+    let switch = switching.switch.unwrap();
+    proxy.tell(Request::Drained(self::shard(), switch.epoch)).await;
     let record = shard.ended(&id).await;
     assert_eq!(
         (&record.result, record.epoch),
@@ -305,17 +322,18 @@ async fn a_target_that_hangs_before_the_fence_leaves_everything_as_it_was() {
     );
     let after = shard.until("serving", |_| true).await;
     assert_eq!((after.epoch, &after.master), (first.epoch, &first.master));
-    assert_eq!(shard.nodes[&master(&first)].ask(&["SET", "k", "v"]).await, "OK");
+    assert_eq!(shard.nodes[&master(&first)].ask(&["SET", "other", "v"]).await, "OK");
     shard.nodes[&to].signal("-CONT");
     shard.nodes[&to]
-        .until("linked", |facts| facts.link_up && facts.keys == 1)
+        .until("linked", |facts| facts.link_up && facts.keys == 2)
         .await;
+    drop(proxy);
     let id = shard.ask_for(Some(&to)).await;
     let record = shard.ended(&id).await;
     // The epoch that was reserved for the first attempt is not used again.
     assert_eq!(
         (&record.result, record.epoch),
-        (&Ending::Done, Epoch(first.epoch.0 + 2)),
+        (&Ending::Done, switch.epoch.next()),
         "{record:?}"
     );
 }

@@ -74,6 +74,10 @@ pub enum Order {
     Write(State),
     /// Tell proxies where those who hear are to move.
     Attach(Epoch, Target),
+    /// Claim the epoch of the switchover.
+    Claim,
+    /// Give up what was not begun yet, because of this, which may pass.
+    Retreat(String),
     /// Give up this epoch; claim another.
     Abandon(String),
     /// Tell people.

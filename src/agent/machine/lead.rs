@@ -252,7 +252,7 @@ impl Machine {
         let Some(course) = self.course.take() else { return };
         self.asks.clear();
         if let Course::Switchover(switchover) = course
-            && !switchover.claiming()
+            && !switchover.untouched()
         {
             self.record(switchover.failed(why));
         }
@@ -261,7 +261,7 @@ impl Machine {
     pub(super) fn advance_course(&mut self, now: Instant) {
         if let Some(Course::Switchover(switchover)) = &self.course
             && switchover.reversible()
-            && !switchover.claiming()
+            && !switchover.untouched()
             && let Some(why) = self.master_lost(now)
         {
             return self.carry_out(now, vec![Order::Abandon(why)]);
@@ -299,6 +299,8 @@ impl Machine {
                 Order::Write(state) => self.write(state, Purpose::Course),
                 Order::Attach(epoch, target) => self.actions.push_back(Action::Attach(epoch, target)),
                 Order::Say(level, sentence) => self.say(level, sentence),
+                Order::Claim => self.claim_switchover(now),
+                Order::Retreat(why) => self.retreat(now, why),
                 Order::Abandon(why) => self.abandon(now, why),
             }
         }
@@ -313,6 +315,10 @@ impl Machine {
                 ("election", Duration::from_millis(10 + jitter))
             }
         };
+        let untouched = matches!(&self.course, Some(Course::Switchover(switchover)) if switchover.untouched());
+        if untouched {
+            return self.retreat(now, why);
+        }
         self.say(Level::Warn, format!("giving up the {what}: {why}"));
         self.drop_course(why);
         self.claim_again = now + pause;

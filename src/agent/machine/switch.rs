@@ -1,16 +1,20 @@
 //! One switchover, seen from its executor, the agent of the present master: the steps S0 to S5 as rule R8 has them.
 //!
 //! ```text
-//! claiming -> draining -> looking -> catching up -> fencing -> reaching -> attaching -> promoting -> proving -> publishing
-//!                |           |           |             |           |           |            |           |           |
-//!                +-----------+-----------+             +-----------+-----------+------------+-----------+-----------+
-//!                            |                                                 |
-//!                       rolling back                                    abandoned: an election follows
+//! sounding -> claiming -> draining -> looking -> catching up
+//!    |                       |           |            |  \
+//!  retreat                   +-----------+------------+   +-> fencing -> reaching -> attaching -> promoting -> proving
+//!                                        |                       |          |            |            |           |   \
+//!                                   rolling back                 +----------+------------+------------+-----------+    |
+//!                                                                                        |                   publishing
+//!                                                                        abandoned: an election follows
 //! ```
+//! The sounding asks what looking and catching up ask, before anybody waits: a target that hangs, or to which the stream
+//! does not flow yet, costs clients nothing.
 //!
 //! Owns: the steps of one reserved epoch and the answers to them. Refuses: I/O, and deciding *whether* to move the
 //! master (`wish`). Invariants:
-//! 1. one target per epoch (rule R7), fixed by the claim: another target is another claim of another epoch;
+//! 1. one target per epoch (rule R7), fixed before the claim: another target is another claim of another epoch;
 //! 2. it is rolled back only before the fence was asked for, and only by the executor that made the claim. From then on
 //!    it ends in a publication or in an election by a later claim, never in going on as before (rule R8);
 //! 3. nobody is promoted before the old master was fenced and the target has applied everything the fenced master had:
@@ -21,7 +25,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use crate::topology::codec::{Ending, Kind, SwitchRequest};
-use crate::topology::{Addr, Epoch, NodeId, Phase, RunId};
+use crate::topology::{Addr, Epoch, NodeId, Phase, RunId, Switch};
 
 use super::action::{Level, Reply};
 use super::election::Order;
@@ -49,7 +53,7 @@ pub struct Target {
 /// A switchover under way.
 #[derive(Clone, Debug)]
 pub struct Switchover {
-    /// The state as we last wrote it.
+    /// The state as we last wrote it; before the claim the one that was read.
     state: State,
     /// The reserved epoch.
     epoch: Epoch,
@@ -65,6 +69,8 @@ pub struct Switchover {
 #[derive(Clone, Debug)]
 #[expect(clippy::large_enum_variant, reason = "one per agent; never in a collection")]
 enum Step {
+    /// Whether the target keeps up: its master's offset, then its own. Next: claiming.
+    Sounding { mark: Option<Mark>, wait: Wait },
     /// The claim is being written. Next: draining.
     Claiming,
     /// Proxies hold, and tell when nothing is in flight. Next: looking, rolling back.
@@ -133,10 +139,9 @@ impl Wait {
 }
 
 impl Switchover {
-    /// Begins with the claim `state`, which is yet to be written. None if that is no switching state of a master.
-    pub fn new(now: Instant, state: State, request: SwitchRequest, target: Target) -> Option<Self> {
-        let epoch = state.switch.as_ref()?.epoch;
-        let old = state.master.clone()?;
+    /// Begins by sounding out the target. None if `state` has no master to be moved.
+    pub fn new(now: Instant, state: State, epoch: Epoch, request: SwitchRequest, target: Target) -> Option<Self> {
+        let old = state.serving()?.clone();
         Some(Self {
             state,
             epoch,
@@ -145,9 +150,40 @@ impl Switchover {
             target,
             drained: BTreeSet::new(),
             attached: BTreeSet::new(),
-            step: Step::Claiming,
+            step: Step::Sounding {
+                mark: None,
+                wait: Wait::due(now),
+            },
             marks: Marks::new(now),
         })
+    }
+
+    /// The target keeps up: what to write over `known`, the state of this moment. None if that is another master's.
+    pub fn claim(&mut self, now: Instant, known: &State, executor: &NodeId, nonce: String) -> Option<State> {
+        let same = known.epoch == self.state.epoch && known.serving() == Some(&self.old);
+        if !same {
+            return None;
+        }
+        let switch = Switch {
+            to: self.target.node.clone(),
+            epoch: self.epoch,
+        };
+        self.state = known.switched_by(executor, nonce, switch);
+        self.marks = Marks::new(now);
+        self.step = Step::Claiming;
+        Some(self.state.clone())
+    }
+
+    /// What is about to be done, for people.
+    pub fn sentence(&self) -> String {
+        let asker = match self.request.asked_by.as_str() {
+            "" => "somebody",
+            asker => asker,
+        };
+        format!(
+            "moving the master of epoch {} from {} to {} for epoch {}, as {asker} asks",
+            self.state.epoch, self.old.node, self.target.node, self.epoch
+        )
     }
 
     /// The epoch of the state it stands on, which is not the reserved one.
@@ -159,7 +195,9 @@ impl Switchover {
     pub fn stands(&self, read: &State) -> bool {
         let ours = read.nonce == self.state.nonce;
         match self.step {
-            Step::Claiming => ours || (read.epoch == self.state.epoch && read.phase == Phase::Serving),
+            Step::Sounding { .. } | Step::Claiming => {
+                ours || (read.epoch == self.state.epoch && read.phase == Phase::Serving)
+            }
             Step::Draining { .. }
             | Step::Looking { .. }
             | Step::CatchingUp { .. }
@@ -174,15 +212,19 @@ impl Switchover {
     }
 
     /// Whether nothing was written yet: it may be tried again as if it had not been.
-    pub fn claiming(&self) -> bool {
-        matches!(self.step, Step::Claiming)
+    pub fn untouched(&self) -> bool {
+        matches!(self.step, Step::Sounding { .. } | Step::Claiming)
     }
 
     /// Whether the old master may still go on as if nothing had been.
     pub fn reversible(&self) -> bool {
         matches!(
             self.step,
-            Step::Claiming | Step::Draining { .. } | Step::Looking { .. } | Step::CatchingUp { .. }
+            Step::Sounding { .. }
+                | Step::Claiming
+                | Step::Draining { .. }
+                | Step::Looking { .. }
+                | Step::CatchingUp { .. }
         )
     }
 
@@ -209,7 +251,8 @@ impl Switchover {
                 self.marks.end("roll-back", now);
                 Some(self.outcome(Ending::RolledBack, why))
             }
-            Step::Draining { .. }
+            Step::Sounding { .. }
+            | Step::Draining { .. }
             | Step::Looking { .. }
             | Step::CatchingUp { .. }
             | Step::Fencing
@@ -274,19 +317,20 @@ impl Switchover {
     }
 
     fn handle_look(&mut self, now: Instant, reply: Reply) -> Vec<Order> {
-        let Step::Looking { wait } = &mut self.step else {
+        let (Step::Looking { wait } | Step::Sounding { mark: None, wait }) = &mut self.step else {
             return Vec::new();
         };
+        let node = &self.old.node;
         let facts = match reply {
             Reply::Done(facts) if facts.role == Role::Master && facts.run_id == self.old.run_id => facts,
-            Reply::Gone => return vec![Order::Abandon(format!("{} died", self.old.node))],
-            Reply::Done(_) => return vec![Order::Abandon(format!("{} is not the master it was", self.old.node))],
+            Reply::Gone => return vec![Order::Abandon(format!("{node} died"))],
+            Reply::Done(_) => return vec![Order::Abandon(format!("{node} is not the master it was"))],
             Reply::Failed(why) => {
-                wait.failed(now, format!("{}: {why}", self.old.node));
+                wait.failed(now, format!("{node}: {why}"));
                 return Vec::new();
             }
             Reply::Refused(why) => {
-                wait.failed(now, format!("{}: {why}", self.old.node));
+                wait.failed(now, format!("{node}: {why}"));
                 return Vec::new();
             }
         };
@@ -298,15 +342,19 @@ impl Switchover {
             since: wait.since,
             ..Wait::new(now)
         };
-        self.step = Step::CatchingUp {
-            mark: mark.clone(),
-            wait,
+        let reach = self.reach(mark.clone());
+        self.step = match self.step {
+            Step::Sounding { .. } => Step::Sounding { mark: Some(mark), wait },
+            _ => Step::CatchingUp { mark, wait },
         };
-        vec![self.reach(mark)]
+        vec![reach]
     }
 
     fn handle_reach(&mut self, now: Instant, asked: &Mark, reply: Reply) -> Vec<Order> {
-        let (Step::CatchingUp { mark, wait } | Step::Reaching { mark, wait }) = &mut self.step else {
+        let (Step::Sounding { mark: Some(mark), wait }
+        | Step::CatchingUp { mark, wait }
+        | Step::Reaching { mark, wait }) = &mut self.step
+        else {
             return Vec::new();
         };
         if mark != asked {
@@ -332,6 +380,7 @@ impl Switchover {
     /// The target has what it was to have.
     fn reached(&mut self, now: Instant) -> Vec<Order> {
         match &self.step {
+            Step::Sounding { .. } => vec![Order::Claim],
             Step::CatchingUp { .. } => {
                 self.marks.end("catch-up", now);
                 self.step = Step::Fencing;
@@ -409,6 +458,14 @@ impl Switchover {
     /// What is to be done now that time has passed or answers came. `proxies`: those that tell of drains.
     pub fn advance(&mut self, now: Instant, timings: &Timings, proxies: &BTreeSet<String>) -> Vec<Order> {
         match &mut self.step {
+            Step::Sounding { mark, wait } => {
+                if wait.over(now, timings.catch_up) {
+                    return vec![Order::Retreat(wait.last.clone())];
+                }
+                let due = wait.take(now).then(|| mark.clone());
+                let ask = due.map(|mark| mark.map_or_else(|| self.look(), |mark| self.reach(mark)));
+                ask.into_iter().collect()
+            }
             Step::Draining { since } => {
                 let late = now.saturating_duration_since(*since) >= timings.drain_max;
                 if !late && !proxies.is_subset(&self.drained) {
@@ -511,7 +568,9 @@ impl Switchover {
 
     /// Ends it as this step allows.
     fn give_up(&mut self, now: Instant, why: String) -> Order {
-        if self.reversible() {
+        if self.untouched() {
+            Order::Retreat(why)
+        } else if self.reversible() {
             self.roll_back(now, why)
         } else {
             Order::Abandon(why)
@@ -566,5 +625,339 @@ fn obstacle(facts: &Facts, target: &Target, mark: &Mark) -> Option<String> {
         Some(format!("it lacks {} bytes", mark.offset - facts.offset))
     } else {
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::super::facts::{PARKED_AT, sample};
+    use super::*;
+    use crate::clock;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    /// A switchover from a to b, driven by hand.
+    struct Bench {
+        now: Instant,
+        switchover: Switchover,
+        proxies: BTreeSet<String>,
+    }
+
+    fn id(name: &str) -> NodeId {
+        NodeId::from(name)
+    }
+
+    fn addr(port: u16) -> Addr {
+        Addr::new("127.0.0.1", port)
+    }
+
+    fn serving() -> State {
+        State {
+            epoch: Epoch(4),
+            phase: Phase::Serving,
+            executor: id("c"),
+            nonce: "old".to_owned(),
+            master: Some(MasterOf {
+                node: id("a"),
+                addr: addr(1),
+                run_id: RunId::from("a"),
+            }),
+            lineage: vec!["r4".to_owned()],
+            members: ["a", "b", "c"].map(id).into(),
+            valid: ["a", "b"].map(|name| (id(name), RunId::from(name))).into(),
+            ack_replicas: 0,
+            switch: None,
+        }
+    }
+
+    fn linked(node: &str, offset: i64) -> Facts {
+        Facts {
+            follows: Some(addr(1)),
+            link_up: true,
+            epoch: Epoch(4),
+            ..sample(node, "r4", offset)
+        }
+    }
+
+    fn mastering(node: &str, replid: &str, offset: i64) -> Facts {
+        Facts {
+            role: Role::Master,
+            follows: None,
+            ..sample(node, replid, offset)
+        }
+    }
+
+    fn mark(offset: i64) -> Mark {
+        Mark {
+            replid: "r4".to_owned(),
+            offset,
+        }
+    }
+
+    fn look() -> Ask {
+        Ask::Reach {
+            epoch: Epoch(5),
+            mark: None,
+        }
+    }
+
+    fn reach(offset: i64) -> Ask {
+        Ask::Reach {
+            epoch: Epoch(5),
+            mark: Some(mark(offset)),
+        }
+    }
+
+    fn fence() -> Ask {
+        Ask::Fence {
+            epoch: Epoch(5),
+            run_id: RunId::from("a"),
+        }
+    }
+
+    fn promote(offset: i64) -> Ask {
+        Ask::Promote {
+            epoch: Epoch(5),
+            run_id: RunId::from("b"),
+            mark: Some(mark(offset)),
+        }
+    }
+
+    fn done(facts: Facts) -> Reply {
+        Reply::Done(Box::new(facts))
+    }
+
+    impl Bench {
+        fn new(proxies: &[&str]) -> Self {
+            let now = clock::now();
+            let request = SwitchRequest {
+                id: "one".to_owned(),
+                to: Some(id("b")),
+                asked_by: "a test".to_owned(),
+            };
+            let target = Target {
+                node: id("b"),
+                addr: addr(2),
+                run_id: RunId::from("b"),
+            };
+            Self {
+                now,
+                switchover: Switchover::new(now, serving(), Epoch(5), request, target).unwrap(),
+                proxies: proxies.iter().map(|name| (*name).to_owned()).collect(),
+            }
+        }
+
+        fn pass(&mut self, time: Duration) -> Vec<Order> {
+            self.now += time;
+            self.switchover.advance(self.now, &Timings::default(), &self.proxies)
+        }
+
+        fn answer(&mut self, node: &str, ask: &Ask, reply: Reply) -> Vec<Order> {
+            self.now += MS;
+            let mut orders = self
+                .switchover
+                .handle_reply(self.now, &id(node), ask, reply, Some(&addr(2)));
+            orders.extend(self.pass(Duration::ZERO));
+            orders
+        }
+
+        /// From the sounding to the claim that stands.
+        fn claimed(proxies: &[&str]) -> Self {
+            let mut bench = Self::new(proxies);
+            assert_eq!(bench.pass(Duration::ZERO), [Order::Ask(id("a"), look())]);
+            let orders = bench.answer("a", &look(), done(mastering("a", "r4", 70)));
+            assert_eq!(orders, [Order::Ask(id("b"), reach(70))]);
+            assert_eq!(bench.answer("b", &reach(70), done(linked("b", 70))), [Order::Claim]);
+            let claimed = bench
+                .switchover
+                .claim(bench.now, &serving(), &id("a"), "new".to_owned())
+                .unwrap();
+            assert_eq!(
+                (claimed.epoch, claimed.reach(), claimed.phase),
+                (Epoch(4), Epoch(5), Phase::Switching)
+            );
+            assert_eq!(bench.switchover.handle_written(bench.now, &claimed), None);
+            bench
+        }
+
+        /// From there to the fence.
+        fn fenced(proxies: &[&str]) -> Self {
+            let mut bench = Self::claimed(proxies);
+            for proxy in proxies {
+                bench.switchover.handle_drained((*proxy).to_owned(), Epoch(5));
+            }
+            assert_eq!(bench.pass(Duration::ZERO), [Order::Ask(id("a"), look())]);
+            bench.answer("a", &look(), done(mastering("a", "r4", 80)));
+            let orders = bench.answer("b", &reach(80), done(linked("b", 81)));
+            assert_eq!(orders, [Order::Ask(id("a"), fence())]);
+            assert!(!bench.switchover.reversible());
+            let orders = bench.answer("a", &fence(), done(sample("a", "r4", 90)));
+            assert_eq!(orders, [Order::Ask(id("b"), reach(90))]);
+            bench
+        }
+    }
+
+    fn ending(orders: &[Order]) -> &'static str {
+        match orders {
+            [Order::Abandon(_)] => "election",
+            [Order::Write(state)] if state.phase == Phase::Serving && state.epoch == Epoch(4) => "rollback",
+            [Order::Retreat(_)] => "retreat",
+            _ => "none",
+        }
+    }
+
+    #[test]
+    fn all_steps_lead_to_a_publication_that_lost_nothing() {
+        let mut bench = Bench::fenced(&["p", "q"]);
+        assert_eq!(bench.answer("b", &reach(90), done(linked("b", 89))), []);
+        assert_eq!(bench.pass(ASK_AGAIN), [Order::Ask(id("b"), reach(90))]);
+        let orders = bench.answer("b", &reach(90), done(linked("b", 90)));
+        assert!(matches!(orders.as_slice(), [Order::Attach(Epoch(5), target)] if target.node == id("b")));
+        bench.switchover.handle_attached("p".to_owned(), Epoch(5));
+        assert_eq!(bench.pass(MS), []);
+        bench.switchover.handle_attached("q".to_owned(), Epoch(5));
+        assert_eq!(bench.pass(MS), [Order::Ask(id("b"), promote(90))]);
+        let orders = bench.answer("b", &promote(90), done(mastering("b", "r5", 90)));
+        let follow = |order: &Order| match order {
+            Order::Ask(node, ask @ Ask::Follow { fence: 90, .. }) => (node.clone(), ask.clone()),
+            other => panic!("{other:?}"),
+        };
+        let follows: BTreeMap<NodeId, Ask> = orders.iter().map(follow).collect();
+        // The fenced master and whoever was valid; c comes when it reads of it.
+        assert_eq!(follows.keys().collect::<Vec<_>>(), [&id("a")]);
+        let facts = Facts {
+            follows: Some(addr(2)),
+            link_up: true,
+            epoch: Epoch(5),
+            ..sample("a", "r5", 95)
+        };
+        let orders = bench.answer("a", &follows[&id("a")], done(facts));
+        let [Order::Write(state)] = orders.as_slice() else {
+            panic!("{orders:?}")
+        };
+        assert_eq!(
+            (state.epoch, state.phase, &state.switch),
+            (Epoch(5), Phase::Serving, &None)
+        );
+        assert_eq!(state.master.as_ref().unwrap().node, id("b"));
+        assert_eq!(state.lineage, ["r5"]);
+        assert_eq!(state.valid.keys().collect::<Vec<_>>(), [&id("a"), &id("b")]);
+        let outcome = bench.switchover.handle_written(bench.now, state).unwrap();
+        assert_eq!((outcome.result, outcome.epoch), (Ending::Done, Epoch(5)));
+        assert_eq!((outcome.lost_bytes, outcome.offset), (Some(0), Some(90)));
+        assert_eq!(outcome.request.as_deref(), Some("one"));
+    }
+
+    #[test]
+    fn a_target_that_does_not_keep_up_costs_nobody_anything() {
+        let mut bench = Bench::new(&[]);
+        bench.pass(Duration::ZERO);
+        bench.answer("a", &look(), done(mastering("a", "r4", 70)));
+        bench.answer("b", &reach(70), done(linked("b", 60)));
+        assert_eq!(ending(&bench.pass(Timings::default().catch_up)), "retreat");
+    }
+
+    #[test]
+    fn proxies_are_waited_for_only_so_long_and_not_twice() {
+        let mut bench = Bench::claimed(&["p", "q"]);
+        bench.switchover.handle_drained("p".to_owned(), Epoch(5));
+        bench.switchover.handle_drained("q".to_owned(), Epoch(4));
+        assert_eq!(bench.pass(MS), [], "q spoke of another epoch");
+        let orders = bench.pass(Timings::default().drain_max);
+        let [Order::Say(Level::Warn, sentence), Order::Ask(..)] = orders.as_slice() else {
+            panic!("{orders:?}")
+        };
+        assert!(sentence.contains(" q "), "{sentence}");
+        bench.answer("a", &look(), done(mastering("a", "r4", 80)));
+        bench.answer("b", &reach(80), done(linked("b", 80)));
+        bench.answer("a", &fence(), done(sample("a", "r4", 90)));
+        bench.answer("b", &reach(90), done(linked("b", 90)));
+        bench.switchover.handle_attached("p".to_owned(), Epoch(5));
+        assert_eq!(bench.pass(MS), [Order::Ask(id("b"), promote(90))]);
+    }
+
+    #[test]
+    fn before_the_fence_it_is_taken_back_and_after_it_never() {
+        let limit = Timings::default().catch_up;
+        let drained = |mut bench: Bench| {
+            bench.pass(MS);
+            bench
+        };
+        let mut silent = drained(Bench::claimed(&[]));
+        assert_eq!(ending(&silent.pass(limit)), "rollback", "the master does not answer");
+        let mut died = drained(Bench::claimed(&[]));
+        assert_eq!(ending(&died.answer("a", &look(), Reply::Gone)), "election");
+        let mut behind = drained(Bench::claimed(&[]));
+        behind.answer("a", &look(), done(mastering("a", "r4", 80)));
+        let gone = behind.answer("b", &reach(80), Reply::Gone);
+        assert_eq!(ending(&gone), "rollback");
+        let [Order::Write(state)] = gone.as_slice() else {
+            panic!("{gone:?}")
+        };
+        assert_eq!((&state.switch, state.serving().unwrap().node.as_str()), (&None, "a"));
+        let outcome = behind.switchover.handle_written(behind.now, state).unwrap();
+        assert_eq!((outcome.result, outcome.epoch), (Ending::RolledBack, Epoch(4)));
+
+        for reply in [
+            Reply::Failed("no answer in time".to_owned()),
+            Reply::Gone,
+            done(mastering("a", "r4", 80)),
+            done(Facts {
+                follows: PARKED_AT.parse().ok(),
+                ..sample("a'", "r4", 80)
+            }),
+        ] {
+            let mut bench = drained(Bench::claimed(&[]));
+            bench.answer("a", &look(), done(mastering("a", "r4", 80)));
+            bench.answer("b", &reach(80), done(linked("b", 80)));
+            assert_eq!(
+                ending(&bench.answer("a", &fence(), reply.clone())),
+                "election",
+                "{reply:?}"
+            );
+        }
+        let mut late = Bench::fenced(&[]);
+        late.answer("b", &reach(90), done(linked("b", 89)));
+        assert_eq!(ending(&late.pass(limit)), "election");
+        let mut dead = Bench::fenced(&[]);
+        assert_eq!(ending(&dead.answer("b", &reach(90), Reply::Gone)), "election");
+        for facts in [mastering("b'", "r5", 90), linked("b", 90)] {
+            let mut bench = Bench::fenced(&[]);
+            bench.answer("b", &reach(90), done(linked("b", 90)));
+            bench.pass(MS);
+            assert_eq!(ending(&bench.answer("b", &promote(90), done(facts))), "election");
+        }
+    }
+
+    #[test]
+    fn only_the_targets_own_life_on_the_masters_stream_has_reached_a_mark() {
+        for facts in [
+            linked("b'", 90),
+            linked("b", 89),
+            Facts {
+                replid: "r9".to_owned(),
+                ..linked("b", 90)
+            },
+            Facts {
+                syncing: true,
+                ..linked("b", 90)
+            },
+            mastering("b", "r4", 90),
+        ] {
+            let mut bench = Bench::fenced(&[]);
+            assert_eq!(bench.answer("b", &reach(90), done(facts.clone())), [], "{facts:?}");
+        }
+        let unlinked = Facts {
+            link_up: false,
+            ..linked("b", 90)
+        };
+        let mut bench = Bench::fenced(&[]);
+        let orders = bench.answer("b", &reach(90), done(unlinked));
+        assert!(
+            matches!(orders.as_slice(), [Order::Attach(..), ..]),
+            "what it has is enough"
+        );
     }
 }

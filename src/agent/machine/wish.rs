@@ -22,6 +22,9 @@ use super::writing::Purpose;
 /// How long an executor that is still registered may take to end what it began.
 const ORPHAN_PATIENCE: Duration = Duration::from_secs(5);
 
+/// Until a target that did not keep up is sounded out again.
+const SOUND_AGAIN: Duration = Duration::from_millis(50);
+
 /// A request as this agent knows it.
 #[derive(Clone, Debug)]
 pub(super) struct Wish {
@@ -30,6 +33,8 @@ pub(super) struct Wish {
     since: Instant,
     /// Who was seen executing it, and how.
     begun: Option<(NodeId, Switch)>,
+    /// Why the target was found not to keep up, and when it is sounded out again.
+    retreat: Option<(String, Instant)>,
     /// This agent has ended it; the znode is on its way out.
     ended: bool,
 }
@@ -55,6 +60,7 @@ impl Machine {
             request,
             since: now,
             begun: None,
+            retreat: None,
             ended: false,
         });
         if let Some(known) = self.state().map(|known| known.state.clone()) {
@@ -116,35 +122,54 @@ impl Machine {
             }
             return;
         }
-        match self.judge(now, &wish.request, &master, &state) {
-            Judgement::Go(target) => self.switch_to(now, &state, wish.request, target),
+        let judgement = match (&wish.retreat, self.judge(now, &wish.request, &master, &state)) {
+            (Some((_, again)), Judgement::Go(_)) if now < *again => return,
+            (Some((why, _)), Judgement::Go(_)) if waited >= self.timings.switch_wait => Judgement::Refuse(why.clone()),
+            (_, Judgement::Wait(why)) if waited >= self.timings.switch_wait => Judgement::Refuse(why),
+            (_, judgement) => judgement,
+        };
+        match judgement {
+            Judgement::Go(target) => self.sound(now, &state, wish.request, target),
             Judgement::Refuse(why) => self.refuse(&wish.request, &state, why),
-            Judgement::Wait(why) if waited >= self.timings.switch_wait => self.refuse(&wish.request, &state, why),
             Judgement::Wait(_) => {}
         }
     }
 
-    fn switch_to(&mut self, now: Instant, state: &State, request: SwitchRequest, target: Target) {
+    /// Begins with the question whether the target keeps up.
+    fn sound(&mut self, now: Instant, state: &State, request: SwitchRequest, target: Target) {
         let epoch = state.reach().max(self.reserved).next();
-        self.reserved = epoch;
+        let switchover = Switchover::new(now, state.clone(), epoch, request, target);
+        self.course = switchover.map(Course::Switchover);
+        self.advance_course(now);
+    }
+
+    /// It does.
+    pub(super) fn claim_switchover(&mut self, now: Instant) {
         let nonce = format!("{:016x}", self.draw());
-        let switch = Switch {
-            to: target.node.clone(),
-            epoch,
-        };
-        let claimed = state.switched_by(&self.me.node, nonce, switch);
-        let sentence = format!(
-            "moving the master of epoch {} to {} for epoch {epoch}, as {} asks",
-            state.epoch,
-            target.node,
-            asker(&request)
-        );
-        let Some(switchover) = Switchover::new(now, claimed.clone(), request, target) else {
+        let Some(known) = self.state().map(|known| known.state.clone()) else {
             return;
         };
-        self.say(Level::Info, sentence);
-        self.course = Some(Course::Switchover(switchover));
-        self.write(claimed, Purpose::Course);
+        let Some(Course::Switchover(switchover)) = &mut self.course else {
+            return;
+        };
+        match switchover.claim(now, &known, &self.me.node, nonce) {
+            Some(claimed) if self.pending.is_none() => {
+                let sentence = switchover.sentence();
+                self.reserved = claimed.reach();
+                self.say(Level::Info, sentence);
+                self.write(claimed, Purpose::Course);
+            }
+            Some(_) | None => self.retreat(now, "the state changed".to_owned()),
+        }
+    }
+
+    /// It does not, or not yet. Nothing was written and nobody waits.
+    pub(super) fn retreat(&mut self, now: Instant, why: String) {
+        self.course = None;
+        self.asks.clear();
+        if let Some(wish) = &mut self.wish {
+            wish.retreat = Some((why, now + SOUND_AGAIN));
+        }
     }
 
     fn refuse(&mut self, request: &SwitchRequest, state: &State, why: String) {
@@ -189,7 +214,10 @@ impl Machine {
     }
 
     fn judge(&self, now: Instant, request: &SwitchRequest, master: &MasterOf, state: &State) -> Judgement {
-        let own = self.detector.own_facts();
+        let own = self
+            .detector
+            .own_facts()
+            .filter(|_| self.detector.health() == Health::Alive);
         let Some(own) = own.filter(|own| own.role == Role::Master && own.run_id == master.run_id) else {
             return Judgement::Wait(format!("{} is not read as the master yet", master.node));
         };

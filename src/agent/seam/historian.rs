@@ -270,6 +270,12 @@ async fn moment(due: Option<Instant>) {
 
 /// Writes a record, however long that takes, and ends the request that it answers. None if the store refuses it.
 async fn keep(store: &Store, shard: &ShardId, node: &NodeId, record: &Record) -> Option<u64> {
+    // It only answers a request, and somebody else has: this agent was cut off when it did.
+    if let (Some(request), true) = (&record.request, record.phases_ms.0.is_empty())
+        && !request::stands(store, shard, request).await
+    {
+        return None;
+    }
     let mut doubtful = false;
     let seq = loop {
         match write(store, shard, record, doubtful).await {

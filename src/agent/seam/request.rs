@@ -30,18 +30,36 @@ pub(super) async fn end(store: &Store, shard: &ShardId, id: &str) {
     }
 }
 
+/// Whether the request with this id still waits for its end. Waits for the store.
+pub(super) async fn stands(store: &Store, shard: &ShardId, id: &str) -> bool {
+    let path = Place::Switch(shard.clone()).to_string();
+    loop {
+        match find(store, &path, id).await {
+            Ok(found) => return found.is_some(),
+            Err(StoreError::Away | StoreError::Unknown) => {}
+            Err(error) => {
+                tracing::warn!(%error, request = id, "a request that is to be ended cannot be read");
+                return true;
+            }
+        }
+        sleep(AGAIN).await;
+    }
+}
+
 async fn delete(store: &Store, path: &str, id: &str) -> Result<(), StoreError> {
+    match find(store, path, id).await? {
+        Some(version) => store.delete(path, Some(version)).await,
+        None => Ok(()),
+    }
+}
+
+/// The version of the request with this id, if it stands.
+async fn find(store: &Store, path: &str, id: &str) -> Result<Option<i32>, StoreError> {
     // The read may go to a server that lags behind the one we saw the request on.
     store.sync().await?;
-    let Some(found) = store.get(path).await? else {
-        return Ok(());
-    };
-    let ours = decode::<SwitchRequest>(&found.bytes, path).is_ok_and(|request| request.id == id);
-    if ours {
-        store.delete(path, Some(found.version)).await
-    } else {
-        Ok(())
-    }
+    let found = store.get(path).await?;
+    let ours = found.filter(|value| decode::<SwitchRequest>(&value.bytes, path).is_ok_and(|request| request.id == id));
+    Ok(ours.map(|value| value.version))
 }
 
 #[cfg(test)]
@@ -67,6 +85,7 @@ mod tests {
         store.create(path, request("two"), Lifetime::Persistent).await.unwrap();
         end(&store, &shard, "one").await;
         assert!(store.get(path).await.unwrap().is_some());
+        assert!(stands(&store, &shard, "two").await && !stands(&store, &shard, "one").await);
         for loss in [Loss::Done, Loss::NotDone] {
             ensemble.lose_next_write(loss);
             end(&store, &shard, "two").await;

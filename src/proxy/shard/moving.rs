@@ -163,6 +163,10 @@ impl Shard {
 
     /// Topology names the master that is known already: a move is taken back, if there was one.
     pub(super) fn take_back(&self, target: Rc<Target>) {
+        // What was made ready for this very master stays until it is greeted.
+        if self.moving.borrow().is_none() {
+            return;
+        }
         let was_leaving = self.is_leaving();
         self.stay();
         if was_leaving {

@@ -72,9 +72,13 @@ impl World {
 
     /// The history has it, and the request that it ends is gone.
     pub(super) fn record(&mut self, outcome: Outcome) {
-        if outcome.request.is_some() && self.wish.as_ref().map(|wish| &wish.id) == outcome.request.as_ref() {
+        let stands = outcome.request.is_some() && self.wish.as_ref().map(|wish| &wish.id) == outcome.request.as_ref();
+        if stands {
             self.wish = None;
             self.spread_wish();
+        } else if outcome.request.is_some() && outcome.phases.is_empty() {
+            // It only answers what somebody else has answered: the history does not take it.
+            return;
         }
         self.log.push(format!("record {outcome:?}"));
         self.records.push(outcome);

@@ -481,6 +481,11 @@ impl World {
         Some(self.store.as_ref()?.state.serving()?.node.clone())
     }
 
+    /// Somebody claimed a switchover, and it goes on.
+    pub fn switching(&self) -> bool {
+        self.store.as_ref().is_some_and(|known| known.state.switch.is_some())
+    }
+
     pub fn epoch(&self) -> Epoch {
         self.store.as_ref().map_or(Epoch(0), |known| known.state.epoch)
     }

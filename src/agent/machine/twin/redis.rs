@@ -182,7 +182,7 @@ impl Life {
             link_up: self.linked,
             syncing: self.syncing > 0,
             loading: false,
-            keys: self.log.iter().filter(|id| **id != 0).count() as u64,
+            keys: u64::from(self.log.iter().any(|id| *id != 0)),
             epoch: self.epoch,
             dirty: false,
             priority: 100,

@@ -293,6 +293,23 @@ fn a_request_that_cannot_be_met_is_refused_with_its_reason() {
         assert!(world.records.last().unwrap().why.contains(why), "{:?}", world.records);
     };
     refused(other, "its agent is down");
+    let strict = Timings {
+        switch_lag_max_bytes: 0,
+        ..Timings::default()
+    };
+    let mut world = World::new(1201, 0, strict);
+    assert!(world.run(LIMIT, World::whole), "{}", world.story());
+    let (_, other) = master_and_other(&world, 0);
+    world.fail(Fault::Freeze(other.clone()));
+    world.run(Duration::from_millis(300), |_| false);
+    world.ask_for(Some(other));
+    let limit = Duration::from_millis(500);
+    assert!(
+        !world.run(limit, |world| world.wish.is_none()),
+        "a lag may pass\n{}",
+        world.story()
+    );
+    assert_eq!(world.epoch(), Epoch(1), "{}", world.story());
 }
 
 #[test]
@@ -300,8 +317,22 @@ fn a_target_that_freezes_before_the_fence_is_given_up_and_the_master_goes_on() {
     let mut world = founded(1300, 1);
     world.strict = true;
     let (old, other) = master_and_other(&world, 0);
+    // Before anybody waits it is found out, and nothing happens at all.
     world.fail(Fault::Freeze(other.clone()));
     world.ask_for(Some(other.clone()));
+    assert!(world.run(LIMIT, |world| world.wish.is_none()), "{}", world.story());
+    assert_eq!(
+        world.records.last().unwrap().result,
+        Ending::Refused,
+        "{}",
+        world.story()
+    );
+    world.fail(Fault::Thaw(other.clone()));
+    heals(&mut world, "thaw");
+    world.run(Duration::from_secs(10), |_| false);
+    world.ask_for(Some(other.clone()));
+    assert!(world.run(LIMIT, World::switching), "{}", world.story());
+    world.fail(Fault::Freeze(other.clone()));
     assert!(world.run(LIMIT, |world| world.wish.is_none()), "{}", world.story());
     assert_eq!(
         world.records.last().unwrap().result,
