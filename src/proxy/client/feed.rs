@@ -229,8 +229,8 @@ impl Session {
         self.with_feed(|feed| {
             shard.count_resent(feed.line.awaited());
             feed.life = life;
-            let shorter = |request: &[u8], since_ms| with_time_left(request, now_ms.saturating_sub(since_ms), &table);
-            feed.line.shorten(shorter);
+            feed.line
+                .shorten(now_ms, |request, waited_ms| with_time_left(request, waited_ms, &table));
             feed.fences = fences;
             feed.fence(feed.line.awaited(), true);
             feed.line.begin(login.resp3, is_master, |bytes| tap.send(bytes));

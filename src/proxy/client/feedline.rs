@@ -469,7 +469,13 @@ impl FeedLine {
         } else {
             std::mem::take(&mut self.asked)
         };
-        let given_up = waiting.into_iter().filter_map(|entry| self.give_up(entry, line));
+        let (theirs, ours): (VecDeque<_>, _) = waiting.into_iter().partition(|entry| entry.run.is_some());
+        if connected {
+            self.unsent = ours;
+        }
+        // A transaction that lacks one of its requests must not be executed.
+        self.stale |= self.multi && !theirs.is_empty();
+        let given_up = theirs.into_iter().filter_map(|entry| self.give_up(entry, line));
         let answers = given_up.collect();
         self.count_unanswered();
         answers
@@ -517,13 +523,15 @@ impl FeedLine {
         self.ask(Asked::Marker, None, end, 0);
     }
 
-    /// Between two connections: lets a request that blocks, if it is the first, be replaced by a shorter one.
-    pub(super) fn shorten(&mut self, shorter: impl FnOnce(&[u8], u64) -> Option<Vec<u8>>) {
+    /// Between two connections: lets a request that blocks, if it is the first, be replaced by one that does so for
+    /// less long. `shorter` is told for how many milliseconds it has.
+    pub(super) fn shorten(&mut self, now_ms: u64, shorter: impl FnOnce(&[u8], u64) -> Option<Vec<u8>>) {
         if let Some(Asked::Plain(plain)) = self.asked.front_mut().map(|entry| &mut entry.asked)
             && let Some(since_ms) = plain.since_ms
-            && let Some(bytes) = shorter(&plain.bytes, since_ms)
+            && let Some(bytes) = shorter(&plain.bytes, now_ms.saturating_sub(since_ms))
         {
             plain.bytes = bytes;
+            plain.since_ms = Some(now_ms);
         }
     }
 

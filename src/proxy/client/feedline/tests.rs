@@ -292,7 +292,7 @@ fn what_waits_too_long_for_the_server_to_become_master_is_given_up_and_the_rest_
 fn a_request_that_blocks_is_shortened_only_at_the_front() {
     let mut client = subscriber();
     client.plain("GET 1 ", false);
-    client.line.shorten(|_, _| panic!("it does not block"));
+    client.line.shorten(9, |_, _| panic!("it does not block"));
     client.hear(b":1\r\n").unwrap();
     client.ask(Asked::Plain(Plain {
         bytes: b"BLPOP 9 ".to_vec(),
@@ -305,11 +305,18 @@ fn a_request_that_blocks_is_shortened_only_at_the_front() {
     let refused = b"-UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)\r\n";
     assert_eq!(client.hear(refused), Err(Trouble::Demoted));
     assert_eq!(client.line.lose(client.sent), Left::Answers(Vec::new()));
-    client.line.shorten(|bytes, since_ms| {
-        assert_eq!((bytes, since_ms), (&b"BLPOP 9 "[..], 7));
-        Some(b"BLPOP 2 ".to_vec())
+    client.line.shorten(9, |bytes, waited_ms| {
+        assert_eq!((bytes, waited_ms), (&b"BLPOP 9 "[..], 2));
+        Some(b"BLPOP 7 ".to_vec())
     });
-    assert!(client.reconnect(false).ends_with("BLPOP 2 "));
+    assert!(client.reconnect(false).ends_with("BLPOP 7 "));
+    // What it has waited once is not taken off twice.
+    assert_eq!(client.line.lose(0), Left::Answers(Vec::new()));
+    client.line.shorten(12, |bytes, waited_ms| {
+        assert_eq!((bytes, waited_ms), (&b"BLPOP 7 "[..], 3));
+        Some(b"BLPOP 4 ".to_vec())
+    });
+    assert!(client.reconnect(false).ends_with("BLPOP 4 "));
 }
 
 #[test]
@@ -362,6 +369,25 @@ fn a_transaction_in_pieces_is_queued_again_by_the_next_master_and_its_replies_ar
     assert_eq!(client.seen(), "-EXECABORT x\r\n");
     assert_eq!(client.line.lose(client.sent), Left::Answers(Vec::new()));
     assert!(!client.reconnect(false).contains("MULTI"), "it is over");
+}
+
+#[test]
+fn a_transaction_that_lacks_what_waited_too_long_is_not_executed() {
+    let mut client = subscriber();
+    client.transaction("MULTI ", Role::Multi);
+    client.line.multi = true;
+    client.hear(b"+OK\r\n").unwrap();
+    assert_eq!(client.line.lose(client.sent), Left::Answers(Vec::new()));
+    client.transaction("SET 1 ", Role::Plain);
+    client.line.begin(false, false, |_| 0);
+    let heard = [confirms("subscribe", "a", 1), confirms("subscribe", "b", 2)].concat();
+    client.hear(heard.as_bytes()).unwrap();
+    assert!(!client.line.stale);
+    assert_eq!(client.line.expire(b"-X\r\n", true).len(), 1);
+    assert!(
+        client.line.stale && client.line.has_unsent(),
+        "what was queued is still to come"
+    );
 }
 
 #[test]
