@@ -25,7 +25,7 @@ pub struct Server {
 impl Server {
     pub async fn start() -> Self {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        Self::start_on(port, &["--replicaof", "127.0.0.1 1"]).await
+        Self::start_on(port, &["--replicaof", "127.0.0.1", "1"]).await
     }
 
     pub async fn start_on(port: u16, extra: &[&str]) -> Self {

@@ -237,7 +237,7 @@ async fn two_masters_killed_in_a_row_are_replaced_and_the_history_says_so() {
     // Both come back empty, at their ports, and are filled.
     for id in [old, new] {
         let port = shard.nodes[&id].addr.port();
-        let back = Server::start_on(port, &["--replicaof", "127.0.0.1 1"]).await;
+        let back = Server::start_on(port, &["--replicaof", "127.0.0.1", "1"]).await;
         shard.nodes.insert(id, back);
     }
     let last = shard.whole(3).await;

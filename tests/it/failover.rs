@@ -183,7 +183,7 @@ async fn a_killed_master_is_replaced_and_again() {
         .await;
     // The old one comes back empty at its port and wipes nobody.
     let port = first.addr.port();
-    let back = Server::start_on(port, &["--replicaof", "127.0.0.1 1"]).await;
+    let back = Server::start_on(port, &["--replicaof", "127.0.0.1", "1"]).await;
     shard.nodes.insert(first.node.clone(), back);
     shard.until("whole again", |state, _| state.valid.len() == 3).await;
     shard.nodes[&first.node]

@@ -267,7 +267,7 @@ struct Newcomer {
 impl Newcomer {
     #[track_caller]
     fn start(up: &Up, node: &str) -> Self {
-        let redis = Redis::start(&["--replicaof", "127.0.0.1 1", "--repl-diskless-sync-delay", "0"]);
+        let redis = Redis::start(&["--replicaof", "127.0.0.1", "1", "--repl-diskless-sync-delay", "0"]);
         let config = up.dir().join("s1-a").join("agent.toml");
         let port = || format!("127.0.0.1:{}", free_port());
         let (addr, listen, admin) = (redis.addr(), port(), port());

@@ -385,7 +385,7 @@ fn whoever_crashes_at_any_step_of_a_switchover_the_shard_goes_on_and_the_request
 #[test]
 fn whatever_dies_at_any_moment_of_a_switchover_nothing_acknowledged_is_lost() {
     for w in [0, 1] {
-        for (kind, moments) in [(0, 40), (1, 20), (2, 20), (3, 20)] {
+        for (kind, moments) in [(0, 24), (1, 12), (2, 12), (3, 12)] {
             for moment in 0..moments {
                 let mut world = founded(1500 + moment, w);
                 let (old, other) = master_and_other(&world, 0);
@@ -484,14 +484,14 @@ fn storm(seed: u64, w: u32) {
 
 #[test]
 fn storms_leave_a_whole_shard_without_acknowledgements() {
-    for seed in 100..160 {
+    for seed in 100..136 {
         storm(seed, 0);
     }
 }
 
 #[test]
 fn storms_lose_no_acknowledged_write() {
-    for seed in 200..260 {
+    for seed in 200..236 {
         storm(seed, 1);
     }
 }
