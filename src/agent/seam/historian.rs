@@ -33,6 +33,8 @@ const AGAIN: Duration = Duration::from_millis(500);
 const LOOK_BACK: usize = 8;
 /// How long a record waits for the reports of proxies.
 const REPORTS_LIMIT: Duration = Duration::from_millis(300);
+/// Losses that wait for their records.
+const LOSSES_MAX: usize = 8;
 /// How often adding a loss to a record is tried.
 const LOSS_TRIES: usize = 5;
 /// How long later reports are added to it.
@@ -57,6 +59,16 @@ pub(super) struct Historian {
     node: NodeId,
     tally: Tally,
     open: VecDeque<Open>,
+    losses: VecDeque<Loss>,
+}
+
+/// What our Redis had lost, on its way into a record that somebody else writes.
+struct Loss {
+    epoch: Epoch,
+    bytes: u64,
+    /// How often it may still be tried, and when.
+    tries: usize,
+    due: Instant,
 }
 
 /// An operation whose record may still change.
@@ -106,6 +118,7 @@ impl Historian {
             node,
             tally: Tally::default(),
             open: VecDeque::new(),
+            losses: VecDeque::new(),
         }
     }
 
@@ -115,12 +128,13 @@ impl Historian {
         mut reports: mpsc::Receiver<Reported>,
     ) {
         loop {
-            let due = self.open.iter().map(Open::due).min();
+            let losses = self.losses.iter().map(|loss| loss.due);
+            let due = self.open.iter().map(Open::due).chain(losses).min();
             tokio::select! {
                 biased;
                 Some(reported) = reports.recv() => match reported {
                     Reported::Proxy { proxy, epoch, report } => self.tally.note(proxy, epoch, report),
-                    Reported::Lost { epoch, bytes } => self.add_loss(epoch, bytes).await,
+                    Reported::Lost { epoch, bytes } => self.note_loss(epoch, bytes),
                 },
                 outcome = outcomes.recv() => match outcome {
                     Some(outcome) => self.begin(znode::record(&self.shard, *outcome, clock::unix_ms())).await,
@@ -180,6 +194,7 @@ impl Historian {
         }
         let now = clock::now();
         self.open.retain(|open| !open.closed(now));
+        self.add_losses(now).await;
     }
 
     /// Writes a record that is not written yet.
@@ -226,14 +241,41 @@ impl Historian {
 }
 
 impl Historian {
-    /// Completes the record of the failover that put another in our place: somebody else wrote it, who could not know.
-    async fn add_loss(&self, epoch: Epoch, bytes: u64) {
-        for _ in 0..LOSS_TRIES {
-            match self.try_add_loss(epoch, bytes).await {
-                Ok(()) => return,
-                Err(error) => tracing::debug!(%error, %epoch, "the history does not tell of a loss yet"),
+    /// Completes the record of the failover that put another in our place. One of our own writing takes it in at once; one of
+    /// somebody else's, who could not know, once it stands.
+    fn note_loss(&mut self, epoch: Epoch, bytes: u64) {
+        let tells = |record: &Record| record.epoch == epoch && record.from.as_ref() == Some(&self.node);
+        if let Some(open) = self.open.iter_mut().find(|open| tells(&open.record)) {
+            if open.record.kind == Kind::Failover {
+                open.record.lost_bytes.get_or_insert(bytes);
             }
-            sleep(AGAIN).await;
+            return;
+        }
+        if self.losses.len() == LOSSES_MAX {
+            self.losses.pop_front();
+        }
+        self.losses.push_back(Loss {
+            epoch,
+            bytes,
+            tries: LOSS_TRIES,
+            due: clock::now(),
+        });
+    }
+
+    async fn add_losses(&mut self, now: Instant) {
+        for mut loss in std::mem::take(&mut self.losses) {
+            if now < loss.due {
+                self.losses.push_back(loss);
+                continue;
+            }
+            if let Err(error) = self.try_add_loss(loss.epoch, loss.bytes).await {
+                tracing::debug!(%error, epoch = %loss.epoch, "the history does not tell of a loss yet");
+                loss.tries -= 1;
+                loss.due = now + AGAIN;
+                if loss.tries > 0 {
+                    self.losses.push_back(loss);
+                }
+            }
         }
     }
 
