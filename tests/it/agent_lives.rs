@@ -4,12 +4,14 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use pointsman::agent::serve::{AgentError, serve};
-use pointsman::topology::codec::Place;
+use pointsman::peer::{self, Kind, Report, Request};
+use pointsman::store::Lifetime;
+use pointsman::topology::codec::{NodeInfo, Phases, Place, ProxyInfo, encode};
 use pointsman::topology::{Addr, NodeId, ShardId};
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::Server;
-use crate::agent_store::{Shard, start};
+use crate::agent_store::{SECRET, Shard, master, start};
 use crate::support::{Client, Pointsman, Up, Value, ZooKeeper, eventually, free_port};
 
 const SOON: Duration = Duration::from_secs(20);
@@ -130,6 +132,50 @@ fn a_second_agent_process_ends_with_1_and_one_sentence() {
     }
     assert_eq!(up.client().command(&["SET", "k", "v"]), Value::ok());
     up.assert_calm(&[]);
+}
+
+#[tokio::test]
+async fn what_proxies_report_of_a_failover_stands_in_its_record() {
+    let shard = Shard::start().await;
+    let first = shard.whole(3).await;
+    let proxy = ProxyInfo {
+        addr: Addr::new("127.0.0.1", 6400),
+        admin: None,
+        zone: String::new(),
+        epochs: Default::default(),
+        drains: true,
+    };
+    let path = Place::Proxy("p1".to_owned()).to_string();
+    let registered = shard.store.create(&path, encode(&proxy), Lifetime::Ephemeral).await;
+    registered.unwrap();
+    shard.kill(&master(&first)).await;
+    let state = shard.until("published", |state| state.epoch > first.epoch).await;
+    let executor = Place::Node(ShardId::from("s1"), state.executor.clone());
+    let executor: NodeInfo = shard.read(&executor).await.unwrap();
+    let mut peer = peer::Client::connect(&executor.peer, Kind::Proxy, "p1", SECRET)
+        .await
+        .unwrap();
+    let report = Report {
+        held: 5,
+        resent: 4,
+        indoubt: 3,
+        failed: 2,
+        took_us: 12_500,
+    };
+    let report = Request::Report(ShardId::from("s1"), state.epoch, report);
+    peer.ask(&report, SOON).await.unwrap();
+    let records = shard
+        .until_history("reported", |records| records.iter().any(|record| record.held.is_some()))
+        .await;
+    let record = records.last().unwrap();
+    assert_eq!(
+        (record.epoch, record.held, record.resent),
+        (state.epoch, Some(5), Some(4))
+    );
+    assert_eq!((record.indoubt, record.failed), (Some(3), Some(2)));
+    let repoint = record.phases_ms.of(Phases::REPOINT);
+    assert_eq!(repoint, Some(Duration::from_micros(12_500)));
+    assert_eq!(records.len(), 2, "the founding and one failover: {records:?}");
 }
 
 /// Ends the master's agent of an `up` and starts one by hand in its place, which hands over when it stops.

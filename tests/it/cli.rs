@@ -59,6 +59,7 @@ fn wrong_flags_end_with_2_and_say_what_is_right() {
             "--redis: it is missing: give where its Redis listens",
         ),
         (&["agent", "--node", "a b"], "is no name"),
+        (&["agent", "--on-stop", "stay"], "write leave or handover"),
         (&["status", "--zookeeper", "h:1"], "--cluster"),
         (&["status", "--zookeeper", "h:1", "--cluster", "c"], "--secret-file: "),
         (&["switchover"], "required arguments"),

@@ -8,6 +8,7 @@ mod clients;
 mod ensemble;
 mod hang;
 mod kills;
+mod planned;
 mod proxies;
 mod returning;
 

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use super::clients::{Appender, reader};
 use super::{DROPPED, NO_MASTER, SOON, kill_master, next_master};
@@ -39,8 +40,14 @@ fn number(up: &Up, node: &str, field: &str) -> u64 {
 /// Ends a node's Redis in good order and starts it again after `between`.
 #[track_caller]
 fn restart_redis(up: &Up, node: &str, between: impl FnOnce()) {
-    up.signal(node, "redis", Signal::SIGTERM);
-    eventually(SOON, || up.node(node)["redis"]["pid"].is_null());
+    // Redis does not end while it writes its first append-only file after a synchronisation.
+    eventually(SOON, || {
+        let pid = up.node(node)["redis"]["pid"].as_i64();
+        if let Some(pid) = pid {
+            let _gone = kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGTERM);
+        }
+        pid.is_none()
+    });
     between();
     up_node(up, node);
 }

@@ -140,7 +140,7 @@ impl Up {
     /// without a word of doubt. A node may be linked a moment before.
     #[track_caller]
     pub fn all_count(&self, shard: &str) {
-        let done = self.watch_state(shard, |state| {
+        let done = self.watch_znode(&format!("/shards/{shard}/state"), |state| {
             let members = state["members"].as_array().map_or(0, Vec::len);
             let valid = state["valid"].as_object().map_or(0, serde_json::Map::len);
             state["phase"] == "serving" && valid == members && self.lives(&state["valid"])
@@ -151,19 +151,24 @@ impl Up {
     /// What the shard has agreed on, as it stands in ZooKeeper.
     #[track_caller]
     pub fn state(&self, shard: &str) -> Json {
+        self.znode(&format!("/shards/{shard}/state"))
+    }
+
+    /// What stands at a place in ZooKeeper, once something does.
+    #[track_caller]
+    pub fn znode(&self, path: &str) -> Json {
         let mut found = Json::Null;
-        let done = self.watch_state(shard, |state| {
-            found = state.clone();
-            !state.is_null()
+        let done = self.watch_znode(path, |value| {
+            found = value.clone();
+            !value.is_null()
         });
-        assert!(done, "{shard} has no state");
+        assert!(done, "nothing stands at {path}");
         found
     }
 
-    /// Reads the shard's state until `wanted` is content with it; says whether it was.
-    fn watch_state(&self, shard: &str, mut wanted: impl FnMut(&Json) -> bool) -> bool {
+    /// Reads a znode until `wanted` is content with it; says whether it was.
+    fn watch_znode(&self, path: &str, mut wanted: impl FnMut(&Json) -> bool) -> bool {
         let connect = self.json()["zookeeper"]["connect"].as_str().unwrap().to_owned();
-        let path = format!("/shards/{shard}/state");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         runtime.unwrap().block_on(async {
             let settings = pointsman::store::Settings::new(&connect, self.json()["cluster"].as_str().unwrap());
@@ -171,10 +176,10 @@ impl Up {
             let end = clock::now() + START_DEADLINE;
             let mut done = false;
             while !done && clock::now() < end {
-                let state = store.get(&path).await.ok().flatten().map_or(Json::Null, |value| {
+                let value = store.get(path).await.ok().flatten().map_or(Json::Null, |value| {
                     serde_json::from_slice(&value.bytes).unwrap_or(Json::Null)
                 });
-                done = wanted(&state);
+                done = wanted(&value);
                 if !done {
                     tokio::time::sleep(POLL).await;
                 }
