@@ -3,7 +3,7 @@
 //! A whole `pointsman up` with two replicas and two proxies; 8 clients that write, 8 that read, 4 that block and 4 that
 //! are subscribed, with those who feed them, all at once. Again and again the master is moved with `pointsman
 //! switchover`. Refuses any error, loss, repetition and closed connection, and a stall above the targets. A stall is the
-//! longest time that a client which asks every 2 ms went without an answer while the master moved.
+//! longest time that a client, which asks every 2 ms, waited for an answer while the master moved.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a bench that cannot go on fails")]
 

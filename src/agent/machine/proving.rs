@@ -121,13 +121,14 @@ impl Proving {
         };
     }
 
-    /// What to do next: to write what is published over `base` once everybody awaited has answered or was waited for
-    /// long enough.
+    /// What to do next: to write what is published over `base` once enough have proven themselves, everybody awaited has
+    /// answered, or was waited for long enough. Who comes later is admitted singly (rule R3): clients wait for this.
     pub fn advance(&mut self, now: Instant, timings: &Timings, base: &State) -> Option<Order> {
         let waited = now.saturating_duration_since(self.since);
         let enough = self.proven.len() >= self.needed(base);
         let patience = if enough { timings.prove } else { timings.prove_needed };
-        if !self.awaited.is_empty() && waited < patience {
+        let settled = (enough && !self.proven.is_empty()) || self.awaited.is_empty();
+        if !settled && waited < patience {
             return None;
         }
         match self.look {

@@ -1,13 +1,13 @@
 //! Clients that never stop and put up with nothing: any error, gap, duplicate or lost connection is a fault.
 //!
-//! Each is one connection in a thread of its own, and notes how long it went without being served. What they do is
+//! Each is one connection in a thread of its own, and notes how long it had to wait at most. What they do is
 //! numbered, so that a loss or a repetition shows in the very next answer.
 
 use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use pointsman::clock;
 
@@ -24,7 +24,7 @@ const GOES_ON_DEADLINE: Duration = Duration::from_secs(30);
 pub struct Account {
     /// Requests or messages that were as they should be.
     pub served: u64,
-    /// The longest time from one of those to the next.
+    /// The longest time that one of them took from the request to its answer.
     pub longest: Duration,
     /// Everything else.
     pub faults: Vec<String>,
@@ -56,22 +56,20 @@ impl Witness {
         let (served, stop) = (Arc::<AtomicU64>::default(), Arc::<AtomicBool>::default());
         let (told, count, stopped) = (account.clone(), served.clone(), stop.clone());
         let thread = thread::spawn(move || {
-            let mut last: Option<Instant> = None;
             for number in 1.. {
+                let asked = clock::now();
                 let outcome = step(&mut client, number);
                 if stopped.load(Ordering::Acquire) {
                     return;
                 }
-                let now = clock::now();
+                let took = clock::now() - asked;
                 let mut account = told.lock().unwrap();
                 let lost = outcome.is_err();
                 match outcome {
                     Ok(None) => {
                         account.served += 1;
                         count.fetch_add(1, Ordering::Release);
-                        let waited = last.map_or(Duration::ZERO, |last| now - last);
-                        account.longest = account.longest.max(waited);
-                        last = Some(now);
+                        account.longest = account.longest.max(took);
                     }
                     Ok(Some(fault)) => account.note(number, fault),
                     Err(error) => account.note(number, format!("connection lost: {error}")),
