@@ -110,7 +110,7 @@ fn judge(replies: &[&str], target: &Target) -> Result<Greeting, String> {
             Err(format!("{addr} refuses: {}", refused.trim_end()))
         };
     }
-    if !role.contains("\r\n$6\r\nmaster\r\n") {
+    if !role.starts_with("*3\r\n$6\r\nmaster\r\n") {
         return Err(format!("{addr} is no master"));
     }
     if persistence.contains("\r\nloading:1\r\n") {

@@ -304,6 +304,17 @@ impl Lane {
         self.last_write.set(self.appended.get());
     }
 
+    /// How many commands it was given so far.
+    pub fn appended(&self) -> u64 {
+        self.appended.get()
+    }
+
+    /// Whether the first `count` commands that it was given are answered.
+    pub fn has_answered(&self, count: u64) -> bool {
+        let unanswered = self.state.borrow().ledger.unanswered();
+        self.appended.get().saturating_sub(unanswered) >= count
+    }
+
     /// Whether something is in flight that may change something, and does not block.
     pub fn has_write_in_flight(&self) -> bool {
         let state = self.state.borrow();

@@ -66,11 +66,12 @@ impl Session {
         if let Some(pinned) = &state.pinned {
             if pinned.serves(&shard, state) {
                 let lane = pinned.lane.clone();
-                if run.changes && shard.is_leaving() {
-                    self.hold_run(state, &shard, run);
-                    return None;
+                match pinned.keeps_waiting(&shard, state, run.changes) {
+                    None => return Some(lane),
+                    Some(Park::Hold) => self.hold_run(state, &shard, run),
+                    Some(park) => state.park = park,
                 }
-                return Some(lane);
+                return None;
             }
             if state.window.unanswered() > 0 {
                 state.park = Park::Drain;
@@ -153,7 +154,7 @@ impl Session {
         pinned.clean &= command.class == Class::Blocking
             || command.rides_lane(args)
             || (command.class == Class::Node && &*command.name != "debug");
-        pinned.blocks |= command.class_for(args) == Class::Blocking && state.transaction != Transaction::Queueing;
+        let blocks = command.class_for(args) == Class::Blocking && state.transaction != Transaction::Queueing;
         let (mut ear, instead) = self.listen(command, args, pinned.lane.life());
         let mut listener = None;
         let mut footprint = Footprint::default();
@@ -198,6 +199,9 @@ impl Session {
             state.wrote(&lane.shard);
         }
         lane.append(self, run, 1, instead.as_deref().unwrap_or(frame), &footprint);
+        if let Some(pinned) = state.pinned.as_mut().filter(|_| blocks) {
+            pinned.blocked_by = lane.appended();
+        }
         if changes && !state.blocks_on(&lane) && (command.is_write() || &*command.name == "exec") {
             lane.writes();
         }
@@ -246,11 +250,11 @@ impl Session {
         let shard = self.worker.shard(shard);
         if let Some(pinned) = &state.pinned {
             if pinned.serves(&shard, state) {
-                if !changes || !shard.is_leaving() {
-                    return None;
+                let waits = pinned.keeps_waiting(&shard, state, changes);
+                if waits == Some(Park::Hold) {
+                    self.hold_in(state, &shard);
                 }
-                self.hold_in(state, &shard);
-                return Some(Park::Hold);
+                return waits;
             }
             if state.window.unanswered() > 0 {
                 return Some(Park::Drain);
@@ -343,7 +347,7 @@ impl Session {
                 lane.append(self, held.run, held.count, &held.bytes, &footprint);
             }
             match &mut state.pinned {
-                Some(pinned) if held.private => pinned.blocks |= self.blocks(&held.bytes),
+                Some(pinned) if held.private && self.blocks(&held.bytes) => pinned.blocked_by = lane.appended(),
                 Some(_) | None => {}
             }
             if !state.blocks_on(&lane) {
@@ -456,7 +460,7 @@ impl State {
     pub(super) fn blocks_on(&self, lane: &Rc<Lane>) -> bool {
         self.pinned
             .as_ref()
-            .is_some_and(|pinned| pinned.blocks && Rc::ptr_eq(&pinned.lane, lane))
+            .is_some_and(|pinned| pinned.blocks() && Rc::ptr_eq(&pinned.lane, lane))
     }
 }
 
@@ -465,7 +469,7 @@ impl Pinned {
         Self {
             login: lane.login.clone(),
             lane,
-            blocks: false,
+            blocked_by: 0,
             queued: Footprint::default(),
             elements: Elements::default(),
             queued_count: 0,
@@ -481,7 +485,26 @@ impl Pinned {
         self.login = lane.login.clone();
         self.elements.moves_to(lane.life());
         self.lane = lane;
+        self.blocked_by = 0;
         self
+    }
+
+    /// Whether a command that blocks is unanswered on it.
+    pub(super) fn blocks(&self) -> bool {
+        !self.lane.has_answered(self.blocked_by)
+    }
+
+    /// What a request has to wait for before it may go there: nothing that changes something goes to a server that is
+    /// not known to be the master now (rule R8), and nothing at all to one that is being left for another.
+    fn keeps_waiting(&self, shard: &Shard, state: &State, changes: bool) -> Option<Park> {
+        let busy = state.window.unanswered() > 0;
+        let serving = if changes { shard.serving() } else { None };
+        match serving {
+            _ if busy && self.lane.is_released() => Some(Park::Drain),
+            Some(master) if *master != *self.lane.target && busy => Some(Park::Drain),
+            None if changes => Some(Park::Hold),
+            Some(_) | None => None,
+        }
     }
 
     /// Whether it takes what the session asks of `shard` now. One that a transaction needs does in any case.

@@ -27,6 +27,8 @@ pub(super) enum Prospect {
 pub(super) struct Queue {
     prospect: Prospect,
     bytes: Vec<u8>,
+    /// Where each of them ends in `bytes`; what was sent may be longer than what is kept, or shorter.
+    ends: Vec<usize>,
     count: usize,
     /// What the lost connection knew of them.
     pub before: Option<Box<Pinned>>,
@@ -38,6 +40,7 @@ impl Queue {
         let mut queue = Box::new(Self {
             prospect: if watched { Prospect::Empty } else { Prospect::Again },
             bytes: Vec::new(),
+            ends: Vec::new(),
             count: 0,
             before: None,
         });
@@ -55,6 +58,7 @@ impl Queue {
             self.forget();
         } else {
             self.bytes.extend_from_slice(request);
+            self.ends.push(self.bytes.len());
         }
     }
 
@@ -62,7 +66,7 @@ impl Queue {
     pub(super) fn forget(&mut self) {
         if self.prospect == Prospect::Again {
             self.prospect = Prospect::Lost;
-            self.bytes = Vec::new();
+            (self.bytes, self.ends) = Default::default();
         }
     }
 
@@ -78,9 +82,12 @@ impl Queue {
 
     /// The requests that were answered, given those of its own that were not; how many they are.
     pub(super) fn answered<'l>(&self, unanswered: impl Iterator<Item = &'l Lost>) -> (Vec<u8>, usize) {
-        let (count, bytes) = unanswered.fold((0, 0), |(count, bytes), lost| (count + 1, bytes + lost.bytes.len()));
-        let answered = self.bytes.len().saturating_sub(bytes);
-        (self.bytes[..answered].to_vec(), self.count.saturating_sub(count))
+        let answered = self.count.saturating_sub(unanswered.count());
+        let end = match answered {
+            0 => 0,
+            answered => self.ends.get(answered - 1).copied().unwrap_or(self.bytes.len()),
+        };
+        (self.bytes[..end].to_vec(), answered)
     }
 }
 
@@ -119,6 +126,11 @@ mod tests {
         assert_eq!((queue.share(1), queue.share(9)), (1, 3));
         assert_eq!(queue.answered([].iter()), (b"MULTI SET 1 SET 2 ".to_vec(), 3));
         assert_eq!(queue.answered([lost("SET 2 ")].iter()), (b"MULTI SET 1 ".to_vec(), 2));
+        // As a scan that is kept with a shorter cursor than it was sent with.
+        assert_eq!(
+            queue.answered([lost("SCAN 32513 ")].iter()),
+            (b"MULTI SET 1 ".to_vec(), 2)
+        );
         let all = ["MULTI ", "SET 1 ", "SET 2 "].map(lost);
         assert_eq!(queue.answered(all.iter()), (Vec::new(), 0));
     }

@@ -93,8 +93,8 @@ pub(super) struct Pinned {
     pub lane: Rc<Lane>,
     /// What the connection is now; it may have changed its database since it was opened.
     pub login: Login,
-    /// A blocking command was sent on it since it was idle.
-    pub blocks: bool,
+    /// How many commands it had been given with the last one that blocks; 0 for none.
+    pub blocked_by: u64,
     /// What the commands queued since MULTI will change when EXEC runs them.
     pub queued: Footprint,
     /// What is listened to in the reply to that EXEC.
@@ -407,7 +407,7 @@ impl Session {
     fn client_left(&self) -> Poll<CloseReason> {
         let mut state = self.state.borrow_mut();
         let waits = state.awaits == Awaits::Replicas;
-        let blocks = waits || state.pinned.as_ref().is_some_and(|pinned| pinned.blocks);
+        let blocks = waits || state.pinned.as_ref().is_some_and(|pinned| pinned.blocks());
         if blocks || state.feed.is_some() || state.awaits_nothing() {
             return Poll::Ready(CloseReason::Left);
         }

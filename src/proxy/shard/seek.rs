@@ -126,10 +126,12 @@ impl Shard {
         self.fences.enter(target.epoch);
         self.begin_reign(&target, greeting.run_id);
         if let Some(ahead) = ahead {
-            self.lanes.borrow_mut().extend(ahead.into_lanes());
+            // One may have ended while it was nowhere to be found.
+            let alive = ahead.into_lanes().into_iter().filter(|(_, lane)| !lane.has_ended());
+            self.lanes.borrow_mut().extend(alive);
         }
         if target.pass.is_some() {
-            let witness = Witness::keep(self, worker, &target, stream, greeting.timeout_s);
+            let witness = Witness::keep(self, worker, &target, stream);
             self.witness.replace(Some(witness));
         }
         self.serve(worker, target);

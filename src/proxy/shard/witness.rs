@@ -15,8 +15,9 @@ use super::Shard;
 use crate::proxy::backend::{Target, put_request};
 use crate::proxy::worker::Worker;
 
-/// How often it asks something, so that nobody takes it for idle.
-const ASK_EVERY: Duration = Duration::from_secs(5);
+/// How often it asks something, so that nobody takes it for idle: the shortest `timeout` of Redis is a second, and may be
+/// set at any time.
+const ASK_EVERY: Duration = Duration::from_millis(400);
 
 /// Ends with what holds it.
 #[derive(Debug)]
@@ -32,23 +33,13 @@ impl Drop for Witness {
 }
 
 impl Witness {
-    /// Watches the connection on which `target` was greeted, and tells the shard when it testifies no more. `timeout_s` is
-    /// after how long the server closes idle connections.
-    pub fn keep(
-        shard: &Rc<Shard>,
-        worker: &Rc<Worker>,
-        target: &Rc<Target>,
-        stream: TcpStream,
-        timeout_s: Option<u32>,
-    ) -> Self {
-        let every = timeout_s.map_or(ASK_EVERY, |seconds| {
-            ASK_EVERY.min(Duration::from_millis(u64::from(seconds) * 500))
-        });
+    /// Watches the connection on which `target` was greeted, and tells the shard when it testifies no more.
+    pub fn keep(shard: &Rc<Shard>, worker: &Rc<Worker>, target: &Rc<Target>, stream: TcpStream) -> Self {
         let (shard, worker, target) = (shard.clone(), worker.clone(), target.clone());
         let stream = Rc::new(stream);
         let watched = stream.clone();
         let watching = tokio::task::spawn_local(async move {
-            let why = watch(&watched, every).await;
+            let why = watch(&watched).await;
             shard.witness_lost(&worker, &target, why);
         });
         Self {
@@ -68,7 +59,7 @@ impl Witness {
 }
 
 /// Lives until the connection says that the server is of the epoch no more, or ends.
-async fn watch(stream: &TcpStream, every: Duration) -> &'static str {
+async fn watch(stream: &TcpStream) -> &'static str {
     let mut request = Vec::new();
     put_request(&mut request, &[b"ROLE"]);
     let mut said = [0; 1024];
@@ -81,7 +72,7 @@ async fn watch(stream: &TcpStream, every: Duration) -> &'static str {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(_) => return "the connection failed",
             },
-            () = sleep(every) => match stream.try_write(&request) {
+            () = sleep(ASK_EVERY) => match stream.try_write(&request) {
                 // One that takes nothing is silent, which is for others to judge.
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -93,10 +84,8 @@ async fn watch(stream: &TcpStream, every: Duration) -> &'static str {
 
 /// Whether what a server says to ROLE speaks for it. One that is busy may say so.
 fn testifies(said: &[u8]) -> bool {
-    let demoted = b"\r\n$5\r\nslave\r\n";
-    !said.starts_with(b"-NOAUTH")
-        && !said.starts_with(b"-NOPERM")
-        && !said.windows(demoted.len()).any(|part| part == demoted)
+    let against = [&b"-NOAUTH"[..], b"-NOPERM", b"*5\r\n$5\r\nslave\r\n"];
+    !against.iter().any(|words| said.starts_with(words))
 }
 
 #[cfg(test)]
@@ -106,6 +95,10 @@ mod tests {
     #[test]
     fn a_master_testifies_and_a_replica_or_a_stranger_does_not() {
         assert!(testifies(b"*3\r\n$6\r\nmaster\r\n:1\r\n*0\r\n"));
+        // Its replica announces itself by this name.
+        assert!(testifies(
+            b"*3\r\n$6\r\nmaster\r\n:1\r\n*1\r\n*3\r\n$5\r\nslave\r\n$4\r\n6379\r\n$1\r\n1\r\n"
+        ));
         assert!(testifies(b"-BUSY Redis is busy\r\n"));
         assert!(!testifies(b"*5\r\n$5\r\nslave\r\n$1\r\nh\r\n"));
         assert!(!testifies(b"-NOAUTH Authentication required.\r\n"));
