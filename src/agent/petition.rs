@@ -151,6 +151,9 @@ impl Petition {
             Err(StoreError::Exists(_)) => {}
             other => return Ok(other?),
         }
+        if self.replace_nonsense(&path, bytes).await? {
+            return Ok(());
+        }
         // It may be our own: the answer to an earlier attempt was lost.
         let standing = self.again(|| self.standing()).await?;
         let by = match standing {
@@ -160,6 +163,19 @@ impl Petition {
         };
         let shard = self.shard.clone();
         Err(PetitionError::Busy { shard, by })
+    }
+
+    /// What no agent can read, none will ever answer: it gives way. Says whether it did.
+    async fn replace_nonsense(&self, path: &str, bytes: Vec<u8>) -> Result<bool, StoreError> {
+        let Some((version, None)) = self.again(|| self.standing()).await? else {
+            return Ok(false);
+        };
+        tracing::warn!("{path} holds nonsense and gives way");
+        match self.store.set(path, bytes, version).await {
+            Ok(_) => Ok(true),
+            Err(StoreError::Conflict(_) | StoreError::Missing(_)) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// The request that stands now and its version; the request is none if it is nonsense.

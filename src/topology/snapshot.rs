@@ -32,6 +32,9 @@ pub struct Switch {
     /// The epoch reserved for it; the state keeps the old one until the new master is published, so that a
     /// rollback goes back to nothing.
     pub epoch: Epoch,
+    /// The request that it answers.
+    #[serde(default)]
+    pub request: String,
 }
 
 /// The master that a `serving` state names.

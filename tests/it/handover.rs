@@ -242,6 +242,7 @@ impl Bench {
         let switch = Switch {
             to: NodeId::from(NAMES[self.target()]),
             epoch: Epoch(self.epoch + 1),
+            request: String::new(),
         };
         self.publish(Phase::Switching, Some(switch));
     }

@@ -292,7 +292,7 @@ impl Machine {
         self.carry_out(now, orders);
     }
 
-    fn carry_out(&mut self, now: Instant, orders: Vec<Order>) {
+    pub(super) fn carry_out(&mut self, now: Instant, orders: Vec<Order>) {
         for order in orders {
             match order {
                 Order::Ask(node, ask) => self.ask(now, node, ask),

@@ -250,7 +250,8 @@ impl Machine {
             health: self.detector.health(),
             facts: self.detector.own_facts().cloned(),
             epoch: self.obedience.epoch(),
-            electing: self.course.as_ref().map(Course::epoch),
+            // Without the store it comes to no end: others may claim over it.
+            electing: self.course.as_ref().filter(|_| self.connected).map(Course::epoch),
         }
     }
 

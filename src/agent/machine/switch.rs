@@ -124,6 +124,7 @@ impl Switchover {
         let switch = Switch {
             to: self.target.node.clone(),
             epoch: self.epoch,
+            request: self.request.id.clone(),
         };
         self.state = known.switched_by(executor, nonce, switch);
         self.marks = Marks::new(now);
@@ -518,6 +519,12 @@ impl Switchover {
             mark: Some(mark),
         };
         Order::Ask(self.target.node.clone(), reach)
+    }
+
+    /// Takes back what can be. A claim that is being written is left to its outcome.
+    pub fn interrupt(&mut self, now: Instant, why: String) -> Option<Order> {
+        let now_or_never = self.reversible() && !matches!(self.step, Step::Claiming);
+        now_or_never.then(|| self.give_up(now, why))
     }
 
     /// Ends it as this step allows.

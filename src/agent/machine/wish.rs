@@ -73,11 +73,20 @@ impl Machine {
         if let Some(wish) = &mut self.wish {
             wish.since = now;
         }
+        // Nobody is demoted because the store is away: what can be taken back is, as soon as it can be written.
+        if let Some(Course::Switchover(switchover)) = &mut self.course
+            && let Some(order) = switchover.interrupt(now, "ZooKeeper is away".to_owned())
+        {
+            self.asks.clear();
+            self.carry_out(now, vec![order]);
+        }
     }
 
     /// A state that says who executes the request.
     pub(super) fn note_begun(&mut self, state: &State) {
-        if let (Some(wish), Some(switch)) = (&mut self.wish, &state.switch) {
+        if let (Some(wish), Some(switch)) = (&mut self.wish, &state.switch)
+            && switch.request == wish.request.id
+        {
             wish.begun = Some((state.executor.clone(), switch.clone()));
         }
     }
@@ -153,7 +162,7 @@ impl Machine {
             return;
         };
         match switchover.claim(now, &known, &self.me.node, nonce) {
-            Some(claimed) if self.pending.is_none() => {
+            Some(claimed) if self.pending.is_none() && self.connected => {
                 let sentence = switchover.sentence();
                 self.reserved = claimed.reach();
                 self.say(Level::Info, sentence);

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::peer::Report;
 use crate::topology::Epoch;
-use crate::topology::codec::{Phases, Record};
+use crate::topology::codec::{Ending, Phases, Record};
 
 /// Epochs remembered: reports may come before the record they belong to, never long after it.
 const EPOCHS_MAX: usize = 8;
@@ -45,6 +45,10 @@ impl Tally {
 
     /// The record with what is known by now. Without a report nothing is known, which is not the same as nothing held.
     pub(super) fn fill(&self, mut record: Record) -> Record {
+        // What was refused or taken back in an epoch is not what changed to it.
+        if record.result != Ending::Done {
+            return record;
+        }
         let Some(reports) = self.epochs.get(&record.epoch).filter(|reports| !reports.is_empty()) else {
             return record;
         };
@@ -83,12 +87,21 @@ mod tests {
         let (epoch, both) = (Epoch(2), proxies(&["p1", "p2"]));
         assert!(tally.complete(epoch, &proxies(&[])));
         assert_eq!(tally.fill(record(2)), record(2), "nothing known is not nothing held");
+        let refused = || Record {
+            result: Ending::Refused,
+            ..record(2)
+        };
         tally.note("p1".to_owned(), epoch, report(3, 900));
         tally.note("p1".to_owned(), epoch, report(4, 1000));
         assert!(!tally.complete(epoch, &both));
         tally.note("p2".to_owned(), epoch, report(5, 12_345));
         tally.note("p2".to_owned(), Epoch(3), report(50, 1));
         assert!(tally.complete(epoch, &both));
+        assert_eq!(
+            tally.fill(refused()),
+            refused(),
+            "what changed to its epoch was another operation"
+        );
         let filled = tally.fill(record(2));
         assert_eq!((filled.held, filled.failed), (Some(9), Some(0)));
         let repoint = filled.phases_ms.of(Phases::REPOINT);

@@ -168,6 +168,7 @@ mod tests {
             Some(Switch {
                 to: NodeId::from("s1-b"),
                 epoch,
+                request: String::new(),
             })
         };
         assert!(refusal(|state| state.switch = switch(Epoch(4))).contains("not switching"));
@@ -231,7 +232,7 @@ mod tests {
                 run_id: (!electing).then(|| run_id.clone()),
                 lineage: lives.into_values().collect(),
                 members: valid.keys().cloned().collect(),
-                switch: (!electing).then(|| Switch { to: master.clone(), epoch: Epoch(epoch).next() }),
+                switch: (!electing).then(|| Switch { to: master.clone(), epoch: Epoch(epoch).next(), request: String::new() }),
                 valid,
                 w,
             };

@@ -153,6 +153,7 @@ impl Stage {
         state.switch = Some(Switch {
             to: NodeId::from(NAMES[self.other()]),
             epoch: Epoch(self.epoch + 1),
+            request: String::new(),
         });
         self.put_state(&state);
     }

@@ -304,6 +304,21 @@ fn before_the_fence_it_is_taken_back_and_after_it_never() {
 }
 
 #[test]
+fn without_the_store_it_is_taken_back_as_far_as_it_can_be() {
+    let mut draining = Bench::claimed(&["p1"]);
+    let now = draining.now;
+    let order = draining.switchover.interrupt(now, "away".to_owned());
+    assert!(matches!(order, Some(Order::Write(state)) if state.serving().is_some() && state.epoch == Epoch(4)));
+    let mut fenced = Bench::fenced(&[]);
+    let now = fenced.now;
+    assert_eq!(fenced.switchover.interrupt(now, "away".to_owned()), None);
+    let mut sounding = Bench::new(&[]);
+    let now = sounding.now;
+    let order = sounding.switchover.interrupt(now, "away".to_owned());
+    assert!(matches!(order, Some(Order::Retreat(_))));
+}
+
+#[test]
 fn only_the_targets_own_life_on_the_masters_stream_has_reached_a_mark() {
     for facts in [
         linked("b'", 90),
