@@ -9,7 +9,8 @@ use tokio::time::timeout;
 use super::plan::Plan;
 use crate::agent::redis::{Connection, Login, text};
 use crate::operate::{self, State};
-use crate::topology::codec::Slots;
+use crate::store::Store;
+use crate::topology::codec::{Place, ShardState, Slots, decode};
 use crate::topology::{Addr, ShardId, slot_of_key};
 
 /// How long one look may take.
@@ -72,7 +73,21 @@ pub async fn linked(plan: &Plan, secret: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
-/// The same for the node whose agent listens at `addr`.
+/// Whether all nodes of each shard are proven to hold its data, so that any of them may be the next master.
+pub async fn all_count(store: &Store, plan: &Plan) -> Result<(), String> {
+    for shard in &plan.shards {
+        let path = Place::State(shard.clone()).to_string();
+        let found = store.get(&path).await.map_err(|error| error.to_string())?;
+        let found = found.ok_or_else(|| format!("shard {shard} is not founded"))?;
+        let state: ShardState = decode(&found.bytes, &path).map_err(|error| error.to_string())?;
+        if let Some(late) = plan.members(shard).find(|id| !state.valid.contains_key(*id)) {
+            return Err(format!("{late} has not proven yet that it holds the data of its shard"));
+        }
+    }
+    Ok(())
+}
+
+/// Whether the node whose agent listens at `addr` is in service.
 pub async fn one_linked(addr: &Addr, secret: &[u8]) -> Result<(), String> {
     let status = operate::ask(addr, secret)
         .await

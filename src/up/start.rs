@@ -64,13 +64,17 @@ impl Run {
         Ok(())
     }
 
-    async fn found(&mut self) -> Result<(), UpError> {
+    async fn store(&self) -> Result<Store, StoreError> {
         let settings = store::Settings {
             connect: self.plan.connect.clone(),
             cluster: self.plan.cluster.clone(),
             session_timeout: self.settings.session_timeout,
         };
-        let store = Store::connect(&settings).await?;
+        Store::connect(&settings).await
+    }
+
+    async fn found(&mut self) -> Result<(), UpError> {
+        let store = self.store().await?;
         let plan = self.plan.clone();
         let look = async || match founding::found(&store, &plan).await {
             // It may have been written: writing what is missing once more is right in any case.
@@ -82,11 +86,18 @@ impl Run {
         Ok(())
     }
 
-    /// A replica that is late does not keep anybody from writing.
+    /// A replica that is late does not keep anybody from writing. Once all of them count, a master that dies the next
+    /// moment is replaced.
     async fn wait_for_replicas(&mut self) -> Result<(), UpError> {
         let (plan, secret) = (self.plan.clone(), self.secret.clone());
-        let look = async || readiness::linked(&plan, &secret).await;
-        match self.until("a replica", LINK_LIMIT, look).await {
+        let store = self.store().await?;
+        let look = async || {
+            readiness::linked(&plan, &secret).await?;
+            readiness::all_count(&store, &plan).await
+        };
+        let waited = self.until("a replica", LINK_LIMIT, look).await;
+        store.close().await;
+        match waited {
             Err(UpError::Silent { last, .. }) => {
                 say(&format!("not all replicas are linked yet: {last}"));
                 Ok(())

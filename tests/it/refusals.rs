@@ -561,12 +561,16 @@ fn a_transaction_that_meets_a_demoted_master_is_brought_to_the_next_one() {
     assert_eq!(watching.command(&["INCR", "a"]), queued());
     assert_eq!(published.command(&["INCR", "c"]), queued());
     circuit.park();
+    // All of them are sent before the first refusal is heard: later ones would wait.
+    circuit.redis.stop();
     // A request is refused; EXEC is; EXEC is for the sake of a request; EXEC would overtake what others have heard.
     client.send(&request("INCR a"));
     late.send(&request("EXEC"));
     whole.send(&[request("INCR b"), request("EXEC"), request("GET b")].concat());
     watching.send(&request("EXEC"));
     published.send(&[request("EXEC"), request("PUBLISH x y")].concat());
+    eventually(SOON, || connections_with_unread_bytes(circuit.redis.port()) == 5);
+    circuit.redis.cont();
     circuit.log_has("redis refuses commands", 5);
     circuit.unpark();
     assert_eq!(client.read_reply(), queued());
