@@ -271,6 +271,11 @@ impl Detector {
             return own_verdict(self.own.health, self.own.facts.as_ref(), &master.run_id);
         }
         if let Some(status) = self.status_of(now, &master.node) {
+            let another = |facts: &Facts| facts.run_id != master.run_id;
+            if status.health == Health::Dead && status.facts.as_ref().is_some_and(another) {
+                // It is older than the promotion: the life that died is the one before.
+                return Verdict::Fine;
+            }
             return own_verdict(status.health, status.facts.as_ref(), &master.run_id);
         }
         let Some((known, sight)) = &self.remote else {
@@ -386,6 +391,19 @@ mod tests {
             .detector
             .handle_peer(bench.now, NodeId::from("a"), status(Health::Dead));
         assert!(matches!(bench.seen_afar(), Verdict::Gone(_)));
+    }
+
+    #[test]
+    fn word_of_a_death_before_the_promotion_is_none_of_the_masters() {
+        let mut bench = Bench::new();
+        let PeerSeen::Up(mut before) = status(Health::Dead) else {
+            unreachable!("it is up");
+        };
+        before.facts = Some(sample("before", "x", 0));
+        bench
+            .detector
+            .handle_peer(bench.now, NodeId::from("a"), PeerSeen::Up(before));
+        assert_eq!(bench.seen_afar(), Verdict::Fine);
     }
 
     #[test]
