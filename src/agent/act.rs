@@ -132,13 +132,9 @@ impl Actor {
     /// As a park, but the replicas' user stays, and with it their links: what is still on its way to them arrives
     /// (rule R8; before Redis 7 the `REPLICAOF` of a master cuts them all the same).
     async fn fence(&self, warm: &mut Warm, epoch: Epoch) -> Result<Facts, RedisError> {
-        let replicas = peer::name(peer::Role::Replica, Epoch(0));
-        let prefix = replicas.trim_end_matches('0');
-        let (kept, gone) = std::mem::take(&mut warm.users)
-            .into_iter()
-            .partition(|user| user.starts_with(prefix));
+        let users = std::mem::take(&mut warm.users).into_iter();
+        let (kept, gone): (Vec<_>, Vec<_>) = users.partition(|user| peer::role_of(user) == Some(peer::Role::Replica));
         warm.users = kept;
-        let gone: Vec<String> = gone;
         let block = Block::new(&gone);
         self.halt(warm, epoch, block).await
     }
@@ -301,11 +297,8 @@ impl Block {
 
 /// Internal users of any epoch: a master's replicas (`repl-`) and proxies (`px-`).
 fn internal_users(users: &BytesFrame) -> Vec<String> {
-    let ours = |name: &&str| {
-        let number = name.strip_prefix("repl-").or_else(|| name.strip_prefix("px-"));
-        number.is_some_and(|number| number.parse::<u64>().is_ok())
-    };
-    texts(users).into_iter().filter(ours).map(str::to_owned).collect()
+    let ours = texts(users).into_iter().filter(|name| peer::role_of(name).is_some());
+    ours.map(str::to_owned).collect()
 }
 
 /// The readings in a block: before what it does, and after.

@@ -102,8 +102,7 @@ async fn standing(store: &Store, shard: &ShardId, node: &NodeId) -> Result<Stand
 mod tests {
     use super::*;
     use crate::store::{Lifetime, Memory};
-    use crate::topology::Epoch;
-    use crate::topology::codec::{Kind, Phases, Record, SwitchRequest, encode};
+    use crate::topology::codec::{Record, SwitchRequest, bare_record, encode};
 
     const LONG: Duration = Duration::from_secs(20);
     const SHORT: Duration = Duration::from_millis(120);
@@ -138,24 +137,10 @@ mod tests {
             let version = store.get("/shards/s1/state").await.unwrap().unwrap().version;
             store.set("/shards/s1/state", state(master), version).await.unwrap();
             let record = Record {
-                seq: 0,
-                time: 0,
-                shard: ShardId::from("s1"),
-                kind: Kind::Switchover,
-                from: None,
-                to: None,
-                epoch: Epoch(2),
-                phases_ms: Phases::default(),
-                held: None,
-                resent: None,
-                indoubt: None,
-                failed: None,
-                offset: None,
-                lost_bytes: None,
-                asked_by: None,
                 request: Some(request.id),
                 result,
                 why: "no replica is fit".to_owned(),
+                ..bare_record()
             };
             store.append("/history/s1", encode(&record)).await.unwrap();
             store.delete(path, None).await.unwrap();

@@ -274,8 +274,7 @@ impl Petition {
 mod tests {
     use super::*;
     use crate::store::{Loss, Memory};
-    use crate::topology::Epoch;
-    use crate::topology::codec::{Ending, Kind, Phases};
+    use crate::topology::codec::{Ending, bare_record};
 
     const SOON: Patience = Patience {
         take: Duration::from_millis(50),
@@ -292,24 +291,10 @@ mod tests {
 
     fn record(request: Option<&str>) -> Record {
         Record {
-            seq: 0,
-            time: 0,
-            shard: ShardId::from("s1"),
-            kind: Kind::Switchover,
-            from: None,
-            to: None,
-            epoch: Epoch(2),
-            phases_ms: Phases::default(),
-            held: None,
-            resent: None,
-            indoubt: None,
-            failed: None,
-            offset: None,
-            lost_bytes: None,
-            asked_by: None,
             request: request.map(str::to_owned),
             result: Ending::Refused,
             why: "it lags".to_owned(),
+            ..bare_record()
         }
     }
 

@@ -31,6 +31,15 @@ pub fn name(role: Role, epoch: Epoch) -> String {
     format!("{}-{epoch}", role.prefix())
 }
 
+/// Whom a user stands for, if it is one of an epoch.
+pub fn role_of(user: &str) -> Option<Role> {
+    let (prefix, epoch) = user.rsplit_once('-')?;
+    epoch.parse::<u64>().ok()?;
+    [Role::Replica, Role::Proxy]
+        .into_iter()
+        .find(|role| role.prefix() == prefix)
+}
+
 /// Its password: HMAC-SHA256 of role, shard, epoch and life of the epoch's master under the cluster's secret, in hex.
 pub fn token(secret: &[u8], role: Role, shard: &ShardId, epoch: Epoch, master: &RunId) -> String {
     let text = format!("{}\n{shard}\n{epoch}\n{master}", role.prefix());
@@ -63,5 +72,10 @@ mod tests {
             assert_ne!(one, other);
         }
         assert_eq!(name(Role::Proxy, Epoch(3)), "px-3");
+        assert_eq!(role_of("px-3"), Some(Role::Proxy));
+        assert_eq!(role_of("repl-12"), Some(Role::Replica));
+        for stranger in ["px", "px-", "px-a", "pxx-3", "alice"] {
+            assert_eq!(role_of(stranger), None, "{stranger}");
+        }
     }
 }

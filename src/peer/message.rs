@@ -92,7 +92,7 @@ pub struct Report {
 pub enum Request {
     /// The agent's status, as JSON.
     State,
-    /// A command of an executor (park, promote, follow), as JSON; the reply is JSON.
+    /// A command of an executor (park, fence, reach, promote, follow), as JSON; the reply is JSON.
     Ask(Bytes),
     /// This proxy has no write of an epoch below this one in flight any more.
     Drained(ShardId, Epoch),

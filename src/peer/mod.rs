@@ -23,7 +23,7 @@ mod proof;
 mod server;
 
 pub use client::{Client, PeerError};
-pub use credential::{Role, name, token};
+pub use credential::{Role, name, role_of, token};
 pub use message::{Attach, Kind, News, Relayed, Report, Request};
 pub use server::{Inbound, serve};
 

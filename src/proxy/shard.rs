@@ -361,9 +361,9 @@ impl Shard {
         }
         let mut before = self.readers.take();
         let replicas = offered.nodes.iter().filter(|node| node.id != master.node);
+        let pass = worker.pass(&self.id, offered.epoch, master.run_id.as_ref());
         let readers = replicas.map(|node| {
-            let pass = worker.pass(&self.id, offered.epoch, master.run_id.as_ref());
-            let target = Target::replica(node, offered.epoch, pass);
+            let target = Target::replica(node, offered.epoch, pass.clone());
             let known = before.iter().position(|reader| *reader.target == target);
             known.map(|at| before.swap_remove(at)).unwrap_or_else(|| Reader {
                 facts: worker.replicas().facts(&self.id, &node.id, &node.addr, offered.epoch),

@@ -1,5 +1,7 @@
 //! The arguments of one request, borrowed from the buffer that was read.
 
+use super::request::{RequestLimits, RequestScanner, Scan};
+
 /// Where one argument lies in its buffer, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Span {
@@ -20,6 +22,14 @@ impl<'a> Args<'a> {
     /// Arguments at `spans` of `buffer`; every span must lie within the buffer.
     pub fn new(buffer: &'a [u8], spans: &'a [Span]) -> Self {
         Self { buffer, spans }
+    }
+
+    /// The arguments of one whole request, with `spans` as room for them; none if it is not whole, or no array.
+    pub fn read(request: &'a [u8], spans: &'a mut Vec<Span>) -> Option<Self> {
+        match RequestScanner::default().scan(request, spans, &RequestLimits::default()) {
+            Ok(Scan::Frame(len)) => Some(Self::new(&request[..len], spans)),
+            Ok(Scan::Nothing(_) | Scan::Inline(_) | Scan::Incomplete(_)) | Err(_) => None,
+        }
     }
 
     /// How many arguments there are, the name included.

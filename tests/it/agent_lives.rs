@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::agent::Server;
 use crate::agent_store::{SECRET, Shard, master, start};
-use crate::support::{Client, Pointsman, Up, Value, ZooKeeper, eventually, free_port};
+use crate::support::{Client, Pointsman, Up, Value, ZooKeeper, free_port};
 
 const SOON: Duration = Duration::from_secs(20);
 /// Short, so that the living are told from the dead early.
@@ -178,23 +178,12 @@ async fn what_proxies_report_of_a_failover_stands_in_its_record() {
     assert_eq!(records.len(), 2, "the founding and one failover: {records:?}");
 }
 
-/// Ends the master's agent of an `up` and starts one by hand in its place, which hands over when it stops.
-fn with_handover(up: &Up, node: &str) -> Pointsman {
-    up.signal(node, "agent", Signal::SIGTERM);
-    eventually(SOON, || up.node(node)["agent"]["pid"].is_null());
-    let config = up.dir().join(node).join("agent.toml");
-    let args = ["agent", "--config", config.to_str().unwrap(), "--on-stop", "handover"];
-    let mut agent = Pointsman::start(&args);
-    agent.wait_for_line(SOON, |line| line.contains("registered"));
-    agent
-}
-
 #[test]
 fn a_second_signal_ends_an_agent_that_waits_for_its_handover() {
     let up = Up::start(&["--replicas", "1"]);
     up.all_count("s1");
     let (master, epoch) = (up.master("s1"), up.shard("s1")["epoch"].clone());
-    let mut agent = with_handover(&up, &master);
+    let mut agent = up.handing_over(&master);
     up.all_count("s1");
     // An ended and started agent is no failover.
     assert_eq!((up.master("s1"), &up.shard("s1")["epoch"]), (master, &epoch));

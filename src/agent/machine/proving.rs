@@ -2,7 +2,7 @@
 //!
 //! Owns: which replicas have proven that they hold the new epoch's data (rule R2), and the `serving` state that follows.
 //! Refuses: choosing and promoting. Invariants: nothing is published but what was promoted, and only those who have
-//! proven themselves are valid in it; a master behind which too few have proven themselves is looked at once more
+//! proven themselves are valid in it; a master behind which fewer than needed have proven themselves is looked at once more
 //! before, since once it is published its data is the only one that counts.
 
 use std::collections::{BTreeMap, BTreeSet};

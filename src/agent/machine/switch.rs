@@ -151,22 +151,8 @@ impl Switchover {
 
     /// Whether a state read from the store still is what we wrote, or what we are about to write over.
     pub fn stands(&self, read: &State) -> bool {
-        let ours = read.nonce == self.state.nonce;
-        match self.step {
-            Step::Sounding { .. } | Step::Claiming => {
-                ours || (read.epoch == self.state.epoch && read.phase == Phase::Serving)
-            }
-            Step::Draining { .. }
-            | Step::Looking { .. }
-            | Step::CatchingUp { .. }
-            | Step::Fencing
-            | Step::Reaching { .. }
-            | Step::Attaching { .. }
-            | Step::Promoting { .. }
-            | Step::Proving { .. }
-            | Step::Publishing { .. }
-            | Step::RollingBack { .. } => ours,
-        }
+        let same = read.epoch == self.state.epoch && read.phase == Phase::Serving;
+        read.nonce == self.state.nonce || (self.untouched() && same)
     }
 
     /// Whether nothing was written yet: it may be tried again as if it had not been.
@@ -176,14 +162,11 @@ impl Switchover {
 
     /// Whether the old master may still go on as if nothing had been.
     pub fn reversible(&self) -> bool {
-        matches!(
+        let begun = matches!(
             self.step,
-            Step::Sounding { .. }
-                | Step::Claiming
-                | Step::Draining { .. }
-                | Step::Looking { .. }
-                | Step::CatchingUp { .. }
-        )
+            Step::Draining { .. } | Step::Looking { .. } | Step::CatchingUp { .. }
+        );
+        self.untouched() || begun
     }
 
     /// The last order to write was carried out. Gives the outcome if that ends the switchover.

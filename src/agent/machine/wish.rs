@@ -29,7 +29,7 @@ const SOUND_AGAIN: Duration = Duration::from_millis(50);
 #[derive(Clone, Debug)]
 pub(super) struct Wish {
     request: SwitchRequest,
-    /// Since when it, and what the store says, is known.
+    /// Since when it is known, or the store is away.
     since: Instant,
     /// Who was seen executing it, and how.
     begun: Option<(NodeId, Switch)>,
@@ -110,7 +110,7 @@ impl Machine {
             return;
         };
         let busy = self.pending.is_some() || self.course.is_some() || now < self.write_again;
-        if !self.connected || !self.ready() || self.distrusted {
+        if !self.connected || !self.ready() {
             return;
         }
         let waited = now.saturating_duration_since(wish.since);

@@ -238,9 +238,7 @@ impl Historian {
             Err(error) => tracing::debug!(%error, epoch = %record.epoch, "late reports are not in the history yet"),
         }
     }
-}
 
-impl Historian {
     /// Completes the record of the failover that put another in our place. One of our own writing takes it in at once; one of
     /// somebody else's, who could not know, once it stands.
     fn note_loss(&mut self, epoch: Epoch, bytes: u64) {

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use super::target::{Pass, Target};
 use crate::proxy::shared::{Identity, Unfit, identify};
-use crate::resp::{Heed, ReplyScanner, Stop, put_i64};
+use crate::resp::{Args, Heed, ReplyScanner, Stop, put_i64};
 use crate::topology::Addr;
 
 /// A verified user name and password.
@@ -348,6 +348,17 @@ fn login_request(login: &Login, early: Early, is_somebody: bool) -> (Vec<u8>, u3
         commands += 1;
     }
     (request, commands)
+}
+
+/// A request with other words in some places.
+pub fn with_words(args: &Args, changes: &[(usize, &[u8])]) -> Vec<u8> {
+    let mut words: Vec<&[u8]> = args.iter().collect();
+    for (at, word) in changes {
+        words[*at] = word;
+    }
+    let mut request = Vec::new();
+    put_request(&mut request, &words);
+    request
 }
 
 /// Appends one request.

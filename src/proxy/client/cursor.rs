@@ -9,8 +9,8 @@
 //! tag follows from the life alone, so that all proxies agree. What carries no tag is the client's own and passes.
 
 use crate::command::{Concern, Lookup, Table};
-use crate::proxy::backend::put_request;
-use crate::resp::{Args, RequestLimits, RequestScanner, Scan};
+use crate::proxy::backend::with_words;
+use crate::resp::Args;
 use crate::topology::RunId;
 
 /// Bits of a cursor that the server may use: it numbers buckets, so no table has more.
@@ -55,20 +55,13 @@ pub(super) fn for_server(cursor: &[u8], tag: Option<Tag>) -> Option<u64> {
 
 /// The request with another cursor in it.
 pub(super) fn with_cursor(args: &Args, at: usize, cursor: u64) -> Vec<u8> {
-    let cursor = cursor.to_string();
-    let mut words: Vec<&[u8]> = args.iter().collect();
-    words[at] = cursor.as_bytes();
-    let mut request = Vec::new();
-    put_request(&mut request, &words);
-    request
+    with_words(args, &[(at, cursor.to_string().as_bytes())])
 }
 
 /// A request as another life of a server is to get it: its scan begins anew, whatever cursor it had.
 pub(super) fn begun_anew(request: &[u8], table: &Table) -> Option<Vec<u8>> {
     let mut spans = Vec::new();
-    let scan = RequestScanner::default().scan(request, &mut spans, &RequestLimits::default());
-    let Ok(Scan::Frame(_)) = scan else { return None };
-    let args = Args::new(request, &spans);
+    let args = Args::read(request, &mut spans)?;
     let Lookup::Known(command) = table.lookup(&args) else {
         return None;
     };
@@ -186,6 +179,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::proxy::backend::put_request;
 
     fn tag() -> Tag {
         Tag::of(&RunId::from("0123456789012345678901234567890123456789"))

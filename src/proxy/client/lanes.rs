@@ -370,9 +370,9 @@ impl Session {
     /// Whether a request that is to be sent again blocks.
     fn blocks(&self, request: &[u8]) -> bool {
         let mut spans = Vec::new();
-        let scan = RequestScanner::default().scan(request, &mut spans, &self.worker.request_limits());
-        let Ok(Scan::Frame(len)) = scan else { return false };
-        let args = Args::new(&request[..len], &spans);
+        let Some(args) = Args::read(request, &mut spans) else {
+            return false;
+        };
         match self.worker.commands().lookup(&args) {
             Lookup::Known(command) => command.class_for(&args) == Class::Blocking,
             Lookup::Unknown | Lookup::UnknownSubcommand(_) => false,

@@ -12,8 +12,8 @@ use tracing::debug;
 
 use super::session::{Held, Park, Session};
 use crate::command::{Lookup, Table};
-use crate::proxy::backend::{ConnectError, Lane, Login, Target, ask, connect_to, put_request};
-use crate::resp::{Args, RequestLimits, RequestScanner, Scan};
+use crate::proxy::backend::{ConnectError, Lane, Login, Target, ask, connect_to, put_request, with_words};
+use crate::resp::Args;
 
 /// How long the fenced master may take to say what its last ids are.
 const ASK_MAX: Duration = Duration::from_millis(200);
@@ -63,27 +63,17 @@ async fn settle(target: &Target, login: &Login, request: &[u8], table: &Table) -
         return None;
     }
     let mut spans = Vec::new();
-    RequestScanner::default()
-        .scan(request, &mut spans, &RequestLimits::default())
-        .ok()?;
-    let args = Args::new(request, &spans);
-    let mut words: Vec<&[u8]> = args.iter().collect();
-    for (at, id) in &ids {
-        words[*at] = id;
-    }
-    let mut settled = Vec::new();
-    put_request(&mut settled, &words);
-    Some(settled)
+    let args = Args::read(request, &mut spans)?;
+    let words: Vec<(usize, &[u8])> = ids.iter().map(|(at, id)| (*at, id.as_slice())).collect();
+    Some(with_words(&args, &words))
 }
 
 /// The streams of which a request wants only news, each behind the place of its id.
 fn streams(request: &[u8], table: &Table) -> Vec<(usize, Vec<u8>)> {
     let mut spans = Vec::new();
-    let scan = RequestScanner::default().scan(request, &mut spans, &RequestLimits::default());
-    let Ok(Scan::Frame(len)) = scan else {
+    let Some(args) = Args::read(request, &mut spans) else {
         return Vec::new();
     };
-    let args = Args::new(&request[..len], &spans);
     let Lookup::Known(command) = table.lookup(&args) else {
         return Vec::new();
     };

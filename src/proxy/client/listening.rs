@@ -15,7 +15,7 @@ use super::transaction::Transaction;
 use crate::command::{Command, Concern, Lookup};
 use crate::proxy::backend::Lane;
 use crate::proxy::scripts::{BODY_BYTES_MAX, Known, ScriptReply};
-use crate::resp::{Args, RequestScanner, Scan};
+use crate::resp::Args;
 use crate::topology::RunId;
 
 /// What stands before the body in a request, at most.
@@ -82,12 +82,11 @@ impl Session {
             state.wrote(&lane.shard);
         }
         let mut spans = Vec::new();
-        let scan = RequestScanner::default().scan(frame, &mut spans, &self.worker.request_limits());
-        let args = Args::new(frame, &spans);
-        let (ear, instead) = match (scan, self.worker.commands().lookup(&args)) {
-            (Ok(Scan::Frame(_)), Lookup::Known(command)) => self.listen(command, &args, lane.life()),
-            _ => (None, None),
-        };
+        let heard = Args::read(frame, &mut spans).and_then(|args| match self.worker.commands().lookup(&args) {
+            Lookup::Known(command) => Some(self.listen(command, &args, lane.life())),
+            Lookup::Unknown | Lookup::UnknownSubcommand(_) => None,
+        });
+        let (ear, instead) = heard.unwrap_or_default();
         let listener = ear.map(Listener::One);
         let id = reserve_for(&mut state.window, &mut state.listeners, lane.number, listener);
         let frame = instead.as_deref().unwrap_or(frame);

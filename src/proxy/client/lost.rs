@@ -8,8 +8,8 @@ use super::session::{Held, Pinned, Session, State};
 use super::transaction::{Told, Transaction, bury};
 use crate::clock;
 use crate::command::{Lookup, Table, Unit};
-use crate::proxy::backend::{Lane, Lost, Role, put_request};
-use crate::resp::{Args, RequestLimits, RequestScanner, Scan};
+use crate::proxy::backend::{Lane, Lost, Role, with_words};
+use crate::resp::Args;
 use crate::route::{Fate, Verdict, plan};
 
 /// How long a request must have been blocked at a master for that to be no wait for one.
@@ -263,9 +263,7 @@ impl State {
 /// ever. Redis takes no zero for "no time left", so a millisecond always is.
 pub(super) fn with_time_left(request: &[u8], waited_ms: u64, table: &Table) -> Option<Vec<u8>> {
     let mut spans = Vec::new();
-    let scan = RequestScanner::default().scan(request, &mut spans, &RequestLimits::default());
-    let Ok(Scan::Frame(_)) = scan else { return None };
-    let args = Args::new(request, &spans);
+    let args = Args::read(request, &mut spans)?;
     let Lookup::Known(command) = table.lookup(&args) else {
         return None;
     };
@@ -279,16 +277,13 @@ pub(super) fn with_time_left(request: &[u8], waited_ms: u64, table: &Table) -> O
         Unit::Seconds => format!("{:.3}", (given - waited).max(0.001)),
         Unit::Milliseconds => format!("{:.0}", (given - waited * 1000.0).max(1.0)),
     };
-    let mut words: Vec<&[u8]> = args.iter().collect();
-    words[at] = left.as_bytes();
-    let mut shorter = Vec::new();
-    put_request(&mut shorter, &words);
-    Some(shorter)
+    Some(with_words(&args, &[(at, left.as_bytes())]))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proxy::backend::put_request;
 
     fn left(words: &[&str], waited_ms: u64) -> Option<String> {
         let words: Vec<&[u8]> = words.iter().map(|word| word.as_bytes()).collect();

@@ -49,56 +49,53 @@ impl Shard {
     /// Ends all lanes to masters but those to `still`: they lead to a server that is master no more. One that proved it
     /// itself is heard out.
     pub(super) fn abandon_lanes(&self, still: Option<&Target>) {
-        for lane in self.take_astray(still).iter().filter(|lane| !lane.is_condemned()) {
+        let astray = |target: &Target| still.is_none_or(|still| *target != *still);
+        for lane in self.take_lanes(astray).iter().filter(|lane| !lane.is_condemned()) {
             lane.abandon();
         }
-        self.lose_taps(still);
+        self.lose_taps(astray);
     }
 
     /// The same, for a master that was moved on purpose: what it still has to answer is heard, for a while. It is
     /// fenced, so it says nothing that the next master does not know.
     pub(super) fn retire_lanes(&self, still: &Target) {
-        let lanes = self.take_astray(Some(still));
+        let lanes = self.take_lanes(|target| *target != *still);
         for lane in &lanes {
             lane.release();
         }
         abandon_later(lanes);
-        self.lose_taps(Some(still));
+        self.lose_taps(|target| *target != *still);
     }
 
     /// Sends nothing more to `target`, which may be fenced. What it still answers is heard: a fence turns it into a replica
     /// in the same moment, so that it executes nothing after it.
     pub(super) fn depose(&self, target: &Target) {
-        let leads_there = |lane: &Lane| !lane.is_reader() && *lane.target == *target;
-        self.lanes.borrow_mut().retain(|_, lane| !leads_there(lane));
-        self.spares.retain(|lane| !leads_there(lane));
-        let open = self.open.borrow();
-        let lanes: Vec<Rc<Lane>> = open.values().filter(|lane| leads_there(lane)).cloned().collect();
+        let lanes = self.take_lanes(|there| *there == *target);
         for lane in &lanes {
             lane.depose();
         }
         abandon_later(lanes);
-        let taps: Vec<Rc<Tap>> = self.taps.borrow().iter().filter_map(Weak::upgrade).collect();
-        for tap in taps.iter().filter(|tap| *tap.target == *target) {
-            tap.lose();
-        }
+        self.lose_taps(|there| *there == *target);
     }
 
-    /// The lanes to masters other than `still`; none of them takes newcomers any more.
-    fn take_astray(&self, still: Option<&Target>) -> Vec<Rc<Lane>> {
-        let leads_astray = |lane: &Lane| !lane.is_reader() && still.is_none_or(|still| *lane.target != *still);
-        self.lanes.borrow_mut().retain(|_, lane| !leads_astray(lane));
-        self.spares.retain(|lane| !leads_astray(lane));
+    /// The lanes to masters that are meant; none of them takes newcomers any more.
+    fn take_lanes(&self, meant: impl Fn(&Target) -> bool) -> Vec<Rc<Lane>> {
+        let meant = |lane: &Lane| !lane.is_reader() && meant(&lane.target);
+        self.lanes.borrow_mut().retain(|_, lane| !meant(lane));
+        self.spares.retain(|lane| !meant(lane));
         let open = self.open.borrow();
-        open.values().filter(|lane| leads_astray(lane)).cloned().collect()
+        open.values().filter(|lane| meant(lane)).cloned().collect()
     }
 
-    fn lose_taps(&self, still: Option<&Target>) {
-        let taps: Vec<Rc<Tap>> = self.taps.borrow().iter().filter_map(Weak::upgrade).collect();
-        let leads_astray = |tap: &&Rc<Tap>| still.is_none_or(|still| *tap.target != *still);
-        for tap in taps.iter().filter(leads_astray) {
+    fn lose_taps(&self, meant: impl Fn(&Target) -> bool) {
+        for tap in self.living_taps().iter().filter(|tap| meant(&tap.target)) {
             tap.lose();
         }
+    }
+
+    /// The connections of subscribers that have not ended.
+    pub(super) fn living_taps(&self) -> Vec<Rc<Tap>> {
+        self.taps.borrow().iter().filter_map(Weak::upgrade).collect()
     }
 
     fn lane_ended(self: &Rc<Self>, worker: &Rc<Worker>, lane: &Rc<Lane>, end: &LaneEnd) {

@@ -9,14 +9,14 @@
 //! ahead gets its first command only once its server has proven the epoch, on a connection opened before it.
 
 use std::collections::HashMap;
-use std::rc::{Rc, Weak};
+use std::rc::Rc;
 
 use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 use tracing::{debug, info};
 
 use super::{Mastership, Shard};
-use crate::proxy::backend::{Lane, Login, Tap, Target, connect_mute};
+use crate::proxy::backend::{Lane, Login, Target, connect_mute};
 use crate::proxy::handover::What;
 use crate::proxy::worker::Worker;
 use crate::topology::{self, Master, Switch};
@@ -224,8 +224,7 @@ impl Shard {
             {
                 return;
             }
-            let taps: Vec<Rc<Tap>> = self.taps.borrow().iter().filter_map(Weak::upgrade).collect();
-            if taps.iter().any(|tap| tap.is_writing()) {
+            if self.living_taps().iter().any(|tap| tap.is_writing()) {
                 return;
             }
             moving.told = true;

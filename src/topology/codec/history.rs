@@ -214,6 +214,31 @@ mod rfc3339 {
     }
 }
 
+/// A record of which tests change what matters to them.
+#[cfg(test)]
+pub(crate) fn bare_record() -> Record {
+    Record {
+        seq: 0,
+        time: 0,
+        shard: ShardId::from("s1"),
+        kind: Kind::Switchover,
+        from: None,
+        to: None,
+        epoch: Epoch(2),
+        phases_ms: Phases::default(),
+        held: None,
+        resent: None,
+        indoubt: None,
+        failed: None,
+        offset: None,
+        lost_bytes: None,
+        asked_by: None,
+        request: None,
+        result: Ending::Done,
+        why: "a test".to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -225,25 +250,16 @@ mod tests {
         Record {
             seq: 7,
             time: 1_700_000_000_123,
-            shard: ShardId::from("s1"),
             kind: Kind::Failover,
             from: Some(NodeId::from("s1-a")),
             to: Some(NodeId::from("s1-b")),
-            epoch: Epoch(2),
             phases_ms: Phases(vec![
                 ("detect".to_owned(), Duration::from_micros(4_250)),
                 ("claim".to_owned(), Duration::from_micros(5_001)),
             ]),
-            held: None,
             resent: Some(3),
-            indoubt: None,
-            failed: None,
-            offset: None,
-            lost_bytes: None,
-            asked_by: None,
-            request: None,
-            result: Ending::Done,
             why: "s1-a is gone".to_owned(),
+            ..bare_record()
         }
     }
 

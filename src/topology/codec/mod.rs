@@ -18,6 +18,8 @@ use thiserror::Error;
 
 pub use cluster::{ClusterConfig, SCHEMA, SlotRange, Slots};
 pub use file::{FileError, FileShard, TopologyFile};
+#[cfg(test)]
+pub(crate) use history::bare_record;
 pub use history::{Ending, Kind, Phases, Record};
 pub use place::Place;
 pub use presence::{NodeInfo, ProxyInfo, Role, Suspect};

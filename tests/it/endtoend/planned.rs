@@ -4,7 +4,7 @@ use nix::sys::signal::Signal;
 
 use super::clients::{Appender, reader};
 use super::{NO_MASTER, SOON};
-use crate::support::{Client, Pointsman, Up, Value, eventually};
+use crate::support::{Client, Up, Value};
 
 /// What an executor says of a proxy that takes longer than `drain_max_ms`, as on a machine with too much to do.
 const LATE: &str = "not waiting any longer for ";
@@ -66,17 +66,6 @@ fn a_master_is_moved_by_command_and_the_history_tells() {
     up.assert_calm(&[NO_MASTER, LATE, "is the master already"]);
 }
 
-/// Ends a node's agent of an `up` and starts one by hand in its place, which hands over when it stops.
-fn with_handover(up: &Up, node: &str) -> Pointsman {
-    up.signal(node, "agent", Signal::SIGTERM);
-    eventually(SOON, || up.node(node)["agent"]["pid"].is_null());
-    let config = up.dir().join(node).join("agent.toml");
-    let args = ["agent", "--config", config.to_str().unwrap(), "--on-stop", "handover"];
-    let mut agent = Pointsman::start(&args);
-    agent.wait_for_line(SOON, |line| line.contains("registered"));
-    agent
-}
-
 #[test]
 fn an_agent_that_stops_hands_its_master_over_first() {
     let up = Up::start(&["--replicas", "2"]);
@@ -84,7 +73,7 @@ fn an_agent_that_stops_hands_its_master_over_first() {
     let (master, epoch) = (up.master("s1"), up.shard("s1")["epoch"].as_u64().unwrap());
     let mut client = up.client();
     let appender = Appender::start(&up.listen, "one");
-    let mut agent = with_handover(&up, &master);
+    let mut agent = up.handing_over(&master);
     up.all_count("s1");
     appender.runner.advance();
     assert_eq!(
@@ -115,7 +104,7 @@ fn an_agent_that_stops_hands_its_master_over_first() {
     let replica = ["s1-a", "s1-b", "s1-c"]
         .into_iter()
         .find(|node| *node != master && *node != next);
-    let mut agent = with_handover(&up, replica.unwrap());
+    let mut agent = up.handing_over(replica.unwrap());
     agent.term();
     assert_eq!(agent.exit_code(SOON), Some(0));
     assert_eq!(up.history("switchover").len(), 1);
@@ -129,7 +118,7 @@ fn an_agent_that_stops_hands_its_master_over_first() {
 #[test]
 fn an_agent_whose_handover_is_refused_says_so_and_leaves() {
     let up = Up::start(&["--replicas", "0"]);
-    let mut agent = with_handover(&up, "s1-a");
+    let mut agent = up.handing_over("s1-a");
     agent.term();
     assert_eq!(agent.exit_code(SOON), Some(0));
     assert!(

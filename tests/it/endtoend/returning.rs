@@ -52,6 +52,17 @@ fn restart_redis(up: &Up, node: &str, between: impl FnOnce()) {
     up_node(up, node);
 }
 
+/// A shard of three that hold the same keys, and who wrote them.
+#[track_caller]
+fn filled() -> (Up, Client) {
+    let up = Up::start(&["--replicas", "2"]);
+    up.all_count("s1");
+    let mut client = up.client();
+    fill(&mut client, "k");
+    hold(&up, &["s1-a", "s1-b", "s1-c"], KEYS);
+    (up, client)
+}
+
 #[track_caller]
 fn up_node(up: &Up, node: &str) {
     let started = up.operate("up-node", &[node]);
@@ -60,11 +71,7 @@ fn up_node(up: &Up, node: &str) {
 
 #[test]
 fn an_old_master_with_equal_data_follows_without_a_full_synchronisation() {
-    let up = Up::start(&["--replicas", "2"]);
-    up.all_count("s1");
-    let mut client = up.client();
-    fill(&mut client, "k");
-    hold(&up, &["s1-a", "s1-b", "s1-c"], KEYS);
+    let (up, mut client) = filled();
     let old = up.master("s1");
     let fulls = |node: &str| number(&up, node, "sync_full");
     let before: u64 = ["s1-a", "s1-b", "s1-c"].into_iter().map(fulls).sum();
@@ -236,11 +243,7 @@ fn a_shard_that_is_restarted_whole_with_its_files_has_its_data() {
 
 #[test]
 fn a_master_that_is_back_empty_at_once_wipes_nobody() {
-    let up = Up::start(&["--replicas", "2"]);
-    up.all_count("s1");
-    let mut client = up.client();
-    fill(&mut client, "k");
-    hold(&up, &["s1-a", "s1-b", "s1-c"], KEYS);
+    let (up, mut client) = filled();
     let (appender, reads) = (Appender::start(&up.listen, "one"), reader(&up.listen, "k0", "v"));
     appender.runner.advance();
     reads.advance();
@@ -339,11 +342,7 @@ fn a_new_node_counts_once_it_has_caught_up_and_can_take_over() {
 
 #[test]
 fn a_node_that_is_gone_for_good_is_down_and_elections_go_on_without_it() {
-    let up = Up::start(&["--replicas", "2"]);
-    up.all_count("s1");
-    let mut client = up.client();
-    fill(&mut client, "k");
-    hold(&up, &["s1-a", "s1-b", "s1-c"], KEYS);
+    let (up, mut client) = filled();
     let master = up.master("s1");
     let removed = if master == "s1-c" { "s1-b" } else { "s1-c" };
     up.signal(removed, "agent", Signal::SIGTERM);

@@ -221,6 +221,19 @@ impl Up {
         signal_pid(&self.node(node)[part]["pid"], signal);
     }
 
+    /// Ends a node's agent and starts one by hand in its place, which hands over when it stops.
+    #[track_caller]
+    pub fn handing_over(&self, node: &str) -> Pointsman {
+        self.signal(node, "agent", Signal::SIGTERM);
+        let ended = holds_within(GONE_DEADLINE, || self.node(node)["agent"]["pid"].is_null());
+        assert!(ended, "the agent of {node} does not end");
+        let config = self.dir.join(node).join("agent.toml");
+        let args = ["agent", "--config", config.to_str().unwrap(), "--on-stop", "handover"];
+        let mut agent = Pointsman::start(&args);
+        agent.wait_for_line(START_DEADLINE, |line| line.contains("registered"));
+        agent
+    }
+
     /// Signals its first ZooKeeper.
     #[track_caller]
     pub fn signal_zookeeper(&self, signal: Signal) {
