@@ -96,7 +96,7 @@ impl Actor {
     }
 
     async fn act_on(&mut self, mut warm: Warm, ask: &Ask) -> Result<Facts, RedisError> {
-        if let Ask::Promote { run_id, .. } | Ask::Fence { run_id, .. } = ask
+        if let Ask::Promote { run_id, .. } | Ask::Fence { run_id, .. } | Ask::Renew { run_id, .. } = ask
             && warm.run_id != *run_id
         {
             return Err(RedisError::Says(
@@ -108,6 +108,7 @@ impl Actor {
             Ask::Fence { epoch, .. } => self.fence(&mut warm, *epoch).await?,
             Ask::Reach { mark, .. } => await_mark(&mut warm, mark.as_ref()).await?,
             Ask::Promote { epoch, mark, .. } => self.promote(&mut warm, *epoch, mark.as_ref()).await?,
+            Ask::Renew { epoch, .. } => self.renew(&mut warm, *epoch).await?,
             Ask::Follow {
                 epoch,
                 addr,
@@ -155,6 +156,27 @@ impl Actor {
 
     /// Makes it the master. The node was parked, or has reached `mark`; then what the block itself reads decides.
     async fn promote(&self, warm: &mut Warm, epoch: Epoch, mark: Option<&Mark>) -> Result<Facts, RedisError> {
+        let (before, after) = self.enthrone(warm, epoch, &["REPLICAOF", "NO", "ONE"]).await?;
+        match mark {
+            Some(mark) if !has_reached(&before, mark) => Err(RedisError::Says(format!(
+                "promoted at {} of stream {}, where {} of {} was wanted",
+                before.offset, before.replid, mark.offset, mark.replid
+            ))),
+            Some(_) | None => Ok(after),
+        }
+    }
+
+    /// It is the master and stays it: those of the old epoch lose their users and with them their connections (rule R5).
+    async fn renew(&self, warm: &mut Warm, epoch: Epoch) -> Result<Facts, RedisError> {
+        let (before, after) = self.enthrone(warm, epoch, &[]).await?;
+        match before.role {
+            Role::Master => Ok(after),
+            Role::Replica => Err(RedisError::Says("it is no master".to_owned())),
+        }
+    }
+
+    /// The users of an epoch at its master, in place of all others', and what makes it one. Read before and after.
+    async fn enthrone(&self, warm: &mut Warm, epoch: Epoch, command: &[&str]) -> Result<(Facts, Facts), RedisError> {
         let replicas = peer::name(peer::Role::Replica, epoch);
         let proxies = peer::name(peer::Role::Proxy, epoch);
         let token = self.token(peer::Role::Replica, epoch, &warm.run_id);
@@ -178,19 +200,15 @@ impl Actor {
         ]);
         block.admit_proxies(&proxies, &self.token(peer::Role::Proxy, epoch, &warm.run_id));
         block.carry(epoch, &token);
-        block.push(&["REPLICAOF", "NO", "ONE"]);
+        if !command.is_empty() {
+            block.push(command);
+        }
         block.push(&["INFO"]);
         let replies = block.run(warm).await?;
         warm.users = vec![replicas, proxies];
         let (before, mut after) = readings(&replies)?;
         after.epoch = epoch;
-        match mark {
-            Some(mark) if !has_reached(&before, mark) => Err(RedisError::Says(format!(
-                "promoted at {} of stream {}, where {} of {} was wanted",
-                before.offset, before.replid, mark.offset, mark.replid
-            ))),
-            Some(_) | None => Ok(after),
-        }
+        Ok((before, after))
     }
 
     async fn follow(&self, warm: &mut Warm, epoch: Epoch, addr: &Addr, run_id: &RunId) -> Result<(), RedisError> {
@@ -200,6 +218,9 @@ impl Actor {
         let mut block = Block::new(&gone);
         block.admit_proxies(&proxies, &self.token(peer::Role::Proxy, epoch, run_id));
         block.carry(epoch, &self.token(peer::Role::Replica, epoch, run_id));
+        // To whom it follows already Redis says OK and does nothing: with a new password it would try again a second later.
+        let (host, port) = PARKED_AT.split_once(':').unwrap_or(("127.0.0.1", "1"));
+        block.push(&["REPLICAOF", host, port]);
         block.push(&["REPLICAOF", addr.host(), &addr.port().to_string()]);
         block.run(warm).await?;
         warm.users = vec![proxies];

@@ -33,7 +33,7 @@ use super::probe::Probe;
 use super::redis::Login;
 use crate::clock;
 use crate::peer::{self, Attach, Inbound, Kind, News, Report, Request};
-use crate::topology::codec::SwitchRequest;
+use crate::topology::codec::{ShardConfig, SwitchRequest};
 use crate::topology::{Addr, Epoch, NodeId, RunId, ShardId};
 
 /// Inputs that wait for the machine.
@@ -81,6 +81,8 @@ pub enum StoreEvent {
     Suspects(Vec<Suspicion>),
     /// What somebody wants done to the master, if anything.
     Wish(Option<SwitchRequest>),
+    /// What the operator wants of the shard.
+    Wanted(ShardConfig),
     /// The proxies that tell of drains.
     Proxies(BTreeSet<String>),
     /// The outcome of the last [`StoreRequest::Write`].
@@ -239,6 +241,7 @@ impl Host {
             StoreEvent::State(state) => Input::State(state),
             StoreEvent::Suspects(suspects) => Input::Suspects(suspects),
             StoreEvent::Wish(request) => Input::Wish(request),
+            StoreEvent::Wanted(wanted) => Input::Wanted(wanted),
             StoreEvent::Proxies(proxies) => Input::Proxies(proxies),
             StoreEvent::Written(written) => Input::Written(written),
             StoreEvent::Nodes(nodes) => {

@@ -46,6 +46,7 @@ pub fn facts(info: &str, masteruser: &str) -> Option<Facts> {
         epoch: carried_epoch(masteruser),
         dirty: false,
         priority: 0,
+        replicas: replicas(info),
     })
 }
 
@@ -66,6 +67,27 @@ fn keys(info: &str) -> u64 {
         rest.split(',').next()?.parse::<u64>().ok()
     });
     counts.sum()
+}
+
+/// A replica that said nothing for longer is there in name only; those that work say something each second.
+const REPLICA_SILENCE_MAX_S: i64 = 2;
+
+/// `slaveN:...,state=online,...,lag=L` of those that work.
+fn replicas(info: &str) -> u32 {
+    let works = info.lines().filter(|line| {
+        let Some((name, rest)) = line.trim_end().split_once(':') else {
+            return false;
+        };
+        let numbered = name
+            .strip_prefix("slave")
+            .is_some_and(|number| number.parse::<u32>().is_ok());
+        let part = |key: &str| rest.split(',').find_map(|part| part.strip_prefix(key));
+        let heard = part("lag=").and_then(|lag| lag.parse::<i64>().ok());
+        numbered
+            && part("state=") == Some("online")
+            && heard.is_some_and(|lag| (0..=REPLICA_SILENCE_MAX_S).contains(&lag))
+    });
+    u32::try_from(works.count()).unwrap_or(u32::MAX)
 }
 
 /// The epoch in a name like `repl-7` (rule R9); 0 for any other.
@@ -89,6 +111,14 @@ mod tests {
         assert_eq!((facts.role, facts.offset, facts.keys), (Role::Replica, 77, 7));
         assert!(facts.follows_in(&"127.0.0.1:7001".parse().unwrap(), Epoch(7)));
         assert_eq!(process(REPLICA), Some((42, 7)));
+    }
+
+    #[test]
+    fn replicas_count_that_are_online_and_not_silent() {
+        let info = "slave0:ip=127.0.0.1,port=1,state=online,offset=5,lag=0\r\nslave1:ip=::1,port=2,state=online,offset=5,lag=9\r\n\
+            slave2:ip=h,port=3,state=wait_bgsave,offset=0,lag=0\r\nslave_repl_offset:7\r\nslave3:ip=h,port=4,state=online,offset=1,lag=1";
+        assert_eq!(replicas(info), 2);
+        assert_eq!(replicas(REPLICA), 0);
     }
 
     #[test]

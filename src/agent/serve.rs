@@ -209,6 +209,7 @@ async fn lay_out(store: &Store, settings: &mut host::Settings) -> Result<(), Age
     let own = ShardConfig {
         ack_replicas: settings.ack_replicas,
         members: settings.members.clone(),
+        ..ShardConfig::default()
     };
     let path = Place::ShardConfig(settings.shard.clone()).to_string();
     store.ensure(&path, encode(&own)).await?;

@@ -93,6 +93,7 @@ mod tests {
             epoch: Epoch(1),
             dirty: false,
             priority: 100,
+            replicas: 0,
         };
         let mut status = Status {
             node: NodeId::from("a"),
@@ -100,6 +101,7 @@ mod tests {
             facts: None,
             epoch: Epoch(1),
             electing: None,
+            seen: None,
         };
         change(&mut status, &mut facts);
         status.facts = Some(facts);

@@ -12,6 +12,7 @@ pub async fn found(store: &Store, plan: &Plan) -> Result<(), StoreError> {
         let config = ShardConfig {
             ack_replicas: 0,
             members: plan.members(shard).cloned().collect(),
+            ..ShardConfig::default()
         };
         write(Place::ShardConfig(shard.clone()), encode(&config)).await?;
     }

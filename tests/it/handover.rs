@@ -226,6 +226,8 @@ impl Bench {
             valid: Default::default(),
             w: 0,
             switch,
+            shrunk_from: 0,
+            accept: None,
         }
     }
 

@@ -185,6 +185,8 @@ impl Znodes {
             valid: Default::default(),
             w: 1,
             switch: None,
+            shrunk_from: 0,
+            accept: None,
         }
     }
 
@@ -262,7 +264,7 @@ async fn several_shards_need_slots_and_follow_them() {
     let source = znodes.source();
     let config = ShardConfig {
         ack_replicas: 0,
-        members: Default::default(),
+        ..ShardConfig::default()
     };
     for shard in ["s1", "s2"] {
         znodes

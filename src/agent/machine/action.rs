@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::topology::codec::SwitchRequest;
+use crate::topology::codec::{ShardConfig, SwitchRequest};
 use crate::topology::{Addr, Epoch, NodeId, RunId};
 
 use super::detector::{PeerSeen, Seen};
@@ -155,6 +155,8 @@ pub enum Input {
     Suspects(Vec<Suspicion>),
     /// What somebody wants done to the master, if anything.
     Wish(Option<SwitchRequest>),
+    /// What the operator wants of the shard.
+    Wanted(ShardConfig),
     /// The proxies that tell of drains.
     Proxies(BTreeSet<String>),
     /// A proxy has no write of an epoch below this one in flight.

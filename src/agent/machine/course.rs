@@ -1,4 +1,4 @@
-//! What this agent executes: an election or a switchover, at most one at a time.
+//! What this agent executes: an election, a switchover or a reform, at most one at a time.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -9,6 +9,7 @@ use super::action::Reply;
 use super::election::{Election, Order};
 use super::obedience::Ask;
 use super::outcome::Outcome;
+use super::reform::Reform;
 use super::state::State;
 use super::switch::Switchover;
 use super::timings::Timings;
@@ -18,6 +19,7 @@ use super::timings::Timings;
 pub(super) enum Course {
     Election(Election),
     Switchover(Switchover),
+    Reform(Reform),
 }
 
 impl Course {
@@ -26,6 +28,7 @@ impl Course {
         match self {
             Self::Election(election) => election.epoch(),
             Self::Switchover(switchover) => switchover.epoch(),
+            Self::Reform(reform) => reform.epoch(),
         }
     }
 
@@ -33,6 +36,7 @@ impl Course {
         match self {
             Self::Election(election) => election.stands(read),
             Self::Switchover(switchover) => switchover.stands(read),
+            Self::Reform(reform) => reform.stands(read),
         }
     }
 
@@ -40,6 +44,7 @@ impl Course {
         match self {
             Self::Election(election) => election.handle_written(now, written),
             Self::Switchover(switchover) => switchover.handle_written(now, written),
+            Self::Reform(reform) => reform.handle_written(now, written),
         }
     }
 
@@ -47,7 +52,7 @@ impl Course {
     pub(super) fn resume(&self) -> Option<Order> {
         match self {
             Self::Election(election) => election.resume(),
-            Self::Switchover(_) => None,
+            Self::Switchover(_) | Self::Reform(_) => None,
         }
     }
 
@@ -62,6 +67,7 @@ impl Course {
         match self {
             Self::Election(election) => election.handle_reply(now, node, ask, reply, at),
             Self::Switchover(switchover) => switchover.handle_reply(now, node, ask, reply, at),
+            Self::Reform(reform) => reform.handle_reply(now, node, ask, reply),
         }
     }
 
@@ -69,6 +75,77 @@ impl Course {
         match self {
             Self::Election(election) => election.advance(now, timings),
             Self::Switchover(switchover) => switchover.advance(now, timings, proxies),
+            Self::Reform(reform) => reform.advance(now, timings, proxies),
+        }
+    }
+
+    /// A proxy has nothing in flight that may change something.
+    pub(super) fn handle_drained(&mut self, proxy: String, epoch: Epoch) {
+        match self {
+            Self::Election(_) => {}
+            Self::Switchover(switchover) => switchover.handle_drained(proxy, epoch),
+            Self::Reform(reform) => reform.handle_drained(proxy, epoch),
+        }
+    }
+
+    /// Those who hear through a proxy have moved.
+    pub(super) fn handle_attached(&mut self, proxy: String, epoch: Epoch) {
+        match self {
+            Self::Election(_) => {}
+            Self::Switchover(switchover) => switchover.handle_attached(proxy, epoch),
+            Self::Reform(reform) => reform.handle_attached(proxy, epoch),
+        }
+    }
+
+    /// Whether nothing was written yet: it may be tried again as if it had not been. An election counts from its claim on.
+    pub(super) fn untouched(&self) -> bool {
+        match self {
+            Self::Election(_) => false,
+            Self::Switchover(switchover) => switchover.untouched(),
+            Self::Reform(reform) => reform.untouched(),
+        }
+    }
+
+    /// Whether the master is about to be left, or its users made anew, and may still go on as if nothing had been.
+    pub(super) fn reversible(&self) -> bool {
+        match self {
+            Self::Election(_) => false,
+            Self::Switchover(switchover) => switchover.reversible(),
+            Self::Reform(reform) => reform.reversible(),
+        }
+    }
+
+    /// Takes back what can be.
+    pub(super) fn interrupt(&mut self, now: Instant, why: String) -> Option<Order> {
+        match self {
+            Self::Election(_) => None,
+            Self::Switchover(switchover) => switchover.interrupt(now, why),
+            Self::Reform(reform) => reform.interrupt(why),
+        }
+    }
+
+    /// What it came to when it was given up; an election leaves no record.
+    pub(super) fn failed(&self, why: String) -> Option<Outcome> {
+        match self {
+            Self::Election(_) => None,
+            Self::Switchover(switchover) => Some(switchover.failed(why)),
+            Self::Reform(reform) => Some(reform.failed(&why)),
+        }
+    }
+
+    /// What it is called.
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::Election(_) => "election",
+            Self::Switchover(_) => "switchover",
+            Self::Reform(_) => "change of members",
+        }
+    }
+
+    /// A state that stands was read: somebody may have added the operator's word to it.
+    pub(super) fn note(&mut self, read: &State) {
+        if let Self::Election(election) = self {
+            election.note(read);
         }
     }
 }

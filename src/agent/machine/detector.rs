@@ -68,6 +68,9 @@ pub struct Status {
     pub epoch: Epoch,
     /// The epoch it is electing a master for, if it is.
     pub electing: Option<Epoch>,
+    /// How far the stream of a published master's life was seen to go, by this agent or one that told it.
+    #[serde(default)]
+    pub seen: Option<(RunId, i64)>,
 }
 
 /// What is known of another agent.
@@ -334,6 +337,7 @@ mod tests {
             facts: Some(sample("r", "x", 0)),
             epoch: Epoch(1),
             electing: None,
+            seen: None,
         }))
     }
 

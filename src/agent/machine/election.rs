@@ -21,7 +21,7 @@ use super::action::{Level, Reply};
 use super::obedience::Ask;
 use super::outcome::{Marks, Outcome};
 use super::proving::{self, Proving};
-use super::quorum::{self, Answer, Choice, Grounds, Resolution};
+use super::quorum::{self, Answer, Choice, Grounds, Resolution, Stakes};
 use super::state::{MasterOf, State};
 use super::switch::Target;
 use super::timings::Timings;
@@ -46,6 +46,9 @@ pub struct Election {
     alive: Option<Instant>,
     marks: Marks,
     said: Option<String>,
+    stakes: Stakes,
+    /// Who accepted the loss that the choice brings, and what is known of that.
+    allowed: Option<(String, String)>,
 }
 
 #[derive(Clone, Debug)]
@@ -86,8 +89,15 @@ pub enum Order {
 
 impl Election {
     /// Begins with the claim `state`, which is yet to be written. `alive` is when the old master last
-    /// answered, `from` the phase the shard was in.
-    pub fn new(now: Instant, state: State, from: Option<Phase>, why: String, alive: Option<Instant>) -> Self {
+    /// answered, `from` the phase the shard was in, `stakes` what may be lost.
+    pub fn new(
+        now: Instant,
+        state: State,
+        from: Option<Phase>,
+        why: String,
+        alive: Option<Instant>,
+        stakes: Stakes,
+    ) -> Self {
         Self {
             before: state.master.clone(),
             accepted: state.lineage.first().cloned(),
@@ -100,6 +110,15 @@ impl Election {
             alive,
             marks: Marks::new(now),
             said: None,
+            stakes,
+            allowed: None,
+        }
+    }
+
+    /// A state that stands was read: the operator may have accepted a loss.
+    pub fn note(&mut self, read: &State) {
+        if self.owns(read) {
+            self.state.accept.clone_from(&read.accept);
         }
     }
 
@@ -184,7 +203,7 @@ impl Election {
                 Vec::new()
             }
             // Only a switchover fences.
-            Ask::Fence { .. } => Vec::new(),
+            Ask::Fence { .. } | Ask::Renew { .. } => Vec::new(),
         }
     }
 
@@ -265,7 +284,7 @@ impl Election {
 
     fn choose(&mut self, now: Instant, since: Instant, timings: &Timings) -> Vec<Order> {
         let waited = now.saturating_duration_since(since);
-        match quorum::resolve(&self.state, &self.answers, waited, timings) {
+        match quorum::resolve(&self.state, &self.answers, waited, timings, &self.stakes) {
             Resolution::Choose(choice) => self.chosen(now, choice),
             Resolution::Wait(why) if waited >= timings.patience => self.complain(Level::Warn, why),
             Resolution::Wait(_) => Vec::new(),
@@ -275,6 +294,13 @@ impl Election {
 
     fn chosen(&mut self, now: Instant, choice: Choice) -> Vec<Order> {
         self.marks.end("park", now);
+        if let (Some(accept), Grounds::Accepted) = (&self.state.accept, choice.grounds) {
+            let who = match accept.asked_by.as_str() {
+                "" => "somebody",
+                who => who,
+            };
+            self.allowed = Some((who.to_owned(), self.stakes.lack(&choice)));
+        }
         let sentence = format!(
             "promoting {} at offset {} for epoch {}: {}",
             choice.node,
@@ -284,7 +310,7 @@ impl Election {
         );
         let level = match choice.grounds {
             Grounds::Quorum | Grounds::Founding => Level::Info,
-            Grounds::LastResort => Level::Warn,
+            Grounds::LastResort | Grounds::Accepted => Level::Warn,
         };
         let unknown = !self.state.lineage.contains(&choice.replid);
         let begun = matches!(self.from, Some(Phase::Electing | Phase::Switching));
@@ -343,17 +369,20 @@ impl Election {
         Outcome {
             kind: match choice.grounds {
                 Grounds::Founding => Kind::Founding,
-                Grounds::Quorum | Grounds::LastResort => Kind::Failover,
+                Grounds::Quorum | Grounds::LastResort | Grounds::Accepted => Kind::Failover,
             },
             result: Ending::Done,
             epoch: self.state.epoch,
             from: self.before.as_ref().map(|master| master.node.clone()),
             to: Some(choice.node.clone()),
-            why: self.why.clone(),
+            why: match &self.allowed {
+                Some((who, lack)) => format!("{}; {who} accepted the loss: {lack}", self.why),
+                None => self.why.clone(),
+            },
             grounds: Some(choice.grounds),
             offset: Some(choice.offset),
             lost_bytes: self.lost_bytes(choice),
-            asked_by: None,
+            asked_by: self.allowed.as_ref().map(|(who, _)| who.clone()),
             request: None,
             phases: detect.into_iter().chain(self.marks.phases()).collect(),
         }
@@ -381,5 +410,6 @@ fn grounds(choice: &Choice, answers: &BTreeMap<NodeId, Answer>) -> String {
         Grounds::Quorum => format!("it holds the most of the valid members ({parked} of {all} are parked)"),
         Grounds::Founding => format!("the shard's first master ({parked} of {all} are parked)"),
         Grounds::LastResort => format!("no valid member is left, writes may be lost ({parked} of {all} are parked)"),
+        Grounds::Accepted => format!("its operator accepts what it lacks ({parked} of {all} are parked)"),
     }
 }

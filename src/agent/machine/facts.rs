@@ -48,6 +48,9 @@ pub struct Facts {
     pub dirty: bool,
     /// The operator's preference: of equals the lowest is promoted, 0 never is (as `replica-priority`).
     pub priority: u32,
+    /// Replicas that are linked to it and have said so within the last seconds.
+    #[serde(default)]
+    pub replicas: u32,
 }
 
 /// Where a parked node points: a port at which nobody answers.
@@ -120,6 +123,7 @@ pub(super) fn sample(run_id: &str, replid: &str, offset: i64) -> Facts {
         epoch: Epoch(0),
         dirty: false,
         priority: 100,
+        replicas: 0,
     }
 }
 

@@ -1,22 +1,18 @@
 //! What this agent's own Redis should be doing.
 //!
-//! Owns: carrying out what executors ask (within `obedience`), following the published master on its own,
-//! and the node's seat among the members (rules R3, R4). Refuses: any other node's Redis. Invariants:
-//! one piece of work at a time, and a newer one ends the older; a node that holds data of another origin
+//! Owns: carrying out what executors ask (within `obedience`), and following the published master on its own.
+//! Refuses: any other node's Redis, and the node's seat (`membership`). Invariants: one piece of work at a time, and a newer one ends the older; a node that holds data of another origin
 //! and never belonged to this shard is not attached, since that would wipe it.
 
 use std::time::{Duration, Instant};
 
-use crate::topology::RunId;
-
 use super::action::{Action, Job, Level, Reply};
 use super::detector::{Health, Seen};
-use super::facts::{Facts, Role};
+use super::facts::Facts;
 use super::obedience::Ask;
-use super::state::{MasterOf, State};
+use super::state::State;
 use super::stray::Stray;
-use super::writing::Purpose;
-use super::{Knowledge, Machine, Running, Source};
+use super::{Machine, Running, Source};
 
 /// Between two attempts to attach our Redis to the published master.
 const FOLLOW_AGAIN: Duration = Duration::from_millis(200);
@@ -30,7 +26,7 @@ impl Machine {
             return self.answer(source, Reply::Refused(refusal));
         }
         match (&ask, self.running.as_ref().map(|running| &running.ask)) {
-            (Ask::Follow { .. }, Some(Ask::Promote { .. })) => {
+            (Ask::Follow { .. }, Some(Ask::Promote { .. } | Ask::Renew { .. })) => {
                 return self.answer(source, Reply::Failed("a promotion is under way".to_owned()));
             }
             // Another look may be given up for this one, nothing else may.
@@ -46,7 +42,7 @@ impl Machine {
         self.act(source, ask);
     }
 
-    fn act(&mut self, source: Source, ask: Ask) {
+    pub(super) fn act(&mut self, source: Source, ask: Ask) {
         let job = Job(self.next_id());
         let running = Running {
             job,
@@ -168,82 +164,9 @@ impl Machine {
         self.actions.push_back(Action::Lost { epoch, bytes });
     }
 
-    fn holds_foreign_data(&self, facts: &Facts, state: &State) -> bool {
+    pub(super) fn holds_foreign_data(&self, facts: &Facts, state: &State) -> bool {
         let newcomer = self.obedience.epoch().0 == 0 && facts.epoch.0 == 0;
         let known = |replid: &String| state.lineage.contains(replid);
         newcomer && facts.keys > 0 && !known(&facts.replid) && !known(&facts.replid2)
-    }
-
-    /// Takes a seat (R4) or proves that our Redis holds this epoch's data (R3).
-    pub(super) fn consider_membership(&mut self, now: Instant) {
-        let free = self.pending.is_none() && self.course.is_none() && now >= self.write_again;
-        if !free || !self.connected || !self.ready() || self.detector.health() != Health::Alive {
-            return;
-        }
-        let Knowledge::Known(known, since) = &self.knowledge else {
-            return;
-        };
-        let state = &known.state;
-        let (Some(master), Some(facts)) = (state.serving(), self.detector.own_facts()) else {
-            return;
-        };
-        if master.node == self.me.node {
-            return self.keep_lineage(now, *since, master.clone(), state.clone());
-        }
-        let next = if !state.members.contains(&self.me.node) {
-            self.with_seat(state, facts)
-        } else if state.valid.get(&self.me.node) != Some(&facts.run_id) && self.caught_up(*since, master, state, facts)
-        {
-            self.with_valid(state, &facts.run_id)
-        } else {
-            None
-        };
-        if let Some(next) = next {
-            self.write_again = now + self.timings.probe;
-            self.write(next, Purpose::Seat);
-        }
-    }
-
-    /// Our Redis is the master and its stream has a new name: it had no backlog (new, or an hour without
-    /// replicas), so nobody was linked when it was renamed, and whoever follows has the new name. The seats of
-    /// those who hold only the old one stop counting by that (rule R6).
-    fn keep_lineage(&mut self, now: Instant, since: Instant, master: MasterOf, state: State) {
-        let Some(facts) = self.detector.own_facts() else { return };
-        let current = self.own_reading.is_some_and(|read| read > since);
-        let ours = facts.run_id == master.run_id && facts.role == Role::Master;
-        if !current || !ours || state.lineage.first() == Some(&facts.replid) {
-            return;
-        }
-        let lineage = vec![facts.replid.clone()];
-        self.write_again = now + self.timings.probe;
-        self.write(State { lineage, ..state }, Purpose::Seat);
-    }
-
-    fn with_seat(&self, state: &State, facts: &Facts) -> Option<State> {
-        if self.holds_foreign_data(facts, state) {
-            return None;
-        }
-        let mut next = state.clone();
-        next.members.insert(self.me.node.clone());
-        Some(next)
-    }
-
-    fn with_valid(&self, state: &State, run_id: &RunId) -> Option<State> {
-        let mut next = state.clone();
-        next.valid.insert(self.me.node.clone(), run_id.clone());
-        Some(next)
-    }
-
-    /// Linked with this epoch's credential, and past the offset that the master had after the state was
-    /// read at the version the write is conditional on.
-    fn caught_up(&self, since: Instant, master: &MasterOf, state: &State, facts: &Facts) -> bool {
-        let Some((theirs, asked_at)) = &self.master_reading else {
-            return false;
-        };
-        let fresh = *asked_at >= since && self.own_reading.is_some_and(|read| read >= *asked_at);
-        let right = theirs.run_id == master.run_id && theirs.role == Role::Master;
-        let linked = facts.follows_in(&master.addr, state.epoch) && facts.link_up && !facts.dirty && !facts.syncing;
-        let stream = facts.replid == theirs.replid && state.lineage.first() == Some(&facts.replid);
-        fresh && right && linked && stream && facts.offset >= theirs.offset
     }
 }

@@ -17,7 +17,7 @@ use super::election::{Election, Order};
 use super::facts::Role;
 use super::obedience::Ask;
 use super::outcome::Outcome;
-use super::quorum::Grounds;
+use super::quorum::{Grounds, Stakes};
 use super::state::{MasterOf, State, Versioned};
 use super::writing::Purpose;
 use super::{Knowledge, Machine, Source};
@@ -44,7 +44,8 @@ impl Machine {
     /// The shard has no state yet: whoever creates it holds the first election.
     fn consider_founding(&mut self, now: Instant) {
         let Some(synced) = self.synced else { return };
-        let everybody = !self.me.members.is_empty() && self.me.members.is_subset(&self.registered);
+        let wanted = &self.wanted.members;
+        let everybody = !wanted.is_empty() && wanted.is_subset(&self.registered);
         let waited = now.saturating_duration_since(synced);
         let late = self.head_start(None);
         let due = if everybody {
@@ -55,10 +56,10 @@ impl Machine {
         if !due || !self.registered.contains(&self.me.node) || self.detector.own_life().is_none() {
             return;
         }
-        let members = if self.me.members.is_empty() {
+        let members = if self.wanted.members.is_empty() {
             self.registered.clone()
         } else {
-            self.me.members.clone()
+            self.wanted.members.clone()
         };
         let nonce = format!("{:016x}", self.draw());
         let state = State {
@@ -70,8 +71,10 @@ impl Machine {
             lineage: Vec::new(),
             members,
             valid: Default::default(),
-            ack_replicas: self.me.ack_replicas,
+            ack_replicas: self.wanted.ack_replicas,
             switch: None,
+            shrunk_from: 0,
+            accept: None,
         };
         self.begin(now, state, None, "the shard is new".to_owned());
     }
@@ -126,7 +129,7 @@ impl Machine {
         let others = self.suspects.iter().filter(|suspect| {
             suspect.run_id == master.run_id && suspect.by != self.me.node && state.members.contains(&suspect.by)
         });
-        others.count() + 1
+        others.count() + usize::from(state.members.contains(&self.me.node))
     }
 
     /// Puts our own evidence up, or takes it back.
@@ -206,7 +209,13 @@ impl Machine {
         self.say(Level::Info, format!("claiming epoch {}: {why}", state.epoch));
         let alive = state.master.as_ref();
         let alive = alive.and_then(|master| self.detector.last_answer(master, &self.me.node));
-        let election = Election::new(now, state.clone(), from, why, alive);
+        let life = state.master.as_ref().map(|master| &master.run_id);
+        let seen = self.seen.as_ref().filter(|(seen, _)| Some(seen) == life);
+        let stakes = Stakes {
+            seen: seen.map(|(_, offset)| *offset),
+            max_loss: self.wanted.max_loss_bytes,
+        };
+        let election = Election::new(now, state.clone(), from, why, alive, stakes);
         self.course = Some(Course::Election(election));
         self.write(state, Purpose::Course);
     }
@@ -237,7 +246,8 @@ impl Machine {
             Ending::RolledBack => format!("{master} stays the master: {} ({timeline})", outcome.why),
             _ => format!("{master} is the master of epoch {epoch} ({timeline})"),
         };
-        let level = if outcome.grounds == Some(Grounds::LastResort) || outcome.result == Ending::RolledBack {
+        let lossy = matches!(outcome.grounds, Some(Grounds::LastResort | Grounds::Accepted));
+        let level = if lossy || outcome.result == Ending::RolledBack {
             Level::Warn
         } else {
             Level::Info
@@ -251,17 +261,17 @@ impl Machine {
     pub(super) fn drop_course(&mut self, why: String) {
         let Some(course) = self.course.take() else { return };
         self.asks.clear();
-        if let Course::Switchover(switchover) = course
-            && !switchover.untouched()
+        if !course.untouched()
+            && let Some(outcome) = course.failed(why)
         {
-            self.record(switchover.failed(why));
+            self.record(outcome);
         }
     }
 
     pub(super) fn advance_course(&mut self, now: Instant) {
-        if let Some(Course::Switchover(switchover)) = &self.course
-            && switchover.reversible()
-            && !switchover.untouched()
+        if let Some(course) = &self.course
+            && course.reversible()
+            && !course.untouched()
             && let Some(why) = self.master_lost(now)
         {
             return self.carry_out(now, vec![Order::Abandon(why)]);
@@ -307,18 +317,16 @@ impl Machine {
     }
 
     fn abandon(&mut self, now: Instant, why: String) {
-        let (what, pause) = match self.course {
-            // Clients wait: the election begins at once.
-            Some(Course::Switchover(_)) => ("switchover", Duration::ZERO),
-            Some(Course::Election(_)) | None => {
-                let jitter = self.draw() % 20;
-                ("election", Duration::from_millis(10 + jitter))
-            }
-        };
-        let untouched = matches!(&self.course, Some(Course::Switchover(switchover)) if switchover.untouched());
-        if untouched {
+        let Some(course) = &self.course else { return };
+        if course.untouched() {
             return self.retreat(now, why);
         }
+        let what = course.name();
+        let pause = match course {
+            // Clients wait: the election begins at once.
+            Course::Switchover(_) | Course::Reform(_) => Duration::ZERO,
+            Course::Election(_) => Duration::from_millis(10 + self.draw() % 20),
+        };
         self.say(Level::Warn, format!("giving up the {what}: {why}"));
         self.drop_course(why);
         self.claim_again = now + pause;

@@ -5,6 +5,7 @@
 //!                                                            |
 //!        detector (is the master gone?) -> lead (claim?) -> election (park, choose, promote, publish)
 //!        wish (may the master be moved?) -----------------> switch (drain, fence, reach, promote, publish)
+//!        membership (is all as the operator wants?) -------> reform (drain, renew, re-attach, publish)
 //!        obedience (may I do as told?) <- follow (what my own Redis should be doing)
 //! ```
 //!
@@ -23,27 +24,31 @@ pub mod election;
 pub mod facts;
 mod follow;
 mod lead;
+mod membership;
 pub mod obedience;
 pub mod outcome;
 mod proving;
 pub mod quorum;
+pub mod reform;
 pub mod state;
 mod stray;
 pub mod switch;
 pub mod timings;
 #[cfg(test)]
 mod twin;
+pub mod wanted;
 mod wish;
 mod writing;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
-use crate::topology::{Addr, Epoch, NodeId};
+use crate::topology::codec::ShardConfig;
+use crate::topology::{Addr, Epoch, NodeId, RunId};
 
 use action::{Action, AskId, Input, Job, Level, Registered, Suspicion, Ticket};
 use course::Course;
-use detector::{Detector, Health, Seen, Status};
+use detector::{Detector, Health, PeerSeen, Seen, Status};
 use facts::Cleanliness;
 use obedience::{Ask, Obedience, Step};
 use state::{MasterOf, Versioned};
@@ -61,9 +66,9 @@ pub struct Identity {
     pub addr: Addr,
     /// The operator's preference, see [`facts::Facts::priority`].
     pub priority: u32,
-    /// The members the operator configured; empty if they are whoever registers.
+    /// The members the operator wanted when this agent started; empty if they are whoever registers.
     pub members: BTreeSet<NodeId>,
-    /// W of a shard that is yet to be founded.
+    /// W, likewise.
     pub ack_replicas: u32,
 }
 
@@ -129,6 +134,15 @@ pub struct Machine {
     /// The election or switchover this agent executes.
     course: Option<Course>,
     wish: Option<Wish>,
+    /// What the operator wants of the shard.
+    wanted: ShardConfig,
+    /// What the way there waits for, as it was said.
+    planned: Option<String>,
+    /// Since when our Redis, the master, hears fewer than W replicas.
+    short_since: Option<Instant>,
+    reform_again: Instant,
+    /// How far the stream of a published master's life was seen to go, by any agent.
+    seen: Option<(RunId, i64)>,
     /// The highest epoch this agent reserved for a switchover: after a rollback it is not used again.
     reserved: Epoch,
     /// The proxies that tell of drains; none before they were read.
@@ -159,6 +173,11 @@ impl Machine {
     pub fn new(now: Instant, me: Identity, timings: Timings, epoch: Epoch, seed: u64) -> Self {
         Self {
             detector: Detector::new(now, timings),
+            wanted: ShardConfig {
+                ack_replicas: me.ack_replicas,
+                members: me.members.clone(),
+                ..ShardConfig::default()
+            },
             me,
             timings,
             random: seed,
@@ -178,6 +197,10 @@ impl Machine {
             accused: None,
             course: None,
             wish: None,
+            planned: None,
+            short_since: None,
+            reform_again: now,
+            seen: None,
             reserved: Epoch::default(),
             proxies: None,
             claim_again: now,
@@ -207,21 +230,27 @@ impl Machine {
             Input::Nodes(nodes) => self.handle_nodes(nodes),
             Input::Suspects(suspects) => self.suspects = suspects,
             Input::Wish(request) => self.handle_wish(now, request),
+            Input::Wanted(wanted) => self.handle_wanted(wanted),
             Input::Proxies(proxies) => self.proxies = Some(proxies),
             Input::Drained(proxy, epoch) => {
-                if let Some(Course::Switchover(switchover)) = &mut self.course {
-                    switchover.handle_drained(proxy, epoch);
+                if let Some(course) = &mut self.course {
+                    course.handle_drained(proxy, epoch);
                 }
             }
             Input::Attached(proxy, epoch) => {
-                if let Some(Course::Switchover(switchover)) = &mut self.course {
-                    switchover.handle_attached(proxy, epoch);
+                if let Some(course) = &mut self.course {
+                    course.handle_attached(proxy, epoch);
                 }
             }
             Input::Written(written) => self.handle_written(now, written),
             Input::Own(seen) => self.handle_own(now, seen),
             Input::Master(master, seen) => self.handle_master(now, &master, &seen),
-            Input::Peer(node, seen) => self.detector.handle_peer(now, node, seen),
+            Input::Peer(node, seen) => {
+                if let PeerSeen::Up(status) = &seen {
+                    self.note_status(status);
+                }
+                self.detector.handle_peer(now, node, seen);
+            }
             Input::Asked(ticket, ask) => self.obey(Source::Ticket(ticket), ask),
             Input::Answered(id, reply) => self.handle_answered(now, id, reply),
             Input::Acted(job, result) => self.handle_acted(now, job, result),
@@ -252,6 +281,7 @@ impl Machine {
             epoch: self.obedience.epoch(),
             // Without the store it comes to no end: others may claim over it.
             electing: self.course.as_ref().filter(|_| self.connected).map(Course::epoch),
+            seen: self.seen.clone(),
         }
     }
 
@@ -291,7 +321,9 @@ impl Machine {
         self.hear_own_answers(now);
         self.accuse(now);
         self.follow_published(now);
-        self.consider_membership(now);
+        self.leave_shard(now);
+        self.consider_seat(now);
+        self.consider_reform(now);
         let epoch = self.obedience.epoch();
         if epoch > self.remembered {
             self.remembered = epoch;
@@ -325,6 +357,9 @@ impl Machine {
                     facts::Role::Replica => Step::Following,
                 };
                 self.obedience.learn(facts.epoch, step);
+                let (facts, asked_at) = (facts.clone(), *asked_at);
+                self.count_replicas(&facts, asked_at);
+                self.note_master(&facts.run_id, facts.offset, facts.role);
             }
         }
         self.detector.handle_own(now, &seen);
@@ -336,9 +371,30 @@ impl Machine {
         }
         if let Seen::Up { facts, asked_at } = seen {
             self.master_reading = Some((facts.clone(), *asked_at));
+            self.note_master(&facts.run_id, facts.offset, facts.role);
             self.tell_stray(facts);
         }
         self.detector.handle_master(now, master, seen);
+    }
+
+    /// How far the stream of the published master goes at least.
+    fn note_master(&mut self, life: &RunId, offset: i64, role: facts::Role) {
+        let published = self.state().and_then(|known| known.state.master.as_ref());
+        if role != facts::Role::Master || published.is_none_or(|master| master.run_id != *life) {
+            return;
+        }
+        let known = self.seen.take().filter(|(known, _)| known == life);
+        let offset = known.map_or(offset, |(_, seen)| seen.max(offset));
+        self.seen = Some((life.clone(), offset));
+    }
+
+    fn note_status(&mut self, status: &Status) {
+        if let Some((life, offset)) = &status.seen {
+            self.note_master(life, *offset, facts::Role::Master);
+        }
+        if let Some(facts) = &status.facts {
+            self.note_master(&facts.run_id, facts.offset, facts.role);
+        }
     }
 
     fn say(&mut self, level: Level, sentence: String) {

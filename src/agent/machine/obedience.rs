@@ -10,6 +10,8 @@
 //! - its **promotion** names what the node must have applied, which is all that the fenced master had. It is obeyed
 //!   without a park only in an epoch above all obeyed: delayed past a later park it is stale, delayed past nothing it
 //!   promotes a node that no acknowledged write is missing from, in an epoch that can then not be published;
+//! - the **renewal** of a master that stays is obeyed like a fence: once, by the life it names, in an epoch above all
+//!   obeyed; what comes late meets a newer epoch;
 //! - its **follow** goes out after the promotion, when the old master is fenced and can acknowledge nothing. The park
 //!   before a follow keeps a replica from acknowledging to the old master while a new one is chosen; here none is left
 //!   to acknowledge to, and nothing is chosen. Agents do the same on their own when they read a published state.
@@ -53,6 +55,13 @@ pub enum Ask {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         mark: Option<Mark>,
     },
+    /// Stay the master, in this epoch: what those of the old one log in with goes (rule R5).
+    Renew {
+        /// The executor's epoch.
+        epoch: Epoch,
+        /// The life that is published.
+        run_id: RunId,
+    },
     /// Become a replica of the node promoted in this epoch.
     Follow {
         /// The executor's epoch.
@@ -85,6 +94,7 @@ impl Ask {
             | Self::Fence { epoch, .. }
             | Self::Reach { epoch, .. }
             | Self::Promote { epoch, .. }
+            | Self::Renew { epoch, .. }
             | Self::Follow { epoch, .. } => *epoch,
         }
     }
@@ -172,6 +182,7 @@ impl Obedience {
         if epoch > self.epoch {
             return match ask {
                 Ask::Fence { run_id: asked, .. }
+                | Ask::Renew { run_id: asked, .. }
                 | Ask::Promote {
                     run_id: asked,
                     mark: Some(_),
@@ -190,7 +201,7 @@ impl Obedience {
         match (ask, &self.step) {
             (Ask::Reach { .. }, _) => Ok(()),
             // Once per epoch: the first one is under way, or done.
-            (Ask::Fence { .. }, _) => Err(Refusal::Late(epoch)),
+            (Ask::Fence { .. } | Ask::Renew { .. }, _) => Err(Refusal::Late(epoch)),
             (_, Step::Bare) => Err(Refusal::NotParked(epoch)),
             (_, Step::Parked(parked)) if run_id != Some(parked) => Err(Refusal::Restarted),
             (Ask::Promote { run_id, .. }, Step::Parked(parked)) if run_id != parked => Err(Refusal::Restarted),
@@ -206,7 +217,7 @@ impl Obedience {
     pub fn begin(&mut self, ask: &Ask) {
         self.step = match ask {
             Ask::Park { .. } | Ask::Fence { .. } => Step::Bare,
-            Ask::Promote { .. } => Step::Promoted,
+            Ask::Promote { .. } | Ask::Renew { .. } => Step::Promoted,
             Ask::Follow { .. } => Step::Following,
             // It changes nothing, so nothing was obeyed.
             Ask::Reach { .. } => return,
@@ -388,6 +399,35 @@ mod tests {
         assert_eq!(
             obedience.admit(&take_over(3), true, Some(&life)),
             Err(Refusal::NotParked(Epoch(3)))
+        );
+    }
+
+    #[test]
+    fn a_renewal_is_obeyed_once_by_the_life_it_names() {
+        let life = RunId::from("a");
+        let renew = |epoch| Ask::Renew {
+            epoch: Epoch(epoch),
+            run_id: RunId::from("a"),
+        };
+        let mut obedience = Obedience::new(Epoch(1));
+        assert_eq!(
+            obedience.admit(&renew(2), true, Some(&RunId::from("b"))),
+            Err(Refusal::Restarted)
+        );
+        assert_eq!(obedience.admit(&renew(2), false, Some(&life)), Err(Refusal::NotReady));
+        assert_eq!(obedience.admit(&renew(2), true, Some(&life)), Ok(()));
+        obedience.begin(&renew(2));
+        for late in [renew(2), park(2)] {
+            assert_eq!(obedience.admit(&late, true, Some(&life)), Err(Refusal::Late(Epoch(2))));
+        }
+        obedience.begin(&park(3));
+        assert_eq!(
+            obedience.admit(&renew(2), true, Some(&life)),
+            Err(Refusal::Stale(Epoch(3)))
+        );
+        assert_eq!(
+            obedience.admit(&renew(3), true, Some(&life)),
+            Err(Refusal::Late(Epoch(3)))
         );
     }
 

@@ -178,6 +178,7 @@ impl Proving {
             lineage: vec![replid],
             valid,
             switch: None,
+            accept: None,
             ..base.clone()
         }
     }

@@ -18,6 +18,11 @@
 //! accepted lineage, at once if all others are known to be dead, else after `last_resort`. So a node restarted empty never wins over one that is
 //! merely late.
 //!
+//! A shard whose writes are acknowledged by replicas, or were until too few of them were there (`shrunk_from`), has no last
+//! resort: it waits. So does one with W = 0 whose best candidate is known to lack more than `max_loss_bytes`. The *operator's
+//! word* (`accept` in the state) ends both: the best of who is parked is taken, and the history says what is known of the
+//! loss.
+//!
 //! The *first* master (no lineage yet) is the member with data, else any; two members that hold
 //! unrelated data are a refusal, since attaching would wipe one of them.
 
@@ -55,6 +60,8 @@ pub struct Choice {
     pub replid: String,
     /// What it holds of the accepted lineage, in bytes of its stream.
     pub offset: i64,
+    /// Whether that is what the offset counts: it holds data of the accepted lineage.
+    pub related: bool,
     /// On what grounds.
     pub grounds: Grounds,
 }
@@ -68,7 +75,49 @@ pub enum Grounds {
     Founding,
     /// W = 0 and no valid member answered.
     LastResort,
+    /// The operator accepts that it lacks something.
+    Accepted,
 }
+
+/// What may be lost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stakes {
+    /// How far the published master's stream was seen to go; it may have gone further.
+    pub seen: Option<i64>,
+    /// W = 0: how many bytes of it may be lost without the operator's word.
+    pub max_loss: Option<u64>,
+}
+
+impl Stakes {
+    /// Bytes that the choice lacks of what was seen; none where nothing can be compared.
+    fn lacking(&self, choice: &Choice) -> Option<u64> {
+        let seen = self.seen.filter(|_| choice.related)?;
+        Some(u64::try_from(seen - choice.offset).unwrap_or(0))
+    }
+
+    /// The same for people.
+    pub fn lack(&self, choice: &Choice) -> String {
+        match self.lacking(choice) {
+            _ if !choice.related => format!("{} holds none of the shard's data that can be compared", choice.node),
+            Some(0) => format!("{} has all that the master was last seen to have", choice.node),
+            Some(bytes) => format!("{} lacks at least {bytes} bytes of the master's stream", choice.node),
+            None => format!("nobody knows what {} lacks", choice.node),
+        }
+    }
+
+    /// Why this choice, at W = 0, waits for the operator.
+    fn objection(&self, choice: &Choice) -> Option<String> {
+        let max = self.max_loss?;
+        let too_much = !choice.related || self.lacking(choice).is_some_and(|lacking| lacking > max);
+        too_much.then(|| {
+            let lack = self.lack(choice);
+            format!("{lack}, and max_loss_bytes is {max}: {REMEDY}")
+        })
+    }
+}
+
+/// What ends an election that waits.
+const REMEDY: &str = "bring back a node that has more, or accept the loss (pointsman failover SHARD --accept-loss)";
 
 /// What follows from the answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,7 +141,13 @@ pub fn required(state: &State) -> usize {
 }
 
 /// Decides from the answers so far, `waited` after the parks were sent.
-pub fn resolve(state: &State, answers: &BTreeMap<NodeId, Answer>, waited: Duration, timings: &Timings) -> Resolution {
+pub fn resolve(
+    state: &State,
+    answers: &BTreeMap<NodeId, Answer>,
+    waited: Duration,
+    timings: &Timings,
+    stakes: &Stakes,
+) -> Resolution {
     let parked = parked_members(state, answers);
     let settled = state
         .members
@@ -107,22 +162,58 @@ pub fn resolve(state: &State, answers: &BTreeMap<NodeId, Answer>, waited: Durati
         && let Some(choice) = best(&counted)
     {
         return if settled || waited >= timings.park_grace {
-            Resolution::Choose(choice)
+            judge(state, choice, stakes)
         } else {
             Resolution::Wait("more members may still answer".to_owned())
         };
     }
-    if state.ack_replicas > 0 {
+    if state.accept.is_some() {
+        return if settled || waited >= timings.ask {
+            last_resort(state, &parked, true, stakes)
+        } else {
+            Resolution::Wait("more members may still answer".to_owned())
+        };
+    }
+    if state.keeps() {
         return Resolution::Wait(format!(
-            "{} of the {needed} valid members it takes are parked (n={}, W={})",
+            "{} of the {needed} valid members it takes are parked (n={}, W={}{}){}",
             counted.len(),
             state.members.len(),
-            state.ack_replicas
+            state.ack_replicas,
+            match state.shrunk_from {
+                0 => String::new(),
+                from => format!(", lowered from {from}"),
+            },
+            barred(state, &parked, counted.len()),
         ));
     }
     let gone = answers.values().filter(|answer| **answer == Answer::Gone).count();
     let nobody_late = parked.len() + gone == state.members.len() || waited >= timings.last_resort;
-    last_resort(state, &parked, nobody_late)
+    last_resort(state, &parked, nobody_late, stakes)
+}
+
+/// A choice that may cost more than the operator wants waits for a word.
+fn judge(state: &State, choice: Choice, stakes: &Stakes) -> Resolution {
+    let objection = stakes.objection(&choice).filter(|_| !state.keeps());
+    match objection {
+        Some(why) if state.accept.is_none() => Resolution::Refuse(why),
+        Some(_) => Resolution::Choose(Choice {
+            grounds: Grounds::Accepted,
+            ..choice
+        }),
+        None => Resolution::Choose(choice),
+    }
+}
+
+/// Who would count but for the operator's `no_promote` (priority 0), for people.
+fn barred(state: &State, parked: &Parked<'_>, counted: usize) -> String {
+    let (sound, _) = sound(state, parked);
+    let barred = sound.iter().filter(|c| c.facts.priority == 0).count();
+    match barred {
+        0 => String::new(),
+        _ if sound.len() == counted => String::new(),
+        barred => format!("; {barred} that may not be promoted (priority 0) may have more than those who may"),
+    }
 }
 
 type Parked<'a> = Vec<(&'a NodeId, &'a Facts)>;
@@ -137,11 +228,19 @@ fn parked_members<'a>(state: &State, answers: &'a BTreeMap<NodeId, Answer>) -> P
 
 /// Those who count, which is exactly those who may win (rule R1).
 fn candidates<'a>(state: &State, parked: &Parked<'a>) -> Vec<Candidate<'a>> {
+    let (mut found, reach) = sound(state, parked);
+    found.retain(|c| c.facts.priority != 0 || reach.is_some_and(|reach| reach >= c.offset));
+    found
+}
+
+/// Those who are valid, whole and of the accepted lineage, and how far the best of them goes that may be promoted: a node
+/// that may not counts only if that one has everything it has.
+fn sound<'a>(state: &State, parked: &Parked<'a>) -> (Vec<Candidate<'a>>, Option<i64>) {
     let sound = |(id, facts): &&(&'a NodeId, &'a Facts)| {
         state.valid.get(*id) == Some(&facts.run_id) && !facts.dirty && !facts.syncing
     };
     let lineage = Lineage::of(state, parked.iter().filter(sound).map(|(_, facts)| *facts));
-    let mut found: Vec<Candidate<'a>> = parked
+    let found: Vec<Candidate<'a>> = parked
         .iter()
         .filter(sound)
         .filter_map(|(node, facts)| {
@@ -149,10 +248,8 @@ fn candidates<'a>(state: &State, parked: &Parked<'a>) -> Vec<Candidate<'a>> {
             Some(Candidate { node, facts, offset })
         })
         .collect();
-    // A node that may not be promoted counts only if one that may has everything it has.
     let reach = found.iter().filter(|c| c.facts.priority != 0).map(|c| c.offset).max();
-    found.retain(|c| c.facts.priority != 0 || reach.is_some_and(|reach| reach >= c.offset));
-    found
+    (found, reach)
 }
 
 struct Candidate<'a> {
@@ -175,6 +272,7 @@ impl Candidate<'_> {
             run_id: self.facts.run_id.clone(),
             replid: self.facts.replid.clone(),
             offset: self.offset,
+            related: true,
             grounds,
         }
     }
@@ -239,7 +337,7 @@ impl<'a> Lineage<'a> {
     }
 }
 
-fn last_resort(state: &State, parked: &Parked<'_>, nobody_late: bool) -> Resolution {
+fn last_resort(state: &State, parked: &Parked<'_>, nobody_late: bool, stakes: &Stakes) -> Resolution {
     let lineage = Lineage::of(state, parked.iter().map(|(_, facts)| *facts));
     // Redis forgets its stream's name where it starts from an append-only file. Then the last master's node has had
     // every write that was acknowledged, which no other node is known to.
@@ -263,7 +361,8 @@ fn last_resort(state: &State, parked: &Parked<'_>, nobody_late: bool) -> Resolut
         return Resolution::Wait("no member is parked yet".to_owned());
     };
     let (holds_ours, ..) = rank(id, facts);
-    let enough = everybody || (holds_ours && nobody_late);
+    let accepted = state.accept.is_some();
+    let enough = everybody || (holds_ours && nobody_late) || accepted;
     if !enough {
         return Resolution::Wait(format!(
             "no valid member answered; {} of {} members are parked, and the others may hold more",
@@ -271,13 +370,26 @@ fn last_resort(state: &State, parked: &Parked<'_>, nobody_late: bool) -> Resolut
             state.members.len()
         ));
     }
-    let offset = lineage.offset_of(facts).unwrap_or(facts.offset);
+    let related = lineage.offset_of(facts);
     let candidate = Candidate {
         node: id,
         facts,
-        offset,
+        offset: related.unwrap_or(facts.offset),
     };
-    Resolution::Choose(candidate.choice(Grounds::LastResort))
+    let grounds = if accepted {
+        Grounds::Accepted
+    } else {
+        Grounds::LastResort
+    };
+    let choice = Choice {
+        related: related.is_some(),
+        ..candidate.choice(grounds)
+    };
+    if accepted {
+        Resolution::Choose(choice)
+    } else {
+        judge(state, choice, stakes)
+    }
 }
 
 fn found(state: &State, parked: &Parked<'_>, waited: Duration, timings: &Timings) -> Resolution {
@@ -348,6 +460,8 @@ mod tests {
             valid: ["a", "b", "c"].map(|id| (NodeId::from(id), RunId::from(id))).into(),
             ack_replicas: w,
             switch: None,
+            shrunk_from: 0,
+            accept: None,
         }
     }
 
@@ -363,7 +477,7 @@ mod tests {
     }
 
     fn chosen(state: &State, facts: Vec<Facts>) -> Option<String> {
-        match resolve(state, &answers(facts), LATER, &Timings::default()) {
+        match resolve(state, &answers(facts), LATER, &Timings::default(), &Stakes::default()) {
             Resolution::Choose(choice) => Some(choice.node.to_string()),
             Resolution::Wait(_) | Resolution::Refuse(_) => None,
         }
@@ -456,9 +570,15 @@ mod tests {
         let state = state(0, &["r1"]);
         let mut polled = answers(vec![sample("b", "r1", 9)]);
         polled.insert(NodeId::from("c"), Answer::Pending);
-        let early = resolve(&state, &polled, Duration::ZERO, &Timings::default());
+        let early = resolve(&state, &polled, Duration::ZERO, &Timings::default(), &Stakes::default());
         assert!(matches!(early, Resolution::Wait(_)), "{early:?}");
-        let late = resolve(&state, &polled, Timings::default().park_grace, &Timings::default());
+        let late = resolve(
+            &state,
+            &polled,
+            Timings::default().park_grace,
+            &Timings::default(),
+            &Stakes::default(),
+        );
         assert!(matches!(late, Resolution::Choose(_)), "{late:?}");
     }
 
@@ -549,7 +669,7 @@ mod tests {
     fn unrelated_data_sets_are_not_joined() {
         let state = state(0, &[]);
         let polled = answers(vec![sample("a", "r1", 5), sample("b", "r2", 5)]);
-        let resolution = resolve(&state, &polled, LATER, &Timings::default());
+        let resolution = resolve(&state, &polled, LATER, &Timings::default(), &Stakes::default());
         assert!(
             matches!(&resolution, Resolution::Refuse(why) if why.contains("wipe")),
             "{resolution:?}"

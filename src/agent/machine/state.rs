@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::topology::codec::Accept;
 use crate::topology::{Addr, Epoch, NodeId, Phase, RunId, Switch};
 
 /// What the shard has agreed on: who is master in which epoch, and whose data counts.
@@ -34,6 +35,10 @@ pub struct State {
     pub ack_replicas: u32,
     /// The move of the master under way; there exactly while the phase is `switching`.
     pub switch: Option<Switch>,
+    /// W before it was lowered because too few replicas were there; 0 if it was not.
+    pub shrunk_from: u32,
+    /// The operator's word that the election under way may lose acknowledged writes.
+    pub accept: Option<Accept>,
 }
 
 /// A published master.
@@ -78,9 +83,16 @@ impl State {
         self.lineage.is_empty()
     }
 
-    /// Whether members, valid lives and lineage are the same.
+    /// Whether members, valid lives, lineage and W are the same.
     pub fn same_seats(&self, other: &Self) -> bool {
-        self.members == other.members && self.valid == other.valid && self.lineage == other.lineage
+        let w = (self.ack_replicas, self.shrunk_from) == (other.ack_replicas, other.shrunk_from);
+        w && self.members == other.members && self.valid == other.valid && self.lineage == other.lineage
+    }
+
+    /// Whether nothing may be lost but by the operator's word: writes are acknowledged by replicas, or were until too few of
+    /// them were there.
+    pub fn keeps(&self) -> bool {
+        self.ack_replicas.max(self.shrunk_from) > 0
     }
 
     /// The state after `executor` claims the next epoch. What counts (members, valid, lineage, W) is

@@ -252,8 +252,8 @@ impl Switchover {
                 }
                 Vec::new()
             }
-            // Only an election asks this.
-            Ask::Park { .. } => Vec::new(),
+            // Only an election and a reform ask these.
+            Ask::Park { .. } | Ask::Renew { .. } => Vec::new(),
         }
     }
 

@@ -39,6 +39,13 @@ pub(super) struct Wish {
     ended: bool,
 }
 
+impl Wish {
+    /// Whether this agent has answered it.
+    pub(super) fn is_over(&self) -> bool {
+        self.ended
+    }
+}
+
 /// What is to be done about a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Judgement {
@@ -74,8 +81,8 @@ impl Machine {
             wish.since = now;
         }
         // Nobody is demoted because the store is away: what can be taken back is, as soon as it can be written.
-        if let Some(Course::Switchover(switchover)) = &mut self.course
-            && let Some(order) = switchover.interrupt(now, "ZooKeeper is away".to_owned())
+        if let Some(course) = &mut self.course
+            && let Some(order) = course.interrupt(now, "ZooKeeper is away".to_owned())
         {
             self.asks.clear();
             self.carry_out(now, vec![order]);
@@ -174,9 +181,9 @@ impl Machine {
 
     /// It does not, or not yet. Nothing was written and nobody waits.
     pub(super) fn retreat(&mut self, now: Instant, why: String) {
-        self.course = None;
+        let wished = matches!(self.course.take(), Some(Course::Switchover(_)));
         self.asks.clear();
-        if let Some(wish) = &mut self.wish {
+        if let Some(wish) = self.wish.as_mut().filter(|_| wished) {
             wish.retreat = Some((why, now + SOUND_AGAIN));
         }
     }

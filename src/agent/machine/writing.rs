@@ -21,12 +21,16 @@ pub(super) struct Pending {
 }
 
 /// What a write is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
     /// A step of the election or switchover under way.
     Course,
-    /// Our seat: joining, or being valid again (rules R3, R4).
+    /// Our seat: being valid again (rule R3), or the name of our stream.
     Seat,
+    /// Our seat: joining (rule R4).
+    Join,
+    /// Nobody else's seat, for this reason.
+    Shrink(String),
 }
 
 impl Pending {
@@ -35,7 +39,7 @@ impl Pending {
         let ours = read.epoch == self.state.epoch && read.nonce == self.state.nonce;
         match self.purpose {
             Purpose::Course => ours && read.phase == self.state.phase && read.lineage == self.state.lineage,
-            Purpose::Seat => ours && self.state.same_seats(read),
+            Purpose::Seat | Purpose::Join | Purpose::Shrink(_) => ours && self.state.same_seats(read),
         }
     }
 }
@@ -75,6 +79,16 @@ impl Machine {
         match pending.purpose {
             Purpose::Course => self.handle_course_written(now, written),
             Purpose::Seat => self.say(Level::Info, format!("{} keeps its seat in epoch {epoch}", self.me.node)),
+            Purpose::Join => {
+                let sentence = format!("{} joins", self.me.node);
+                self.say(Level::Info, format!("{sentence} the shard in epoch {epoch}"));
+                self.record_seats(&written.state, sentence);
+            }
+            Purpose::Shrink(why) => {
+                self.say(Level::Warn, format!("{why}; what the master takes now is on it alone"));
+                self.record_seats(&written.state, why);
+                self.actions.push_back(Action::Relay(written));
+            }
         }
     }
 
@@ -87,6 +101,9 @@ impl Machine {
             let why = format!("{} claimed epoch {}", read.state.executor, read.state.epoch);
             self.say(Level::Info, format!("{why}; what this agent was about ends"));
             self.drop_course(why);
+        }
+        if let Some(course) = &mut self.course {
+            course.note(&read.state);
         }
         self.note_begun(&read.state);
         self.knowledge = Knowledge::Known(read, now);

@@ -153,6 +153,8 @@ impl Historian {
         }
         let awaited = match (&record.result, &record.kind) {
             (Ending::Done, Kind::Failover | Kind::Switchover) => self.reporting().await,
+            // A seat that was taken concerns no proxy.
+            (Ending::Done, Kind::Members) if !record.phases_ms.0.is_empty() => self.reporting().await,
             _ => BTreeSet::new(),
         };
         self.open.push_back(Open {

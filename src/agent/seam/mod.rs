@@ -246,6 +246,8 @@ mod tests {
             valid: [(NodeId::from("a"), RunId::from("a1"))].into(),
             ack_replicas: 0,
             switch: None,
+            shrunk_from: 0,
+            accept: None,
         }
     }
 

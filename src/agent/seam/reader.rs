@@ -17,7 +17,9 @@ use crate::agent::host::StoreEvent;
 use crate::agent::machine::action::Suspicion;
 use crate::agent::machine::state::Versioned;
 use crate::store::{Connection, Hint, Store, StoreError, Value};
-use crate::topology::codec::{NodeInfo, Place, ProxyInfo, ShardState, Suspect, SwitchRequest, Znode, decode};
+use crate::topology::codec::{
+    NodeInfo, Place, ProxyInfo, ShardConfig, ShardState, Suspect, SwitchRequest, Znode, decode,
+};
 use crate::topology::{Addr, NodeId, Phase, ShardId};
 
 /// Until what could not be read is read again.
@@ -38,6 +40,7 @@ pub(super) struct Reader {
     nodes: Vec<(NodeId, Addr, Addr)>,
     suspects: Vec<Suspicion>,
     wish: Option<SwitchRequest>,
+    wanted: Option<ShardConfig>,
     /// None until they were read.
     proxies: Option<BTreeSet<String>>,
     said: HashSet<String>,
@@ -51,6 +54,7 @@ struct Due {
     nodes: bool,
     suspects: bool,
     wish: bool,
+    wanted: bool,
     proxies: bool,
 }
 
@@ -60,6 +64,7 @@ const ALL: Due = Due {
     nodes: true,
     suspects: true,
     wish: true,
+    wanted: true,
     proxies: true,
 };
 
@@ -79,6 +84,7 @@ impl Reader {
             nodes: Vec::new(),
             suspects: Vec::new(),
             wish: None,
+            wanted: None,
             proxies: None,
             said: HashSet::new(),
         }
@@ -134,6 +140,7 @@ impl Reader {
                 Some(Place::Node(..) | Place::Nodes(_)) => due.nodes = true,
                 Some(Place::Suspect(..) | Place::Suspects(_)) => due.suspects = true,
                 Some(Place::Switch(_)) => due.wish = true,
+                Some(Place::ShardConfig(_)) => due.wanted = true,
                 _ => {}
             }
         }
@@ -164,6 +171,12 @@ impl Reader {
         if due.proxies {
             match self.read_proxies().await? {
                 Ok(()) => due.proxies = false,
+                Err(error) => self.complain(&error),
+            }
+        }
+        if due.wanted {
+            match self.read_wanted().await? {
+                Ok(()) => due.wanted = false,
                 Err(error) => self.complain(&error),
             }
         }
@@ -270,6 +283,21 @@ impl Reader {
         if wish != self.wish {
             self.wish.clone_from(&wish);
             self.tell(StoreEvent::Wish(wish)).await?;
+        }
+        Ok(Ok(()))
+    }
+
+    /// Settings that are away or cannot be read change nothing.
+    async fn read_wanted(&mut self) -> Result<Result<(), StoreError>, Ended> {
+        let path = Place::ShardConfig(self.shard.clone()).to_string();
+        let found = match self.store.get(&path).await {
+            Ok(found) => found,
+            Err(error) => return Ok(Err(error)),
+        };
+        let wanted = found.and_then(|value| self.decode::<ShardConfig>(&value, &path));
+        if let Some(wanted) = wanted.filter(|wanted| self.wanted.as_ref() != Some(wanted)) {
+            self.wanted = Some(wanted.clone());
+            self.tell(StoreEvent::Wanted(wanted)).await?;
         }
         Ok(Ok(()))
     }

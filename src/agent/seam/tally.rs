@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::peer::Report;
 use crate::topology::Epoch;
-use crate::topology::codec::{Ending, Phases, Record};
+use crate::topology::codec::{Ending, Kind, Phases, Record};
 
 /// Epochs remembered: reports may come before the record they belong to, never long after it.
 const EPOCHS_MAX: usize = 8;
@@ -46,7 +46,8 @@ impl Tally {
     /// The record with what is known by now. Without a report nothing is known, which is not the same as nothing held.
     pub(super) fn fill(&self, mut record: Record) -> Record {
         // What was refused or taken back in an epoch is not what changed to it.
-        if record.result != Ending::Done {
+        let unmoved = record.kind == Kind::Members && record.phases_ms.0.is_empty();
+        if record.result != Ending::Done || unmoved {
             return record;
         }
         let Some(reports) = self.epochs.get(&record.epoch).filter(|reports| !reports.is_empty()) else {

@@ -23,6 +23,8 @@ pub(super) fn to_state(znode: ShardState) -> State {
         valid: znode.valid,
         ack_replicas: znode.w,
         switch: znode.switch,
+        shrunk_from: znode.shrunk_from,
+        accept: znode.accept,
     }
 }
 
@@ -41,6 +43,8 @@ pub(super) fn from_state(state: &State) -> ShardState {
         valid: state.valid.clone(),
         w: state.ack_replicas,
         switch: state.switch.clone(),
+        shrunk_from: state.shrunk_from,
+        accept: state.accept.clone(),
     }
 }
 
@@ -108,6 +112,8 @@ mod tests {
                 valid: [(NodeId::from("a"), RunId::from("a1"))].into(),
                 ack_replicas: 1,
                 switch: None,
+                shrunk_from: 0,
+                accept: None,
             };
             assert_eq!(to_state(from_state(&state)), state);
         }

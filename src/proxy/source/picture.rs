@@ -154,6 +154,8 @@ mod tests {
             valid: BTreeMap::new(),
             w: 1,
             switch: None,
+            shrunk_from: 0,
+            accept: None,
         }
     }
 

@@ -103,6 +103,8 @@ pub enum Kind {
     Failover,
     /// A master was moved on purpose.
     Switchover,
+    /// Members or W changed; the master stayed.
+    Members,
     /// A kind that a newer version knows.
     #[serde(untagged)]
     Other(String),
@@ -114,6 +116,7 @@ impl fmt::Display for Kind {
             Self::Founding => "founding",
             Self::Failover => "failover",
             Self::Switchover => "switchover",
+            Self::Members => "members",
             Self::Other(name) => name,
         })
     }

@@ -23,7 +23,7 @@ pub(crate) use history::bare_record;
 pub use history::{Ending, Kind, Phases, Record};
 pub use place::Place;
 pub use presence::{NodeInfo, ProxyInfo, Role, Suspect};
-pub use shard::{ShardConfig, ShardState, SwitchRequest};
+pub use shard::{Accept, ShardConfig, ShardState, SwitchRequest, WhenShort};
 
 /// The longest name of a node, shard, proxy or cluster, in bytes.
 pub const NAME_BYTES_MAX: usize = 64;

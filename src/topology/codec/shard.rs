@@ -18,6 +18,47 @@ pub struct ShardConfig {
     /// The configured members; empty if they are whoever registers.
     #[serde(default)]
     pub members: BTreeSet<NodeId>,
+    /// What happens while fewer than W replicas are there.
+    #[serde(default)]
+    pub when_short: WhenShort,
+    /// How long they must have been missing before W is lowered, where it is.
+    #[serde(default = "shrink_after_ms")]
+    pub shrink_after_ms: u64,
+    /// W = 0: an election whose best candidate is known to lack more bytes of the stream than this waits for the operator.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_loss_bytes: Option<u64>,
+    /// Who changed this last, for the history.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub changed_by: String,
+}
+
+/// What a shard does while fewer replicas than W are there to acknowledge.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WhenShort {
+    /// Strict: writes wait, and no acknowledgement is given.
+    #[default]
+    Block,
+    /// Not strict: W is lowered to what is there, and raised again once the replicas are back.
+    Shrink,
+}
+
+/// Long enough for a replica that is started anew.
+fn shrink_after_ms() -> u64 {
+    10_000
+}
+
+impl Default for ShardConfig {
+    fn default() -> Self {
+        Self {
+            ack_replicas: 0,
+            members: BTreeSet::new(),
+            when_short: WhenShort::default(),
+            shrink_after_ms: shrink_after_ms(),
+            max_loss_bytes: None,
+            changed_by: String::new(),
+        }
+    }
 }
 
 impl Znode for ShardConfig {
@@ -62,6 +103,25 @@ pub struct ShardState {
     /// The move under way; there exactly while the phase is `switching`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub switch: Option<Switch>,
+    /// W before it was lowered because too few replicas were there; 0 if it was not.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub shrunk_from: u32,
+    /// The operator's word that the election under way may lose acknowledged writes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accept: Option<Accept>,
+}
+
+/// An operator accepts a loss. It is good for one publication.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Accept {
+    /// Who, for the history.
+    #[serde(default)]
+    pub asked_by: String,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the form that serde wants")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// `/shards/<s>/switch`: somebody wants the master moved. Deleted by the executor once the outcome is in the history.
@@ -108,6 +168,9 @@ impl Znode for ShardState {
             (Some(_), Phase::Serving | Phase::Electing) => return Err("a switchover, though not switching".to_owned()),
             (None, Phase::Serving | Phase::Electing) => {}
         }
+        if self.accept.is_some() && self.phase != Phase::Electing {
+            return Err("an accepted loss, though it is not electing".to_owned());
+        }
         let names = self.valid.keys().chain(self.master.iter()).chain([&self.executor]);
         check_names(names.map(NodeId::as_str))?;
         for run_id in self.valid.values().chain(&self.run_id) {
@@ -141,6 +204,8 @@ pub(super) fn sample() -> ShardState {
             .into(),
         w: 1,
         switch: None,
+        shrunk_from: 0,
+        accept: None,
     }
 }
 
@@ -200,6 +265,7 @@ mod tests {
         let config = |w: u32, members: &[&str]| ShardConfig {
             ack_replicas: w,
             members: members.iter().map(|name| NodeId::from(*name)).collect(),
+            ..ShardConfig::default()
         };
         assert!(config(1, &["a", "b"]).check().is_ok());
         assert!(config(2, &["a", "b"]).check().is_err());
@@ -235,6 +301,8 @@ mod tests {
                 switch: (!electing).then(|| Switch { to: master.clone(), epoch: Epoch(epoch).next(), request: String::new() }),
                 valid,
                 w,
+                shrunk_from: w,
+                accept: electing.then(|| Accept { asked_by: "somebody".to_owned() }),
             };
             prop_assert_eq!(decode::<ShardState>(&encode(&state), "p").unwrap(), state);
         }

@@ -301,6 +301,8 @@ impl Stage {
             valid: Default::default(),
             w: 0,
             switch: None,
+            shrunk_from: 0,
+            accept: None,
         }
     }
 

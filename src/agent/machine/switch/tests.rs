@@ -41,6 +41,8 @@ fn serving() -> State {
         valid: ["a", "b"].map(|name| (id(name), RunId::from(name))).into(),
         ack_replicas: 0,
         switch: None,
+        shrunk_from: 0,
+        accept: None,
     }
 }
 

@@ -85,21 +85,28 @@ impl World {
             self.writes = next;
             life.log.push(next);
             let by = (id.clone(), life.run_id.clone());
-            self.issued.push(Issued { id: next, by, at: now });
+            let replid = life.replid.clone();
+            self.issued.push(Issued {
+                id: next,
+                by,
+                replid,
+                at: now,
+            });
         }
     }
 
     fn acknowledge(&mut self) {
-        let needed = self.w as usize;
         let issued = std::mem::take(&mut self.issued);
         for write in issued {
             let master = self.redis[&write.by.0].up();
             let Some(master) = master.filter(|life| life.run_id == write.by.1 && life.role == Role::Master) else {
                 continue;
             };
-            if !master.holds(write.id) {
+            // A new epoch of the same life may acknowledge what the old one took (rule R11), as long as it was master all along.
+            if !master.holds(write.id) || master.replid != write.replid {
                 continue;
             }
+            let stated = self.stated.get(&master.epoch).map(|w| *w as usize);
             let addr = &self.redis[&write.by.0].addr;
             let holders = self.redis.values().filter(|redis| {
                 let linked = redis
@@ -108,13 +115,15 @@ impl World {
                     .filter(|life| life.linked && life.follows.as_ref() == Some(addr));
                 linked.is_some_and(|life| life.holds(write.id))
             });
-            if holders.count() < needed {
+            let Some(needed) = stated.filter(|needed| holders.count() >= *needed) else {
                 if self.now.duration_since(write.at) < Duration::from_millis(100) {
                     self.issued.push(write);
                 }
                 continue;
+            };
+            if needed > 0 {
+                self.check_acknowledged(&write, master.epoch);
             }
-            self.check_acknowledged(&write, master.epoch);
             if needed > 0 || self.strict {
                 self.acked.insert(write.id);
             }
@@ -127,7 +136,7 @@ impl World {
             .iter()
             .any(|(at, state)| *at < write.at && state.epoch > epoch);
         assert!(
-            self.w == 0 || !superseded,
+            !superseded,
             "I2: {} acknowledged in epoch {epoch}\n{}",
             write.by.0,
             self.story()

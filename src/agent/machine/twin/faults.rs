@@ -8,7 +8,7 @@ use crate::agent::machine::action::{Input, Registered};
 use crate::agent::machine::outcome::Outcome;
 use crate::agent::machine::{Identity, Machine};
 use crate::topology::NodeId;
-use crate::topology::codec::SwitchRequest;
+use crate::topology::codec::{Accept, ShardConfig, SwitchRequest};
 
 impl World {
     pub fn fail(&mut self, fault: Fault) {
@@ -44,6 +44,7 @@ impl World {
                 self.reconnect();
             }
             Fault::Wish(to) => self.ask_for(to),
+            Fault::Want(wanted) => self.want(*wanted),
         }
     }
 
@@ -59,6 +60,34 @@ impl World {
             asked_by: "a test".to_owned(),
         });
         self.spread_wish();
+    }
+
+    /// The operator writes what is wanted of the shard.
+    pub fn want(&mut self, wanted: ShardConfig) {
+        self.wanted = wanted;
+        for (node, life) in self.living() {
+            if self.sees_store(&node) {
+                let wanted = self.wanted.clone();
+                self.in_order(node, life, Input::Wanted(wanted));
+            }
+        }
+    }
+
+    /// The operator accepts a loss: a compare-and-set over whatever stands.
+    pub fn accept_loss(&mut self) {
+        let Some(mut known) = self.store.clone() else { return };
+        known.version += 1;
+        known.state.accept = Some(Accept {
+            asked_by: "an operator".to_owned(),
+        });
+        self.written(known);
+    }
+
+    /// The operator bars a node from promotion: its agent is started anew with that.
+    pub fn bar(&mut self, id: &NodeId) {
+        self.redis.get_mut(id).unwrap().priority = 0;
+        self.fail(Fault::KillAgent(id.clone()));
+        self.start_agent(id);
     }
 
     fn spread_wish(&mut self) {
@@ -125,7 +154,9 @@ impl World {
                 let state = self.store.clone();
                 self.soon(Event::Tell(node.clone(), life, Input::Synced(state)));
                 let wish = self.wish.clone();
-                self.in_order(node, life, Input::Wish(wish));
+                self.in_order(node.clone(), life, Input::Wish(wish));
+                let wanted = self.wanted.clone();
+                self.in_order(node, life, Input::Wanted(wanted));
             }
         }
         self.announce_nodes();
@@ -151,9 +182,9 @@ impl World {
         let me = Identity {
             node: id.clone(),
             addr: self.redis[id].addr.clone(),
-            priority: 100,
-            members: ["a", "b", "c"].map(NodeId::from).into(),
-            ack_replicas: self.w,
+            priority: self.redis[id].priority,
+            members: self.wanted.members.clone(),
+            ack_replicas: self.wanted.ack_replicas,
         };
         let epoch = self.disks.get(id).copied().unwrap_or_default();
         let seed = self.draw(u64::MAX);

@@ -9,6 +9,7 @@
 mod clients;
 mod faults;
 mod redis;
+mod reforms;
 mod runs;
 mod store;
 
@@ -25,7 +26,7 @@ use super::outcome::Outcome;
 use super::state::{State, Versioned};
 use super::timings::Timings;
 use crate::clock;
-use crate::topology::codec::SwitchRequest;
+use crate::topology::codec::{ShardConfig, SwitchRequest};
 use crate::topology::{Epoch, NodeId, RunId};
 
 use redis::{Life, SimRedis};
@@ -88,6 +89,8 @@ pub(super) enum Fault {
     Heal(NodeId),
     /// Somebody asks for a switchover.
     Wish(Option<NodeId>),
+    /// The operator wants something else of the shard.
+    Want(Box<ShardConfig>),
 }
 
 struct Agent {
@@ -101,6 +104,8 @@ struct Agent {
 struct Issued {
     id: u64,
     by: (NodeId, RunId),
+    /// The stream it is in: a master that was demoted in between has another.
+    replid: String,
     at: Instant,
 }
 
@@ -112,7 +117,10 @@ pub(super) struct World {
     sequence: u64,
     random: u64,
     timings: Timings,
-    w: u32,
+    /// What the operator wants.
+    pub wanted: ShardConfig,
+    /// The lowest W that any serving state of an epoch ever had: proxies use one of them.
+    stated: BTreeMap<Epoch, u32>,
     agents: BTreeMap<NodeId, Option<Agent>>,
     disks: BTreeMap<NodeId, Epoch>,
     lives: u32,
@@ -140,10 +148,22 @@ pub(super) struct World {
     pub cuts: bool,
     /// Nothing goes wrong: without acknowledgements, too, nothing may be lost.
     pub strict: bool,
+    /// The operator accepted a loss.
+    pub lossy: bool,
 }
 
 impl World {
     pub fn new(seed: u64, w: u32, timings: Timings) -> Self {
+        let wanted = ShardConfig {
+            ack_replicas: w,
+            members: ["a", "b", "c"].map(NodeId::from).into(),
+            ..ShardConfig::default()
+        };
+        Self::wanting(seed, wanted, timings)
+    }
+
+    /// Three nodes, of which some may be no members.
+    pub fn wanting(seed: u64, wanted: ShardConfig, timings: Timings) -> Self {
         let now = clock::now();
         let mut world = Self {
             now,
@@ -153,7 +173,8 @@ impl World {
             sequence: 0,
             random: seed,
             timings,
-            w,
+            wanted,
+            stated: BTreeMap::new(),
             agents: BTreeMap::new(),
             disks: BTreeMap::new(),
             lives: 0,
@@ -175,6 +196,7 @@ impl World {
             duplicates: false,
             cuts: false,
             strict: false,
+            lossy: false,
         };
         for (port, id) in (7001..).zip(["a", "b", "c"]) {
             let id = NodeId::from(id);
@@ -440,14 +462,22 @@ impl World {
             _ if from != at && !self.connected(from, at) => Seen::Silent,
             None => Seen::Dead,
             Some(_) if redis.frozen => Seen::Silent,
-            Some(life) => Seen::Up {
-                facts: life.facts(),
-                asked_at: now,
-            },
+            Some(life) => {
+                let linked = self.redis.values().filter_map(SimRedis::up);
+                let linked = linked.filter(|other| other.linked && other.follows.as_ref() == Some(&redis.addr));
+                let replicas = u32::try_from(linked.count()).unwrap();
+                Seen::Up {
+                    facts: super::facts::Facts {
+                        replicas,
+                        ..life.facts()
+                    },
+                    asked_at: now,
+                }
+            }
         }
     }
 
-    /// L: a master serves, everybody follows it and is valid.
+    /// L: a master serves, members and W are as wanted, every member follows and is valid, and nobody else follows.
     pub fn whole(&self) -> bool {
         let Some(state) = self.store.as_ref().map(|known| &known.state) else {
             return false;
@@ -459,22 +489,22 @@ impl World {
         else {
             return false;
         };
-        let linked = self
-            .redis
-            .values()
-            .filter(|redis| redis.node != master.node)
-            .all(|redis| {
-                redis
-                    .up()
-                    .is_some_and(|up| up.linked && up.follows.as_ref() == Some(&master.addr))
-            });
-        let lives = self.redis.values().all(|redis| {
+        let others = self.redis.values().filter(|redis| redis.node != master.node);
+        let (members, strangers): (Vec<_>, Vec<_>) = others.partition(|redis| state.members.contains(&redis.node));
+        let linked = members.iter().all(|redis| {
             redis
-                .life
-                .as_ref()
-                .is_some_and(|life| state.valid.get(&redis.node) == Some(&life.run_id))
+                .up()
+                .is_some_and(|up| up.linked && up.follows.as_ref() == Some(&master.addr))
         });
-        life.role == Role::Master && linked && lives
+        let parted = strangers
+            .iter()
+            .all(|redis| redis.life.as_ref().is_none_or(|life| life.facts().parked()));
+        let lives = state.members.iter().all(|id| {
+            let life = self.redis[id].life.as_ref();
+            life.is_some_and(|life| state.valid.get(id) == Some(&life.run_id))
+        });
+        let as_wanted = state.members == self.wanted.members && state.ack_replicas == self.wanted.ack_replicas;
+        life.role == Role::Master && linked && parted && lives && as_wanted && state.shrunk_from == 0
     }
 
     pub fn master(&self) -> Option<NodeId> {

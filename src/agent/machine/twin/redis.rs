@@ -26,6 +26,7 @@ pub struct Life {
     pub backlog: bool,
     /// The epoch whose credential this node accepts from replicas.
     pub feeds: Option<Epoch>,
+    pub priority: u32,
 }
 
 /// A Redis over its lives.
@@ -35,6 +36,8 @@ pub struct SimRedis {
     pub addr: Addr,
     pub life: Option<Life>,
     pub frozen: bool,
+    /// The operator's preference.
+    pub priority: u32,
     lives: u32,
     streams: u32,
 }
@@ -46,6 +49,7 @@ impl SimRedis {
             addr: Addr::new("127.0.0.1", port),
             life: None,
             frozen: false,
+            priority: 100,
             lives: 0,
             streams: 0,
         };
@@ -71,6 +75,7 @@ impl SimRedis {
             epoch: Epoch(0),
             backlog: false,
             feeds: None,
+            priority: self.priority,
         });
     }
 
@@ -141,6 +146,16 @@ impl SimRedis {
                     return Err("it had not reached the mark".into());
                 }
             }
+            Ask::Renew { epoch, run_id } => {
+                if life.run_id != *run_id {
+                    return Err("another life".into());
+                }
+                if life.role != Role::Master {
+                    return Err("it is no master".into());
+                }
+                life.epoch = *epoch;
+                life.feeds = Some(*epoch);
+            }
             Ask::Follow { epoch, addr, .. } => {
                 if life.follows.as_ref() != Some(addr) {
                     life.linked = false;
@@ -185,7 +200,8 @@ impl Life {
             keys: u64::from(self.log.iter().any(|id| *id != 0)),
             epoch: self.epoch,
             dirty: false,
-            priority: 100,
+            priority: self.priority,
+            replicas: 0,
         }
     }
 
