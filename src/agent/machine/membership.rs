@@ -4,9 +4,10 @@
 //! what is to come next (`wanted`). Invariants: a node takes a seat only if it is wanted and holds no data of another
 //! origin; only the agent of the serving master changes W or takes seats away, and only from `serving`.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use crate::topology::codec::{Ending, Kind, ShardConfig};
+use crate::topology::codec::{Ending, Kind, ShardConfig, SwitchRequest};
 use crate::topology::{NodeId, RunId};
 
 use super::action::Level;
@@ -179,12 +180,8 @@ impl Machine {
         let there = self.there(now, &state, &master, &own);
         match plan(&state, &master.node, &self.wanted, &there) {
             Plan::Rest => self.planned = None,
-            Plan::Wait(why) => {
-                if self.planned.as_ref() != Some(&why) {
-                    self.say(Level::Info, format!("the shard is not as it is wanted yet: {why}"));
-                    self.planned = Some(why);
-                }
-            }
+            Plan::Wait(why) => self.wait_for(why),
+            Plan::Move(to) => self.give_way(now, &state, &to),
             Plan::Shrink(goal) => {
                 let mut alone = goal.over(&state);
                 alone.valid.retain(|id, _| *id == master.node);
@@ -193,6 +190,28 @@ impl Machine {
             }
             Plan::Reform(goal) => self.begin_reform(now, &state, &there, goal),
         }
+    }
+
+    fn wait_for(&mut self, why: String) {
+        if self.planned.as_ref() != Some(&why) {
+            self.say(Level::Info, format!("the shard is not as it is wanted yet: {why}"));
+            self.planned = Some(why);
+        }
+    }
+
+    /// Our node is to leave: another one is to be the master first.
+    fn give_way(&mut self, now: Instant, state: &State, to: &BTreeSet<NodeId>) {
+        self.reform_again = now + REFORM_AGAIN;
+        let target = match self.successor(now, state, to) {
+            Ok(target) => target,
+            Err(why) => return self.wait_for(format!("{} is to leave and is the master: {why}", self.me.node)),
+        };
+        let request = SwitchRequest {
+            id: format!("leave{:016x}", self.draw()),
+            to: Some(target.node.clone()),
+            asked_by: self.wanted.changed_by.clone(),
+        };
+        self.sound(now, state, request, target);
     }
 
     fn there(&self, now: Instant, state: &State, master: &MasterOf, own: &Facts) -> There {

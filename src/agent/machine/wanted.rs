@@ -5,9 +5,11 @@
 //! seat to go, W to change                  a reform: an epoch of its own with the same master (R5)
 //! too few replicas there, not strict       W > 0 is left: a reform; none is left: a shrink to the master alone, by
 //!                                          compare-and-set, which needs no epoch (ha-rules c5)
+//! the master's seat is to go             a switchover to a node that stays
 //! ```
 //! Owns: what comes next, and what it waits for. Refuses: doing it. Invariants: seats come before others go, and W is raised
-//! only to what is there, so that no step makes a shard wait that did not; the master's seat stays.
+//! only to what is there, so that no step makes a shard wait that did not; the master's seat stays as long as it is the
+//! master.
 
 use std::collections::BTreeSet;
 
@@ -35,6 +37,8 @@ pub enum Plan {
     Rest,
     /// Not yet, because of this, which may pass.
     Wait(String),
+    /// One of these is to be master first.
+    Move(BTreeSet<NodeId>),
     /// The master alone, acknowledged by nobody else.
     Shrink(Goal),
     /// An epoch of its own.
@@ -48,12 +52,16 @@ pub fn plan(state: &State, master: &NodeId, wanted: &ShardConfig, there: &There)
     } else {
         &wanted.members
     };
-    if !seats.contains(master) {
-        return Plan::Wait(format!(
-            "{master} is to leave the shard, and is its master: move the master first (pointsman switchover)"
-        ));
-    }
     let staying: BTreeSet<NodeId> = state.members.intersection(seats).cloned().collect();
+    if !seats.contains(master) {
+        return if staying.is_empty() {
+            Plan::Wait(format!(
+                "{master} is to leave the shard, and nobody who stays has a seat yet"
+            ))
+        } else {
+            Plan::Move(staying)
+        };
+    }
     let coming: Vec<&NodeId> = seats.difference(&state.members).collect();
     let going: BTreeSet<&NodeId> = state.members.difference(seats).collect();
     let linked: BTreeSet<&NodeId> = there.linked.iter().filter(|id| staying.contains(*id)).collect();
@@ -313,12 +321,13 @@ mod tests {
     }
 
     #[test]
-    fn the_master_is_not_removed() {
-        let plan = next(
-            &state(&["a", "b"], 0, 0),
-            &strict(&["b"], 0),
-            &there(&["a", "b"], &["b"], None),
-        );
-        assert!(waits(&plan, "move the master first"));
+    fn a_master_that_is_to_go_is_succeeded_first() {
+        let both = there(&["a", "b"], &["b"], None);
+        let plan = next(&state(&["a", "b"], 0, 0), &strict(&["b"], 0), &both);
+        assert_eq!(plan, Plan::Move(ids(&["b"])));
+        assert!(waits(
+            &next(&state(&["a", "b"], 0, 0), &strict(&["c"], 0), &both),
+            "nobody who stays"
+        ));
     }
 }

@@ -4,6 +4,7 @@
 //! deleted by whoever keeps the history. Invariants: only the agent of the present master executes; each request ends with
 //! a record that carries its id, also one whose executor died: whoever is the master's agent next ends that.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use crate::topology::codec::{Ending, SwitchRequest};
@@ -152,7 +153,7 @@ impl Machine {
     }
 
     /// Begins with the question whether the target keeps up.
-    fn sound(&mut self, now: Instant, state: &State, request: SwitchRequest, target: Target) {
+    pub(super) fn sound(&mut self, now: Instant, state: &State, request: SwitchRequest, target: Target) {
         let epoch = state.reach().max(self.reserved).next();
         let switchover = Switchover::new(now, state.clone(), epoch, request, target);
         self.course = switchover.map(Course::Switchover);
@@ -238,7 +239,7 @@ impl Machine {
             return Judgement::Wait(format!("{} is not read as the master yet", master.node));
         };
         let Some(wanted) = &request.to else {
-            return self.judge_all(now, master, own, state);
+            return self.judge_all(now, &state.members, master, own, state);
         };
         if *wanted == master.node {
             return Judgement::Refuse(format!("{wanted} is the master already"));
@@ -254,8 +255,15 @@ impl Machine {
     }
 
     /// The best of those who may: the operator's preference first, then who has most.
-    fn judge_all(&self, now: Instant, master: &MasterOf, own: &Facts, state: &State) -> Judgement {
-        let others = state.members.iter().filter(|id| **id != master.node);
+    fn judge_all(
+        &self,
+        now: Instant,
+        among: &BTreeSet<NodeId>,
+        master: &MasterOf,
+        own: &Facts,
+        state: &State,
+    ) -> Judgement {
+        let others = among.iter().filter(|id| **id != master.node);
         let mut best: Option<((u32, std::cmp::Reverse<i64>), Target)> = None;
         let mut obstacles = Vec::new();
         for id in others {
@@ -279,6 +287,17 @@ impl Machine {
             Some((_, target)) => Judgement::Go(target),
             None if obstacles.is_empty() => Judgement::Refuse("the shard has no other node".to_owned()),
             None => Judgement::Wait(format!("nobody can take over: {}", obstacles.join("; "))),
+        }
+    }
+
+    /// The best of `among` to take our master's place now, or why there is none.
+    pub(super) fn successor(&self, now: Instant, state: &State, among: &BTreeSet<NodeId>) -> Result<Target, String> {
+        let (Some(master), Some(own)) = (state.serving(), self.detector.own_facts()) else {
+            return Err("the shard has no master now".to_owned());
+        };
+        match self.judge_all(now, among, master, own, state) {
+            Judgement::Go(target) => Ok(target),
+            Judgement::Wait(why) | Judgement::Refuse(why) => Err(why),
         }
     }
 

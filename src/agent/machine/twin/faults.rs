@@ -200,6 +200,7 @@ impl World {
         self.at(Duration::ZERO, Event::Wake(id.clone(), life));
         self.read(id, life);
         self.in_order(id.clone(), life, Input::Wish(self.wish.clone()));
+        self.in_order(id.clone(), life, Input::Wanted(self.wanted.clone()));
         let proxies = [PROXY.to_owned()].into();
         self.soon(Event::Tell(id.clone(), life, Input::Proxies(proxies)));
         self.announce_nodes();
