@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::act::Actor;
 use super::errands::{act, look_at_master, look_at_own};
+use super::guard::guard;
 use super::machine::action::{Action, Input, Job, Level, Registered, Reply, Suspicion, Ticket, Written};
 use super::machine::facts::Role;
 use super::machine::obedience::Ask;
@@ -176,6 +177,8 @@ struct Host {
     store: mpsc::Sender<StoreRequest>,
     jobs: mpsc::Sender<(Job, Ask)>,
     watched: watch::Sender<Option<MasterOf>>,
+    /// The epoch in which our Redis is the master and its replicas acknowledge.
+    reign: watch::Sender<Option<Epoch>>,
     /// What was last published of our Redis.
     described: Option<Described>,
     /// Whom we owe an answer.
@@ -209,6 +212,9 @@ impl Host {
         let acting = act(actor, waiting, inputs.clone());
         let looking = look_at_own(own, inputs.clone());
         let watching = look_at_master(settings.login.clone(), timings, watching, inputs.clone());
+        let (reign, guarded) = watch::channel(None);
+        let guarding = guard(settings.redis.clone(), settings.login.clone(), timings.probe, guarded);
+        tokio::spawn(stop.clone().run_until_cancelled_owned(guarding));
         tokio::spawn(stop.clone().run_until_cancelled_owned(acting));
         tokio::spawn(stop.clone().run_until_cancelled_owned(looking));
         tokio::spawn(stop.clone().run_until_cancelled_owned(watching));
@@ -228,6 +234,7 @@ impl Host {
             store,
             jobs,
             watched,
+            reign,
             described: None,
             tickets: BTreeMap::new(),
             ticket: 0,
@@ -310,6 +317,9 @@ impl Host {
             *watched = watch;
             changed
         });
+        let reign = self.machine.reign();
+        self.reign
+            .send_if_modified(|known| std::mem::replace(known, reign) != reign);
         if looked {
             self.describe();
         }

@@ -7,6 +7,7 @@
 
 pub mod act;
 mod errands;
+mod guard;
 mod handover;
 pub mod host;
 pub mod info;

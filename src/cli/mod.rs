@@ -48,6 +48,10 @@ enum Command {
     History(operate::HistoryArgs),
     /// Moves a shard's master to another node; ends when that is done.
     Switchover(operate::SwitchoverArgs),
+    /// Changes who counts in a shard and how many must acknowledge; ends when that is so.
+    Members(operate::MembersArgs),
+    /// Lets an election go on that waits because something would be lost.
+    Failover(operate::FailoverArgs),
     /// Checks a config file and says what it is for.
     CheckConfig(check::Args),
 }
@@ -83,6 +87,8 @@ pub fn run() -> ExitCode {
         | Command::Status(_)
         | Command::History(_)
         | Command::Switchover(_)
+        | Command::Members(_)
+        | Command::Failover(_)
         | Command::CheckConfig(_) => LevelFilter::WARN,
     }));
     let done = match cli.command {
@@ -93,6 +99,8 @@ pub fn run() -> ExitCode {
         Command::Status(args) => operate::status(args),
         Command::History(args) => operate::history(args),
         Command::Switchover(args) => operate::switchover(args),
+        Command::Members(args) => operate::members(args),
+        Command::Failover(args) => operate::failover(args),
         Command::CheckConfig(args) => check::run(&args),
     };
     match done {

@@ -1,4 +1,4 @@
-//! `pointsman status`, `pointsman history` and `pointsman switchover`.
+//! `pointsman status`, `history`, `switchover`, `members` and `failover`.
 
 use std::io::{self, Write as _};
 use std::path::PathBuf;
@@ -8,8 +8,9 @@ use serde::Serialize;
 use super::up::DIR;
 use super::{Failure, runtime, signals};
 use crate::config::{Ensemble, Name};
-use crate::operate::{Cluster, OperateError, Switchover, Where};
+use crate::operate::{Change, Cluster, OperateError, Switchover, Where};
 use crate::store;
+use crate::topology::codec::WhenShort;
 use crate::topology::{NodeId, ShardId};
 
 #[derive(Debug, clap::Args)]
@@ -51,6 +52,65 @@ pub struct SwitchoverArgs {
     to: Option<Name>,
 }
 
+#[derive(Debug, clap::Args)]
+pub struct MembersArgs {
+    #[command(flatten)]
+    common: Args,
+    /// Whose members.
+    shard: Name,
+    /// A node that is to count (may be given several times); its agent must run.
+    #[arg(long, value_name = "NODE")]
+    add: Vec<Name>,
+    /// A node that is to count no more (may be given several times).
+    #[arg(long, value_name = "NODE")]
+    remove: Vec<Name>,
+    /// Replicas that must acknowledge a write.
+    #[arg(long, value_name = "W")]
+    ack_replicas: Option<u32>,
+    /// While fewer are there: 'block' writes, or 'shrink' W to those that are.
+    #[arg(long, value_name = "block|shrink", value_parser = when_short)]
+    when_short: Option<WhenShort>,
+    /// How long they must be missing before W is shrunk, in milliseconds [default: 10000].
+    #[arg(long, value_name = "T", value_parser = clap::value_parser!(u64).range(100..=86_400_000))]
+    shrink_after_ms: Option<u64>,
+    /// With W = 0: what an election may lose without asking, in bytes, or 'any'.
+    #[arg(long, value_name = "BYTES|any", value_parser = max_loss)]
+    max_loss_bytes: Option<MaxLoss>,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct FailoverArgs {
+    #[command(flatten)]
+    common: Args,
+    /// Whose election.
+    shard: Name,
+    /// The best node that is there may be promoted, whatever it lacks.
+    #[arg(long)]
+    accept_loss: bool,
+}
+
+/// A bound for losses, or none.
+#[derive(Clone, Copy, Debug)]
+struct MaxLoss(Option<u64>);
+
+fn max_loss(text: &str) -> Result<MaxLoss, String> {
+    match text {
+        "any" => Ok(MaxLoss(None)),
+        bytes => bytes
+            .parse()
+            .map(|bytes| MaxLoss(Some(bytes)))
+            .map_err(|_| "write a number of bytes, or any".to_owned()),
+    }
+}
+
+fn when_short(text: &str) -> Result<WhenShort, String> {
+    match text {
+        "block" => Ok(WhenShort::Block),
+        "shrink" => Ok(WhenShort::Shrink),
+        _ => Err("write block or shrink".to_owned()),
+    }
+}
+
 pub fn status(args: Args) -> Result<(), Failure> {
     if args.zookeeper.is_some() && args.secret_file.is_none() {
         let sentence = "--secret-file: the agents are asked how their nodes are: name the file of the cluster's secret";
@@ -86,6 +146,43 @@ pub fn switchover(args: SwitchoverArgs) -> Result<(), Failure> {
         }
     }
     sentence.map(drop).map_err(Failure::Failed)
+}
+
+pub fn members(args: MembersArgs) -> Result<(), Failure> {
+    let json = args.common.json;
+    let shard = ShardId::from(args.shard.as_str());
+    let nodes = |names: &[Name]| names.iter().map(|name| NodeId::from(name.as_str())).collect();
+    let change = Change {
+        add: nodes(&args.add),
+        remove: nodes(&args.remove),
+        ack_replicas: args.ack_replicas,
+        when_short: args.when_short,
+        shrink_after_ms: args.shrink_after_ms,
+        max_loss_bytes: args.max_loss_bytes.map(|max| max.0),
+    };
+    let stop = signals::shutdown()?;
+    let members = ask(args.common, async |cluster: &Cluster| {
+        let stopped = stop.cancelled();
+        let tell = |why: &str| eprintln!("waiting: {why}");
+        cluster.change_members(&shard, &change, asked_by(), tell, stopped).await
+    })?;
+    show(&members, json, || format!("{}\n", members.sentence()))
+}
+
+pub fn failover(args: FailoverArgs) -> Result<(), Failure> {
+    if !args.accept_loss {
+        let sentence = "failover is for an election that waits because something would be lost: say --accept-loss if it may be;             to make another node the master use 'pointsman switchover'";
+        return Err(Failure::Usage(sentence.to_owned()));
+    }
+    let json = args.common.json;
+    let shard = ShardId::from(args.shard.as_str());
+    let stop = signals::shutdown()?;
+    let accepted = ask(args.common, async |cluster: &Cluster| {
+        let stopped = stop.cancelled();
+        let tell = |line: &str| eprintln!("{line}");
+        cluster.accept_loss(&shard, asked_by(), tell, stopped).await
+    })?;
+    show(&accepted, json, || format!("{}\n", accepted.sentence()))
 }
 
 /// Who asks, for the history: as far as the system knows, and short.

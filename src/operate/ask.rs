@@ -102,6 +102,7 @@ mod tests {
             epoch: Epoch(1),
             electing: None,
             seen: None,
+            delay: None,
         };
         change(&mut status, &mut facts);
         status.facts = Some(facts);

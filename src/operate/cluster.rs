@@ -51,6 +51,12 @@ pub enum OperateError {
     /// The shard has no such node; these there are.
     #[error("there is no node {0} in {1}: {2}")]
     NoNode(NodeId, ShardId, String),
+    /// Its members or its W are not as they were asked to be.
+    #[error("{0}: {1}")]
+    Members(ShardId, String),
+    /// No loss is accepted.
+    #[error("{0}: {1}")]
+    Accept(ShardId, String),
     /// A switchover cannot be asked for.
     #[error(transparent)]
     Petition(#[from] PetitionError),

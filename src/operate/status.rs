@@ -31,7 +31,20 @@ pub struct ShardStatus {
     pub master: Option<NodeId>,
     pub slots: Vec<(u16, u16)>,
     pub ack_replicas: u32,
+    /// What is wanted of it, while that is something else.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wanted: Option<Wanted>,
     pub nodes: Vec<NodeStatus>,
+}
+
+/// What an operator wants of a shard that is not so yet.
+#[derive(Clone, Debug, Serialize)]
+pub struct Wanted {
+    /// Empty: whoever registers.
+    pub members: BTreeSet<NodeId>,
+    pub ack_replicas: u32,
+    /// What that waits for, where the master's agent tells.
+    pub why: Option<String>,
 }
 
 /// A node: a configured member, also one that is away, or one that registered.
@@ -47,6 +60,10 @@ pub struct NodeStatus {
     /// How much of it the master has more.
     pub lag_bytes: Option<i64>,
     pub zone: String,
+    /// Whether it counts.
+    pub member: bool,
+    /// Of equals the lowest is promoted, 0 never is.
+    pub priority: Option<u32>,
 }
 
 /// A proxy.
@@ -103,6 +120,10 @@ impl Cluster {
             .map(|node| self.node(node, registered.get(node), master));
         let mut nodes = join_all(asked).await;
         measure_lag(&mut nodes);
+        for node in &mut nodes {
+            node.member = state.as_ref().is_some_and(|state| state.members.contains(&node.id));
+        }
+        let wanted = self.wanted(&id, state.as_ref(), config.as_ref()).await;
         let owned = slots.ranges.iter().filter(|range| range.shard == id);
         Ok(ShardStatus {
             epoch: state.as_ref().map_or(Epoch(0), |state| state.epoch),
@@ -114,8 +135,28 @@ impl Cluster {
             },
             slots: owned.map(|range| (range.from, range.to)).collect(),
             master: state.and_then(|state| state.master),
+            wanted,
             nodes,
             id,
+        })
+    }
+
+    /// What is wanted, if it is not so.
+    async fn wanted(&self, id: &ShardId, state: Option<&ShardState>, config: Option<&ShardConfig>) -> Option<Wanted> {
+        let (state, config) = (state?, config?);
+        let seats = config.members.is_empty() || state.members == config.members;
+        if seats && state.w == config.ack_replicas {
+            return None;
+        }
+        let why = match (self.delay(id, Some(state)).await, state.shrunk_from) {
+            (Some(why), _) => Some(why),
+            (None, 0) => None,
+            (None, _) => Some("too few replicas are there".to_owned()),
+        };
+        Some(Wanted {
+            members: config.members.clone(),
+            ack_replicas: config.ack_replicas,
+            why,
         })
     }
 
@@ -128,6 +169,8 @@ impl Cluster {
             offset: None,
             lag_bytes: None,
             zone: info.map(|info| info.zone.clone()).unwrap_or_default(),
+            member: false,
+            priority: info.map(|info| info.priority),
         };
         let (Some(info), Some(secret)) = (info, &self.secret) else {
             return node;
@@ -173,6 +216,9 @@ impl Status {
                 },
                 shard.ack_replicas
             );
+            if let Some(wanted) = &shard.wanted {
+                text += &wanted.line();
+            }
             let mut table = Table::new(&["node", "address", "role", "state", "offset", "lag", "zone"]);
             for node in &shard.nodes {
                 table.row([
@@ -184,6 +230,12 @@ impl Status {
                     shown(node.lag_bytes),
                     node.zone.clone(),
                 ]);
+                if shard.epoch.0 > 0 && !node.member {
+                    table.note("is no member".to_owned());
+                }
+                if node.priority == Some(0) {
+                    table.note("is never promoted (priority 0)".to_owned());
+                }
             }
             text += &table.to_string();
             text.push('\n');
@@ -198,6 +250,18 @@ impl Status {
             ]);
         }
         text + &table.to_string()
+    }
+}
+
+impl Wanted {
+    fn line(&self) -> String {
+        let members: Vec<&str> = self.members.iter().map(NodeId::as_str).collect();
+        let members = match members.is_empty() {
+            true => String::new(),
+            false => format!("members {}, ", members.join(", ")),
+        };
+        let why = self.why.as_ref().map_or(String::new(), |why| format!(": {why}"));
+        format!("  wanted: {members}ack_replicas {}{why}\n", self.ack_replicas)
     }
 }
 

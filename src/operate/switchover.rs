@@ -60,12 +60,18 @@ impl Cluster {
         Ok(Switchover::Unanswered(why))
     }
 
+    /// Refuses shards that there are not.
+    pub(super) async fn must_exist(&self, shard: &ShardId) -> Result<(), OperateError> {
+        let shards = self.shards().await?;
+        match shards.contains(shard) {
+            true => Ok(()),
+            false => Err(OperateError::NoShard(shard.clone(), list(&shards))),
+        }
+    }
+
     /// Refuses shards and nodes that there are not; gives the state of the shard.
     async fn known(&self, shard: &ShardId, to: Option<&NodeId>) -> Result<Option<ShardState>, OperateError> {
-        let shards = self.shards().await?;
-        if !shards.contains(shard) {
-            return Err(OperateError::NoShard(shard.clone(), list(&shards)));
-        }
+        self.must_exist(shard).await?;
         let state: Option<ShardState> = self.read(&Place::State(shard.clone())).await?;
         let Some(to) = to else { return Ok(state) };
         let config: Option<ShardConfig> = self.read(&Place::ShardConfig(shard.clone())).await?;

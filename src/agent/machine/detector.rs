@@ -71,6 +71,9 @@ pub struct Status {
     /// How far the stream of a published master's life was seen to go, by this agent or one that told it.
     #[serde(default)]
     pub seen: Option<(RunId, i64)>,
+    /// What keeps the shard from being as it is wanted; only the master's agent knows.
+    #[serde(default)]
+    pub delay: Option<String>,
 }
 
 /// What is known of another agent.
@@ -338,6 +341,7 @@ mod tests {
             epoch: Epoch(1),
             electing: None,
             seen: None,
+            delay: None,
         }))
     }
 

@@ -170,6 +170,7 @@ impl Machine {
             return;
         };
         let Some(master) = state.serving().filter(|master| master.node == self.me.node).cloned() else {
+            self.planned = None;
             return;
         };
         let own = self.detector.own_facts();

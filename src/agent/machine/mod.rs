@@ -282,6 +282,7 @@ impl Machine {
             // Without the store it comes to no end: others may claim over it.
             electing: self.course.as_ref().filter(|_| self.connected).map(Course::epoch),
             seen: self.seen.clone(),
+            delay: self.planned.clone(),
         }
     }
 
@@ -294,6 +295,13 @@ impl Machine {
     pub fn master_to_watch(&self) -> Option<&MasterOf> {
         let master = self.state()?.state.master.as_ref()?;
         (master.node != self.me.node).then_some(master)
+    }
+
+    /// The epoch in which our own Redis is the master and replicas acknowledge, if it is.
+    pub fn reign(&self) -> Option<Epoch> {
+        let state = &self.state()?.state;
+        let ours = state.serving().is_some_and(|master| master.node == self.me.node);
+        (ours && state.ack_replicas > 0).then_some(state.epoch)
     }
 
     /// The state as last known.
