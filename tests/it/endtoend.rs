@@ -8,6 +8,7 @@ mod clients;
 mod ensemble;
 mod hang;
 mod kills;
+mod members;
 mod move_faults;
 mod planned;
 mod proxies;

@@ -16,6 +16,7 @@ mod framing;
 mod handover;
 mod houses;
 mod limits;
+mod members;
 mod moves;
 mod peer;
 mod proxy;
