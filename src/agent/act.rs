@@ -1,7 +1,7 @@
 //! Doing to our own Redis what an executor asks: the MULTI blocks of park, fence, promote and follow.
 //!
 //! Owns: [`Actor`], the agent's working connection, and the internal ACL users `pm-agent` (this agent's
-//! connections), `repl-<epoch>` (a master's replicas) and `px-<epoch>` (proxies, at the master and its replicas). Refuses:
+//! connections), `repl-<epoch>` (replicas, and who catches up behind one) and `px-<epoch>` (proxies, at the master and its replicas). Refuses:
 //! deciding whether to obey.
 //!
 //! Invariants: each block begins by killing every other connection of an agent, so a command that got
@@ -186,18 +186,7 @@ impl Actor {
         let gone: Vec<String> = gone.into_iter().filter(|user| !keep.contains(&user)).collect();
         let mut block = Block::new(&gone);
         block.push(&["INFO"]);
-        let password = format!(">{token}");
-        block.push(&[
-            "ACL",
-            "SETUSER",
-            &replicas,
-            "reset",
-            "on",
-            &password,
-            "+psync",
-            "+replconf",
-            "+ping",
-        ]);
+        block.admit_replicas(&replicas, &token);
         block.admit_proxies(&proxies, &self.token(peer::Role::Proxy, epoch, &warm.run_id));
         block.carry(epoch, &token);
         if !command.is_empty() {
@@ -213,17 +202,21 @@ impl Actor {
 
     async fn follow(&self, warm: &mut Warm, epoch: Epoch, addr: &Addr, run_id: &RunId) -> Result<(), RedisError> {
         let proxies = peer::name(peer::Role::Proxy, epoch);
+        let replicas = peer::name(peer::Role::Replica, epoch);
+        let token = self.token(peer::Role::Replica, epoch, run_id);
         let mut gone = std::mem::take(&mut warm.users);
-        gone.retain(|user| *user != proxies);
+        gone.retain(|user| *user != proxies && *user != replicas);
         let mut block = Block::new(&gone);
         block.admit_proxies(&proxies, &self.token(peer::Role::Proxy, epoch, run_id));
-        block.carry(epoch, &self.token(peer::Role::Replica, epoch, run_id));
+        // Who is to join catches up behind a replica (rule R4).
+        block.admit_replicas(&replicas, &token);
+        block.carry(epoch, &token);
         // To whom it follows already Redis says OK and does nothing: with a new password it would try again a second later.
         let (host, port) = PARKED_AT.split_once(':').unwrap_or(("127.0.0.1", "1"));
         block.push(&["REPLICAOF", host, port]);
         block.push(&["REPLICAOF", addr.host(), &addr.port().to_string()]);
         block.run(warm).await?;
-        warm.users = vec![proxies];
+        warm.users = vec![proxies, replicas];
         Ok(())
     }
 
@@ -274,6 +267,14 @@ impl Block {
     fn push(&mut self, command: &[&str]) {
         self.commands
             .push(command.iter().map(|part| (*part).to_owned()).collect());
+    }
+
+    /// The user that replicas log in as.
+    fn admit_replicas(&mut self, user: &str, token: &str) {
+        let password = format!(">{token}");
+        let rights = ["reset", "on", &password, "+psync", "+replconf", "+ping"];
+        let command: Vec<&str> = ["ACL", "SETUSER", user].into_iter().chain(rights).collect();
+        self.push(&command);
     }
 
     /// The user that proves the epoch to proxies. It may read what tells of the server, and no key: what a client may do

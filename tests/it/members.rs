@@ -272,7 +272,10 @@ async fn without_a_quorum_a_loss_is_accepted_by_the_operator_alone() {
     let (old, other) = (master(&before), replica(&shard).await);
     shard.nodes[&other].signal("-KILL");
     let end = clock::now() + LIMIT;
-    while Connection::open(&shard.nodes[&other].addr, &Login::default(), LIMIT).await.is_ok() {
+    while Connection::open(&shard.nodes[&other].addr, &Login::default(), LIMIT)
+        .await
+        .is_ok()
+    {
         assert!(clock::now() < end, "it lives");
     }
     shard.nodes[&old].signal("-KILL");

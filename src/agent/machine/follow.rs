@@ -122,13 +122,9 @@ impl Machine {
         if !current || facts.loading || facts.follows_in(&master.addr, epoch) {
             return;
         }
-        if self.holds_foreign_data(facts, state) {
-            let sentence = format!(
-                "{} holds {} keys of another origin and never belonged to this shard; following would wipe \
-                 them: empty it to let it join",
-                self.me.node, facts.keys
-            );
-            return self.shout(Level::Error, sentence);
+        let (facts, state) = (facts.clone(), state.clone());
+        if self.refuses_foreign_data(&facts, &state) {
+            return;
         }
         let ask = Ask::Follow {
             epoch,
@@ -137,7 +133,7 @@ impl Machine {
             run_id: master.run_id.clone(),
             fence: 0,
         };
-        self.stray = Stray::of(state, facts);
+        self.stray = Stray::of(&state, &facts);
         self.follow_again = now + FOLLOW_AGAIN;
         self.obedience.follow_published(epoch);
         self.say(
@@ -164,6 +160,21 @@ impl Machine {
         self.actions.push_back(Action::Lost { epoch, bytes });
     }
 
+    /// The same, said aloud.
+    pub(super) fn refuses_foreign_data(&mut self, facts: &Facts, state: &State) -> bool {
+        let foreign = self.holds_foreign_data(facts, state);
+        if foreign {
+            let sentence = format!(
+                "{} holds {} keys of another origin and never belonged to this shard; following would wipe \
+                 them: empty it to let it join",
+                self.me.node, facts.keys
+            );
+            self.shout(Level::Error, sentence);
+        }
+        foreign
+    }
+
+    /// Whether following would wipe data that never was this shard's.
     pub(super) fn holds_foreign_data(&self, facts: &Facts, state: &State) -> bool {
         let newcomer = self.obedience.epoch().0 == 0 && facts.epoch.0 == 0;
         let known = |replid: &String| state.lineage.contains(replid);

@@ -1,14 +1,15 @@
 //! Seats and W: the node's own seat (rules R3, R4), and what the master's agent does about what the operator wants (R5).
 //!
-//! Owns: taking a seat, proving one, leaving the shard, beginning reforms. Refuses: the steps of a reform (`reform`) and
+//! Owns: catching up for a seat, taking it, proving it, leaving the shard, beginning reforms. Refuses: the steps of a reform (`reform`) and
 //! what is to come next (`wanted`). Invariants: a node takes a seat only if it is wanted and holds no data of another
-//! origin; only the agent of the serving master changes W or takes seats away, and only from `serving`.
+//! origin; where replicas acknowledge it has caught up before, behind a replica, whom no WAIT at the master counts: so its
+//! seat never weighs on an election before it can help it; only the agent of the serving master changes W or takes seats away, and only from `serving`.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use crate::topology::codec::{Ending, Kind, ShardConfig, SwitchRequest};
-use crate::topology::{NodeId, RunId};
+use crate::topology::{Addr, NodeId, RunId};
 
 use super::action::Level;
 use super::course::Course;
@@ -24,7 +25,7 @@ use super::{Knowledge, Machine, Source};
 
 /// Until a change that came to nothing is tried again.
 const REFORM_AGAIN: Duration = Duration::from_secs(1);
-/// Between two attempts to leave the shard.
+/// Between two attempts to leave the shard, or to catch up for a seat.
 const LEAVE_AGAIN: Duration = Duration::from_millis(200);
 
 impl Machine {
@@ -57,8 +58,10 @@ impl Machine {
             return self.keep_lineage(now, *since, master.clone(), state.clone());
         }
         let next = if !state.members.contains(&self.me.node) {
-            self.with_seat(state, facts).map(|next| (next, Purpose::Join))
-        } else if state.valid.get(&self.me.node) != Some(&facts.run_id) && self.caught_up(*since, master, state, facts)
+            self.with_seat(now, *since, master, state, facts)
+                .map(|next| (next, Purpose::Join))
+        } else if state.valid.get(&self.me.node) != Some(&facts.run_id)
+            && self.caught_up(*since, master, &master.addr, state, facts)
         {
             Some((self.with_valid(state, &facts.run_id), Purpose::Seat))
         } else {
@@ -85,13 +88,89 @@ impl Machine {
         self.write(State { lineage, ..state }, Purpose::Seat);
     }
 
-    fn with_seat(&self, state: &State, facts: &Facts) -> Option<State> {
+    fn with_seat(
+        &self,
+        now: Instant,
+        since: Instant,
+        master: &MasterOf,
+        state: &State,
+        facts: &Facts,
+    ) -> Option<State> {
         if !self.is_wanted(&self.me.node) || self.holds_foreign_data(facts, state) {
             return None;
         }
         let mut next = state.clone();
         next.members.insert(self.me.node.clone());
+        if let Some(feeder) = self.feeder(now, state, facts) {
+            if !self.caught_up(since, master, &feeder, state, facts) {
+                return None;
+            }
+            next.valid.insert(self.me.node.clone(), facts.run_id.clone());
+        }
         Some(next)
+    }
+
+    /// Behind whom our node catches up before it takes a seat: a replica that is valid and linked. None where no replica
+    /// acknowledges, or there is none.
+    fn feeder(&self, now: Instant, state: &State, own: &Facts) -> Option<Addr> {
+        let master = state.serving().filter(|_| state.keeps())?;
+        let others = state
+            .valid
+            .iter()
+            .filter(|(id, _)| **id != master.node && state.members.contains(*id));
+        let mut feeders = others.filter_map(|(id, life)| {
+            let status = self.detector.status_of(now, id)?;
+            let facts = status.facts.as_ref().filter(|_| status.health == Health::Alive)?;
+            let linked = facts.follows_in(&master.addr, state.epoch) && facts.link_up && facts.run_id == *life;
+            self.addrs.get(id).filter(|_| linked && !facts.syncing)
+        });
+        let first = feeders.next()?;
+        let follows = own.follows.as_ref();
+        let kept = std::iter::once(first)
+            .chain(feeders)
+            .find(|addr| Some(*addr) == follows);
+        Some(kept.unwrap_or(first).clone())
+    }
+
+    /// Our node is to have a seat where replicas acknowledge: it catches up for it (R4).
+    pub(super) fn catch_up_ahead(&mut self, now: Instant) {
+        if !self.ready() || self.running.is_some() || now < self.follow_again {
+            return;
+        }
+        let Some(state) = self.state().map(|known| known.state.clone()) else {
+            return;
+        };
+        let seated = state.members.contains(&self.me.node);
+        if seated || !self.is_wanted(&self.me.node) || state.epoch < self.obedience.epoch() {
+            return;
+        }
+        let current = self.own_reading.is_some_and(|read| read >= self.own_since);
+        let alive = self.detector.health() == Health::Alive;
+        let Some(facts) = self.detector.own_facts().filter(|_| current && alive).cloned() else {
+            return;
+        };
+        let (Some(master), Some(feeder)) = (state.serving(), self.feeder(now, &state, &facts)) else {
+            return;
+        };
+        let follows = facts.follows_in(&feeder, state.epoch);
+        if follows || facts.loading || self.refuses_foreign_data(&facts, &state) {
+            return;
+        }
+        let ask = Ask::Follow {
+            epoch: state.epoch,
+            master: master.node.clone(),
+            addr: feeder.clone(),
+            run_id: master.run_id.clone(),
+            fence: 0,
+        };
+        self.follow_again = now + LEAVE_AGAIN;
+        self.obedience.follow_published(state.epoch);
+        let sentence = format!(
+            "{} is to join: it catches up behind the replica at {feeder}",
+            self.me.node
+        );
+        self.say(Level::Info, sentence);
+        self.act(Source::Published, ask);
     }
 
     fn with_valid(&self, state: &State, run_id: &RunId) -> State {
@@ -100,15 +179,15 @@ impl Machine {
         next
     }
 
-    /// Linked with this epoch's credential, and past the offset that the master had after the state was
-    /// read at the version the write is conditional on.
-    fn caught_up(&self, since: Instant, master: &MasterOf, state: &State, facts: &Facts) -> bool {
+    /// Linked to `at` (the master, or a replica of it) with this epoch's credential, and past the offset that the master had
+    /// after the state was read at the version the write is conditional on.
+    fn caught_up(&self, since: Instant, master: &MasterOf, at: &Addr, state: &State, facts: &Facts) -> bool {
         let Some((theirs, asked_at)) = &self.master_reading else {
             return false;
         };
         let fresh = *asked_at >= since && self.own_reading.is_some_and(|read| read >= *asked_at);
         let right = theirs.run_id == master.run_id && theirs.role == Role::Master;
-        let linked = facts.follows_in(&master.addr, state.epoch) && facts.link_up && !facts.dirty && !facts.syncing;
+        let linked = facts.follows_in(at, state.epoch) && facts.link_up && !facts.dirty && !facts.syncing;
         let stream = facts.replid == theirs.replid && state.lineage.first() == Some(&facts.replid);
         fresh && right && linked && stream && facts.offset >= theirs.offset
     }

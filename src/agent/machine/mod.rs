@@ -329,6 +329,7 @@ impl Machine {
         self.hear_own_answers(now);
         self.accuse(now);
         self.follow_published(now);
+        self.catch_up_ahead(now);
         self.leave_shard(now);
         self.consider_seat(now);
         self.consider_reform(now);

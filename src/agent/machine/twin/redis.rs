@@ -163,7 +163,7 @@ impl SimRedis {
                 life.role = Role::Replica;
                 life.follows = Some(addr.clone());
                 life.epoch = *epoch;
-                life.feeds = None;
+                life.feeds = Some(*epoch);
             }
         }
         let mut facts = life.facts();
@@ -218,9 +218,10 @@ impl Life {
 
     /// One step of replication from `master`; `reach` is how many writes it may take over at most.
     pub fn replicate(&mut self, master: &Life, reach: usize) {
-        // A fenced master goes on feeding those who were linked, and nobody else.
-        let fed = master.feeds.is_some_and(|epoch| epoch == self.epoch) && (master.role == Role::Master || self.linked);
-        if !fed {
+        // A fenced master goes on feeding those who were linked, and nobody else; a replica feeds while it is linked itself.
+        let flows = master.role == Role::Master || master.linked || self.linked;
+        let renamed = self.linked && master.role == Role::Replica && master.replid != self.replid;
+        if !flows || renamed || master.syncing > 0 || master.feeds != Some(self.epoch) {
             self.linked = false;
             self.syncing = 0;
             return;

@@ -95,6 +95,12 @@ fn changes() -> Vec<(&'static str, Change)> {
     ]
 }
 
+/// One of each kind: a seat less, another seat, W raised, W lowered.
+fn kinds() -> Vec<(&'static str, Change)> {
+    let kinds = ["remove, W=1", "replace, W=1", "raise 0 to 1", "lower 2 to 1"];
+    changes().into_iter().filter(|(what, _)| kinds.contains(what)).collect()
+}
+
 #[test]
 fn every_change_that_is_wanted_comes_about_and_loses_nothing() {
     for (what, (first, then)) in changes() {
@@ -122,7 +128,7 @@ fn every_change_that_is_wanted_comes_about_and_loses_nothing() {
 
 #[test]
 fn whoever_crashes_at_any_step_of_a_change_it_comes_about_in_the_end() {
-    for (what, (first, then)) in changes() {
+    for (what, (first, then)) in kinds() {
         for step in 0..30 {
             let mut world = begun(2100 + u64::from(step), first.clone());
             let next = then(&world);
@@ -142,9 +148,9 @@ fn whoever_crashes_at_any_step_of_a_change_it_comes_about_in_the_end() {
 
 #[test]
 fn whatever_dies_at_any_moment_of_a_change_nothing_acknowledged_is_lost() {
-    for (what, (first, then)) in changes() {
+    for (what, (first, then)) in kinds() {
         for kind in 0..4 {
-            for moment in 0..6 {
+            for moment in 0..4 {
                 let mut world = begun(2200 + moment * 4 + kind, first.clone());
                 let master = world.master().unwrap();
                 let next = then(&world);
@@ -163,9 +169,7 @@ fn whatever_dies_at_any_moment_of_a_change_nothing_acknowledged_is_lost() {
                 world.run(Duration::from_millis(at), |_| false);
                 let what = format!("{what}, fault {kind} at {at} ms");
                 // Once published the master may be lost only after enough others are valid again (R2).
-                // A node that takes a seat counts before it has proven anything (R4).
-                let grows = what.starts_with("add") || what.starts_with("replace");
-                if (world.epoch() > Epoch(1) || grows) && matches!(kind, 0 | 2) {
+                if world.epoch() > Epoch(1) && matches!(kind, 0 | 2) {
                     heals(&mut world, &what);
                 }
                 world.fail(fault);
@@ -180,7 +184,7 @@ fn whatever_dies_at_any_moment_of_a_change_nothing_acknowledged_is_lost() {
 #[test]
 fn delayed_duplicates_of_every_question_do_not_disturb_a_change() {
     for (what, (first, then)) in changes() {
-        for seed in 1..6 {
+        for seed in 1..4 {
             let mut world = begun(2300 + seed, first.clone());
             world.duplicates = true;
             let before = world.wanted.clone();
@@ -431,7 +435,7 @@ fn storm(seed: u64, strict: bool) {
 
 #[test]
 fn storms_of_changes_lose_no_acknowledged_write() {
-    for seed in 3200..3210 {
+    for seed in 3200..3208 {
         storm(seed, true);
         storm(seed, false);
     }
