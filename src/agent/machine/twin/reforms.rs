@@ -41,13 +41,7 @@ fn begun(seed: u64, wanted: ShardConfig) -> World {
 fn without_a_replica(world: &World) -> ShardConfig {
     let master = world.master().unwrap();
     let mut wanted = world.wanted.clone();
-    let gone = wanted
-        .members
-        .iter()
-        .filter(|id| **id != master)
-        .nth(0)
-        .unwrap()
-        .clone();
+    let gone = wanted.members.iter().find(|id| **id != master).unwrap().clone();
     wanted.members.remove(&gone);
     wanted
 }
