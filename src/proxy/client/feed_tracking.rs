@@ -6,11 +6,11 @@
 use std::rc::Rc;
 
 use super::dispatch::Outcome;
-use super::feed::Feed;
+use super::feed::{Feed, Link};
 use super::feedline::Asked;
 use super::session::{Park, Session, State};
 use super::tracking::{INVALIDATE_ALL, Unfit, Word};
-use crate::command::{Command, refusal};
+use crate::command::{Command, Lookup, refusal};
 use crate::resp::Args;
 
 const SYNTAX: &[u8] = b"-ERR syntax error\r\n";
@@ -64,6 +64,24 @@ impl Session {
             window.push(INVALIDATE_ALL, out);
             self.settle(&mut state, &self.worker.clone());
         }
+    }
+
+    /// A request was answered that did not go to Redis, unless it did: to Redis' mind CLIENT CACHING, if it came before, was
+    /// said of that one.
+    pub(super) fn spend_caching(&self, args: &Args) {
+        if self.with_feed(|feed| feed.line.tracking.has_spoken() && !feed.line.multi) != Some(true) {
+            return;
+        }
+        if let Lookup::Known(command) = self.worker.commands().lookup(args)
+            && command.name.starts_with("client|")
+        {
+            return;
+        }
+        self.with_feed(|feed| {
+            if let Link::Up(tap) = &feed.link {
+                feed.line.ask_nothing(Asked::Idle, |bytes| tap.send(bytes));
+            }
+        });
     }
 
     fn may_track(&self) -> bool {

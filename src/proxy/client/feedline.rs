@@ -160,7 +160,23 @@ impl FeedLine {
     /// Notes a request of `bytes` bytes that was sent; `end` as [`Tap::send`](crate::proxy::backend::Tap::send) said.
     pub(super) fn ask(&mut self, asked: Asked, run: Option<RunId>, end: u64, bytes: usize) {
         self.unanswered_bytes += bytes;
+        self.note(&asked);
         self.asked.push(Entry { asked, run, end, bytes });
+    }
+
+    fn note(&mut self, asked: &Asked) {
+        let speaks = matches!(asked, Asked::Tracking(Word::Caching(_), _));
+        if speaks || asked.consumes_caching() {
+            self.tracking.asked(speaks);
+        }
+    }
+
+    /// Asks for what Redis refuses by the number of its arguments, in any mode, without a line to those who monitor.
+    pub(super) fn ask_nothing(&mut self, asked: Asked, mut send: impl FnMut(&[u8]) -> u64) {
+        let mut bytes = Vec::new();
+        put_request(&mut bytes, &[b"GET"]);
+        let end = send(&bytes);
+        self.ask(asked, None, end, 0);
     }
 
     /// Whether something may change because of what was sent. What stands behind a request that blocks has not begun.
@@ -176,6 +192,7 @@ impl FeedLine {
     /// Notes a request that is sent once the server at the other end is master.
     pub(super) fn ask_later(&mut self, asked: Asked, run: RunId, bytes: usize) {
         self.unanswered_bytes += bytes;
+        self.note(&asked);
         self.unsent.push_back(Entry {
             asked,
             run: Some(run),
@@ -355,7 +372,7 @@ impl FeedLine {
                 return Err(refused());
             }
             Some(Asked::Again(..)) => return Err(Trouble::Poisoned),
-            Some(Asked::MonitorAgain | Asked::Silent) => {
+            Some(Asked::MonitorAgain | Asked::Silent | Asked::Idle) => {
                 self.pop();
                 return Ok(());
             }
@@ -472,7 +489,10 @@ impl FeedLine {
             self.asked = Flight::of(asked);
             return Left::Transaction;
         }
-        if asked.iter().any(|entry| matches!(entry.asked, Asked::Silent)) {
+        if asked
+            .iter()
+            .any(|entry| matches!(entry.asked, Asked::Silent | Asked::Idle))
+        {
             self.tracking.consumed();
         }
         asked.retain(|entry| entry.run.is_some());
@@ -557,13 +577,9 @@ impl FeedLine {
         self.release(is_master, send);
     }
 
-    /// Asks for a sign that everything before it was heard: for what Redis refuses by the number of its arguments, in
-    /// any mode, without a line to those who monitor.
-    pub(super) fn mark(&mut self, mut send: impl FnMut(&[u8]) -> u64) {
-        let mut bytes = Vec::new();
-        put_request(&mut bytes, &[b"GET"]);
-        let end = send(&bytes);
-        self.ask(Asked::Marker, None, end, 0);
+    /// Asks for a sign that everything before it was heard.
+    pub(super) fn mark(&mut self, send: impl FnMut(&[u8]) -> u64) {
+        self.ask_nothing(Asked::Marker, send);
     }
 
     /// Between two connections: lets a request that blocks, if it is the first, be replaced by one that does so for

@@ -125,6 +125,8 @@ pub(super) struct Tracking {
     on: Option<Box<On>>,
     /// What CLIENT CACHING said of the request that comes next.
     caching: Option<bool>,
+    /// CLIENT CACHING was asked for, and nothing that it would be said of.
+    spoken: bool,
     /// The server at the other end tells the client what changes: it may have something in its cache.
     live: bool,
     /// The client must be told to forget everything before it is told anything else.
@@ -167,6 +169,16 @@ impl Tracking {
             Word::Caching(yes) => self.caching = Some(yes),
             Word::Asks => {}
         }
+    }
+
+    /// CLIENT CACHING is about to be asked (`speaks`), or what it may speak of.
+    pub(super) fn asked(&mut self, speaks: bool) {
+        self.spoken = speaks;
+    }
+
+    /// Whether CLIENT CACHING would be said of a request that comes now.
+    pub(super) fn has_spoken(&self) -> bool {
+        self.spoken
     }
 
     /// A request was answered, or given up, that CLIENT CACHING may have spoken of.
@@ -308,7 +320,8 @@ mod tests {
     #[test]
     fn prefixes_and_their_bytes_have_a_limit() {
         let on = |count: usize, len: usize| {
-            let prefixes = (0..count).map(|number| format!("{number:0len$}").into_bytes().into());
+            let zeros = "0".repeat(len.saturating_sub(4));
+            let prefixes = (0..count).map(|number| format!("{number:04}{zeros}").into_bytes().into());
             Word::On(Wanted {
                 mode: Mode::Broadcast,
                 no_loop: false,

@@ -34,6 +34,8 @@ pub(in crate::proxy::client) enum Asked {
     Queue(usize, Vec<u8>),
     /// Ours: one reply that must be no error, not shown.
     Silent,
+    /// Ours: one reply of whatever kind, not shown. It stands for a request of the client that did not go to Redis.
+    Idle,
     /// Ours: subscribes to what the client believes it is subscribed to; not shown.
     Again(Kind, u32),
     /// Ours: the same for MONITOR.
@@ -55,9 +57,13 @@ impl Asked {
     pub(super) fn consumes_caching(&self) -> bool {
         match self {
             Self::Plain(plain) => !plain.queued,
-            Self::Names(..) | Self::All(_) | Self::Monitor | Self::Hello { .. } | Self::Discard(_) | Self::Silent => {
-                true
-            }
+            Self::Names(..)
+            | Self::All(_)
+            | Self::Monitor
+            | Self::Hello { .. }
+            | Self::Discard(_)
+            | Self::Silent
+            | Self::Idle => true,
             Self::Tracking(..)
             | Self::Poison(_)
             | Self::Queue(..)
@@ -126,6 +132,7 @@ impl Entry {
             | Asked::Discard(_)
             | Asked::Queue(..)
             | Asked::Silent
+            | Asked::Idle
             | Asked::Tracking(..)
             | Asked::Again(..)
             | Asked::MonitorAgain
@@ -164,6 +171,7 @@ impl Entry {
             // None of these waits for another connection.
             Asked::Hello { .. }
             | Asked::Silent
+            | Asked::Idle
             | Asked::Again(..)
             | Asked::MonitorAgain
             | Asked::TrackAgain

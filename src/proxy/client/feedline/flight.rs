@@ -83,7 +83,7 @@ impl Asked {
     fn is_ours(&self) -> bool {
         matches!(
             self,
-            Self::Again(..) | Self::MonitorAgain | Self::TrackAgain | Self::Silent
+            Self::Again(..) | Self::MonitorAgain | Self::TrackAgain | Self::Silent | Self::Idle
         )
     }
 
