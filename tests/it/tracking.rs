@@ -236,7 +236,7 @@ fn a_client_that_tracks_sees_what_redis_says() {
             "GET k",
             "@SET k 8",
             "CLIENT CACHING YES",
-            "NOSUCH",
+            "ACL WHOAMI",
             "CLIENT TRACKINGINFO",
             "GET k",
             "@SET k 8",

@@ -1,5 +1,5 @@
-//! A client that is subscribed, monitors or tracks keys (rules A1, B6-B9): it owns a connection to Redis, a feed, for as long as
-//! it needs one, and everything it asks goes there, because Redis interleaves messages and replies.
+//! A client that is subscribed, monitors or tracks keys (rules A1, B6 to B9): it owns a connection to Redis, a feed, for
+//! as long as it needs one, and everything it asks goes there, because Redis interleaves messages and replies.
 //!
 //! ```text
 //! client --request--> feed_request --ask--> FeedLine --send--> Tap --> redis
