@@ -1,7 +1,7 @@
 //! Requests about tracking (rules B6, B7): a client that caches what it reads owns a connection to Redis, a feed, from ON
 //! to OFF, because Redis tells of a key only the connection that read it, and only the server that the key was read from.
 //!
-//! Refuses: REDIRECT, and so RESP2, which cannot be told otherwise; several shards, because a feed is at the first.
+//! Refuses: REDIRECT; several shards, because a feed is at the first. In RESP2 Redis tracks, too, and says nothing of it.
 
 use std::rc::Rc;
 
@@ -85,7 +85,7 @@ impl Session {
     }
 
     fn may_track(&self) -> bool {
-        self.state().login.resp3 && self.worker.shard_count() == 1
+        self.worker.shard_count() == 1
     }
 
     fn ask_tracking(self: &Rc<Self>, command: &Command, word: Word, frame: &[u8]) -> Outcome {
