@@ -31,4 +31,5 @@ mod support;
 mod support_check;
 mod switchover;
 mod switchover_command;
+mod tracking;
 mod up;

@@ -245,6 +245,14 @@ impl Session {
 
     /// Requests that need more than a place on a lane.
     fn special(self: &Rc<Self>, args: &Args, frame: &[u8]) -> Outcome {
+        let outcome = self.act_on(args, frame);
+        if let Outcome::Done = outcome {
+            self.spend_caching(args);
+        }
+        outcome
+    }
+
+    fn act_on(self: &Rc<Self>, args: &Args, frame: &[u8]) -> Outcome {
         let table = self.worker.commands().clone();
         let command = match table.lookup(args) {
             Lookup::Known(command) => command,

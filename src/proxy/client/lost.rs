@@ -107,7 +107,7 @@ impl Session {
             state.stand(after);
         }
         if let Some(streaming) = &mut state.streaming {
-            streaming.lane.take_if(|lane| lane.has_ended());
+            streaming.lose_if(|lane| lane.has_ended());
         }
         for seat in &mut state.seats {
             seat.lane.take_if(|lane| lane.has_ended());
@@ -141,7 +141,7 @@ impl Session {
     fn judge_lost(&self, lane: &Rc<Lane>, lost: &[Lost], too_late: bool) -> Vec<Told> {
         let mut state = self.state();
         if let Some(streaming) = &mut state.streaming {
-            streaming.lane.take_if(|known| Rc::ptr_eq(known, lane));
+            streaming.lose_if(|known| Rc::ptr_eq(known, lane));
         }
         if !lane.is_private() {
             let fates: Vec<_> = lost.iter().map(|lost| lost.fate).collect();

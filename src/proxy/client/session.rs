@@ -28,7 +28,7 @@ use super::wait::{Awaits, Unproven};
 use super::window::{RunId, Window};
 use crate::clock;
 use crate::command::CommandId;
-use crate::proxy::backend::{CLIENT_REPLY_BYTES_MAX, Lane, Login};
+use crate::proxy::backend::{CLIENT_REPLY_BYTES_MAX, Lane, Login, Tap};
 use crate::proxy::shard::Shard;
 use crate::proxy::wake::Wake;
 use crate::proxy::worker::Worker;
@@ -84,8 +84,18 @@ pub(super) struct Tail {
 /// A request too large to be collected, on its way.
 pub(super) struct Streaming {
     pub frame: FrameStream,
-    /// Where it goes; `None` once that is lost: the rest is read and dropped.
-    pub lane: Option<Rc<Lane>>,
+    /// Where it goes.
+    pub way: Way,
+}
+
+/// Where a request goes that is passed on in parts.
+pub(super) enum Way {
+    /// The connection that the session has for it.
+    Lane(Rc<Lane>),
+    /// The session's feed.
+    Feed(Rc<Tap>),
+    /// That is lost: the rest is read and dropped.
+    Lost,
 }
 
 /// A backend connection of the session's own.
@@ -265,6 +275,18 @@ impl Session {
         self.written.get()
     }
 
+    /// Whether the client reads too slowly for its feed to be read on; that goes on once it does. A subscriber is heard
+    /// in any case: it does not miss messages, it is closed.
+    pub fn holds_feed_back(&self) -> bool {
+        let state = self.state.borrow();
+        let feed = state.feed.as_ref().filter(|feed| !feed.line.is_listening());
+        let holds = state.out.len() - state.sent > UNWRITTEN_BYTES_MAX;
+        feed.is_some_and(|feed| {
+            feed.held_back.set(holds);
+            holds
+        })
+    }
+
     /// Remembers a lane that stopped reading because of this client.
     pub fn stalls(&self, lane: &Rc<Lane>) {
         self.state.borrow_mut().stalled = Some(lane.clone());
@@ -408,7 +430,8 @@ impl Session {
         let mut state = self.state.borrow_mut();
         let waits = state.awaits == Awaits::Replicas;
         let blocks = waits || state.pinned.as_ref().is_some_and(|pinned| pinned.blocks());
-        if blocks || state.feed.is_some() || state.awaits_nothing() {
+        let listens = |feed: &Feed| feed.line.is_listening() || feed.line.blocks();
+        if blocks || state.feed.as_deref().is_some_and(listens) || state.awaits_nothing() {
             return Poll::Ready(CloseReason::Left);
         }
         state.left = true;
@@ -425,6 +448,11 @@ impl Session {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => return Err(error),
             }
+        }
+        if let Some(feed) = &state.feed
+            && state.out.len() - state.sent < UNWRITTEN_BYTES_MAX / 2
+        {
+            feed.nudge();
         }
         if state.sent == state.out.len() {
             state.out.clear();
