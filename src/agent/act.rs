@@ -95,6 +95,15 @@ impl Actor {
         self.act_on(warm, ask).await
     }
 
+    /// The same over the connection of the last success only: whoever parked this Redis since has ended it, and what was
+    /// to follow an older park must not come after that.
+    pub async fn go_on(&mut self, ask: &Ask) -> Result<Facts, RedisError> {
+        match self.warm.take() {
+            Some(warm) => self.act_on(warm, ask).await,
+            None => Err(RedisError::Lost("it ended after the park".to_owned())),
+        }
+    }
+
     async fn act_on(&mut self, mut warm: Warm, ask: &Ask) -> Result<Facts, RedisError> {
         if let Ask::Promote { run_id, .. } | Ask::Fence { run_id, .. } = ask
             && warm.run_id != *run_id

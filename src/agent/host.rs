@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::act::Actor;
-use super::errands::{act, look_at_master, look_at_own};
+use super::errands::{Deputed, act, deputise, look_at_master, look_at_own};
 use super::machine::action::{Action, Input, Job, Level, Registered, Reply, Suspicion, Ticket, Written};
 use super::machine::facts::Role;
 use super::machine::obedience::Ask;
@@ -173,6 +173,7 @@ struct Host {
     inputs: mpsc::Sender<Input>,
     store: mpsc::Sender<StoreRequest>,
     jobs: mpsc::Sender<(Job, Ask)>,
+    deputed: mpsc::Sender<Deputed>,
     watched: watch::Sender<Option<MasterOf>>,
     /// What was last published of our Redis.
     described: Option<Described>,
@@ -202,12 +203,17 @@ impl Host {
         let (jobs, waiting) = mpsc::channel(JOBS_MAX);
         let (watched, watching) = watch::channel(None);
         let (shard, secret) = (settings.shard.clone(), settings.secret.to_vec());
-        let actor = Actor::new(settings.redis.clone(), shard, settings.login.clone(), secret, password);
+        let login = settings.login.clone();
+        let actor_at = move |addr| Actor::new(addr, shard.clone(), login.clone(), secret.clone(), password.clone());
+        let actor = actor_at(settings.redis.clone());
+        let (deputed, deputy_waits) = mpsc::channel(JOBS_MAX);
+        let deputising = deputise(actor_at, deputy_waits, inputs.clone());
         let own = Probe::new(settings.redis.clone(), settings.login.clone(), timings.probe, true);
         let acting = act(actor, waiting, inputs.clone());
         let looking = look_at_own(own, inputs.clone());
         let watching = look_at_master(settings.login.clone(), timings, watching, inputs.clone());
         tokio::spawn(stop.clone().run_until_cancelled_owned(acting));
+        tokio::spawn(stop.clone().run_until_cancelled_owned(deputising));
         tokio::spawn(stop.clone().run_until_cancelled_owned(looking));
         tokio::spawn(stop.clone().run_until_cancelled_owned(watching));
         let secret = Arc::clone(&settings.secret);
@@ -225,6 +231,7 @@ impl Host {
             inputs,
             store,
             jobs,
+            deputed,
             watched,
             described: None,
             tickets: BTreeMap::new(),
@@ -349,6 +356,11 @@ impl Host {
             Action::Ask { id, node, ask } => {
                 if let Err(why) = self.mesh.ask(&node, id, ask) {
                     self.come_back(Input::Answered(id, Reply::Failed(why.to_owned())));
+                }
+            }
+            Action::Deputise { id, addr, ask } => {
+                if self.deputed.try_send(Deputed { id, addr, ask }).is_err() {
+                    self.come_back(Input::Answered(id, Reply::Failed("too many jobs wait".to_owned())));
                 }
             }
             Action::Answer { ticket, reply } => {

@@ -105,6 +105,16 @@ pub enum Action {
         /// What.
         ask: Ask,
     },
+    /// Carry this out on another node's Redis, whose agent is gone: a park over a fresh connection, anything else only over
+    /// the one that parked. The answer is an [`Input::Answered`].
+    Deputise {
+        /// To be given back with the answer.
+        id: AskId,
+        /// Where that Redis listens.
+        addr: Addr,
+        /// What.
+        ask: Ask,
+    },
     /// Answer another agent.
     Answer {
         /// Which question.

@@ -20,7 +20,7 @@ use super::outcome::Outcome;
 use super::quorum::Grounds;
 use super::state::{MasterOf, State, Versioned};
 use super::writing::Purpose;
-use super::{Knowledge, Machine, Source};
+use super::{Knowledge, Machine, Question, Source};
 
 impl Machine {
     pub(super) fn consider_claim(&mut self, now: Instant) {
@@ -283,9 +283,13 @@ impl Machine {
     }
 
     pub(super) fn handle_answered(&mut self, now: Instant, id: AskId, reply: Reply) {
-        let Some((node, ask, _)) = self.asks.remove(&id) else {
+        let Some(Question { node, ask, direct, .. }) = self.asks.remove(&id) else {
             return;
         };
+        let mut reply = reply;
+        if direct {
+            self.handle_deputy(&node, &ask, &mut reply);
+        }
         let at = self.addr_of(&node);
         let Some(course) = &mut self.course else { return };
         let orders = course.handle_reply(now, &node, &ask, reply, at.as_ref());
@@ -326,17 +330,23 @@ impl Machine {
 
     fn ask(&mut self, now: Instant, node: NodeId, ask: Ask) {
         let id = AskId(self.next_id());
-        self.asks
-            .insert(id, (node.clone(), ask.clone(), now + self.timings.ask));
-        if node == self.me.node {
-            self.obey(Source::Course(id), ask);
-        } else {
-            self.actions.push_back(Action::Ask { id, node, ask });
+        let past = self.deputises(&node, &ask).then(|| self.addr_of(&node)).flatten();
+        let question = Question {
+            node: node.clone(),
+            ask: ask.clone(),
+            until: now + self.timings.ask,
+            direct: past.is_some(),
+        };
+        self.asks.insert(id, question);
+        match past {
+            _ if node == self.me.node => self.obey(Source::Course(id), ask),
+            Some(addr) => self.actions.push_back(Action::Deputise { id, addr, ask }),
+            None => self.actions.push_back(Action::Ask { id, node, ask }),
         }
     }
 
     pub(super) fn expire_asks(&mut self, now: Instant) {
-        let late = self.asks.iter().filter(|(_, (_, _, until))| now >= *until);
+        let late = self.asks.iter().filter(|(_, question)| now >= question.until);
         let late: Vec<AskId> = late.map(|(id, _)| *id).collect();
         for id in late {
             self.handle_answered(now, id, Reply::Failed("no answer in time".to_owned()));

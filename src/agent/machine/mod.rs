@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Owns: what this agent knows and decides. Refuses: I/O; an agent does things only to its own Redis, and
-//! asks the agents of the others. Invariants (`obedience`, `quorum`, `election` state their own):
+//! asks the agents of the others (`deputy` has the one exception). Invariants (`obedience`, `quorum`, `election` state their own):
 //! 1. the epoch obeyed never goes back, and nothing but a park is obeyed before the agent knows what it
 //!    obeyed in an earlier life (rule R10);
 //! 2. at most one write to the state is outstanding, conditional on the version it was derived from, and
@@ -18,6 +18,7 @@
 
 pub mod action;
 mod course;
+mod deputy;
 pub mod detector;
 pub mod election;
 pub mod facts;
@@ -98,6 +99,17 @@ struct Running {
     source: Source,
 }
 
+/// A question to another agent, or to the Redis of one that is gone.
+#[derive(Clone, Debug)]
+struct Question {
+    node: NodeId,
+    ask: Ask,
+    /// When it is given up.
+    until: Instant,
+    /// Whether it went past the agent.
+    direct: bool,
+}
+
 /// See the module's note.
 #[derive(Debug)]
 pub struct Machine {
@@ -134,7 +146,9 @@ pub struct Machine {
     /// The proxies that tell of drains; none before they were read.
     proxies: Option<BTreeSet<String>>,
     claim_again: Instant,
-    asks: BTreeMap<AskId, (NodeId, Ask, Instant)>,
+    asks: BTreeMap<AskId, Question>,
+    /// The node whose Redis this agent parked in place of its own agent, and in which epoch.
+    deputy: Option<(NodeId, Epoch)>,
 
     obedience: Obedience,
     remembered: Epoch,
@@ -182,6 +196,7 @@ impl Machine {
             proxies: None,
             claim_again: now,
             asks: BTreeMap::new(),
+            deputy: None,
             obedience: Obedience::new(epoch),
             remembered: epoch,
             cleanliness: Cleanliness::default(),

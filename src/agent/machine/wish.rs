@@ -2,7 +2,8 @@
 //!
 //! Owns: the judgement of a request, and who ends it. Refuses: moving anything (`switch`), and the znode, which is
 //! deleted by whoever keeps the history. Invariants: only the agent of the present master executes; each request ends with
-//! a record that carries its id, also one whose executor died: whoever is the master's agent next ends that.
+//! a record that carries its id, also one whose executor died: whoever is the master's agent next ends that, or who
+//! elected a master whose agent is gone.
 
 use std::time::{Duration, Instant};
 
@@ -121,7 +122,9 @@ impl Machine {
             }
             return;
         };
-        if busy || master.node != self.me.node || self.proxies.is_none() {
+        // A master that lives on without its agent has nobody to end what was begun but who elected it.
+        let deputy = state.executor == self.me.node && wish.begun.is_some() && self.detector.refused_by(&master.node);
+        if busy || (master.node != self.me.node && !deputy) || self.proxies.is_none() {
             return;
         }
         if let Some((executor, switch)) = &wish.begun {

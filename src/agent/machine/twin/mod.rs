@@ -6,6 +6,7 @@
 //! after a newer epoch was published; I3 epochs grow; I4 partial resynchronisation only over a true
 //! prefix; L once faults end, a master serves and every member is valid again.
 
+mod abandoned;
 mod clients;
 mod faults;
 mod redis;
@@ -51,6 +52,13 @@ enum Event {
         node: NodeId,
         life: u32,
         job: Job,
+        ask: Ask,
+    },
+    /// An agent's command reaches the Redis of another, whose agent is gone.
+    Deputised {
+        from: (NodeId, u32),
+        id: super::action::AskId,
+        to: NodeId,
         ask: Ask,
     },
     Write {
@@ -240,6 +248,7 @@ impl World {
             Event::Probe(node, life) => self.probe(&node, life),
             Event::Asked { from, id, to, ask } => self.asked(from, id, &to, ask),
             Event::Acting { node, life, job, ask } => self.acting(&node, life, job, &ask),
+            Event::Deputised { from, id, to, ask } => self.deputised(from, id, &to, &ask),
             Event::Linked { node, life, job } => self.linked(node, life, job),
             Event::Write {
                 node,
@@ -314,6 +323,17 @@ impl World {
                 }
                 self.soon(Event::Asked { from, id, to, ask });
             }
+            Action::Deputise { id, addr, ask } => {
+                let to = self
+                    .redis
+                    .values()
+                    .find(|redis| redis.addr == addr)
+                    .unwrap()
+                    .node
+                    .clone();
+                let from = (node.clone(), life);
+                self.soon(Event::Deputised { from, id, to, ask });
+            }
             Action::Answer { ticket, reply } => {
                 let owed = self.agent(node, life).and_then(|agent| agent.tickets.remove(&ticket));
                 if let Some(((to, to_life), id)) = owed
@@ -380,7 +400,9 @@ impl World {
         if self.agent(node, life).is_none_or(|agent| agent.acting != Some(job)) {
             return;
         }
-        let result = self.redis.get_mut(node).unwrap().act(ask);
+        let redis = self.redis.get_mut(node).unwrap();
+        let result = redis.act(ask);
+        redis.deputy = None;
         if matches!(ask, Ask::Fence { .. }) && self.cuts {
             self.cut_links(node);
         }
@@ -393,6 +415,19 @@ impl World {
             }
             (Err(why), _) => self.at(LINKING, Event::Tell(node, life, Input::Acted(job, Err(why)))),
         }
+    }
+
+    fn deputised(&mut self, from: (NodeId, u32), id: super::action::AskId, to: &NodeId, ask: &Ask) {
+        let reached = self.connected(&from.0, to);
+        let redis = self.redis.get_mut(to).unwrap();
+        if matches!(ask, Ask::Park { .. }) && reached && redis.up().is_some() {
+            redis.deputy = Some(from.clone());
+        }
+        // Whoever parked it since has ended the connection.
+        let held = reached && redis.deputy.as_ref() == Some(&from);
+        let result = held.then(|| redis.act(ask)).unwrap_or(Err("not connected".into()));
+        let reply = result.map_or_else(Reply::Failed, Reply::Done);
+        self.soon(Event::Tell(from.0, from.1, Input::Answered(id, reply)));
     }
 
     /// The agent read until the link was up, or for long enough.

@@ -1,0 +1,34 @@
+//! Runs in which the executor of a switchover goes away while the master that it moves lives on.
+
+use std::time::Duration;
+
+use super::runs::{LIMIT, founded, heals, master_and_other};
+use super::{Fault, World};
+
+#[test]
+fn a_living_master_whose_agent_died_while_moving_it_loses_nothing() {
+    for w in [0, 1] {
+        for seed in 0..60 {
+            let mut world = founded(1800 + seed, w);
+            world.strict = true;
+            let (old, other) = master_and_other(&world, seed as usize % 2);
+            world.ask_for((seed % 3 != 0).then_some(other));
+            let begun = world.run(Duration::from_secs(2), World::switching);
+            assert!(begun, "{}", world.story());
+            let at = world.draw(220);
+            world.run(Duration::from_millis(at), |_| false);
+            world.fail(Fault::KillAgent(old.clone()));
+            let what = format!("its agent died at {at} ms, seed {seed}, W={w}");
+            let serves = world.run(Duration::from_secs(2), |world| world.master().is_some());
+            assert!(serves, "{what}: nobody serves\n{}", world.story());
+            world.run(Duration::from_secs(1), |_| false);
+            world.fail(Fault::StartAgent(old));
+            heals(&mut world, &what);
+            assert!(
+                world.run(LIMIT, |world| world.wish.is_none()),
+                "{what}: the request stays\n{}",
+                world.story()
+            );
+        }
+    }
+}
