@@ -130,7 +130,8 @@ pub struct StoreSeam {
     pub requests: mpsc::Sender<StoreRequest>,
 }
 
-/// Runs the agent until `stop`. `listener` is its peer port, `news` what is told to all who are connected there.
+/// Runs the agent until `stop`, and then until what it executes has come to an end, which may take for ever: whoever calls
+/// gives up, by dropping this. `listener` is its peer port, `news` what is told to all who are connected there.
 pub async fn run(
     settings: Settings,
     listener: TcpListener,
@@ -138,8 +139,8 @@ pub async fn run(
     mut store: StoreSeam,
     stop: CancellationToken,
 ) -> io::Result<()> {
-    let stop = stop.child_token();
-    let _ends_with_us = stop.clone().drop_guard();
+    let end = CancellationToken::new();
+    let _ends_with_us = end.clone().drop_guard();
     let (inputs, mut incoming) = mpsc::channel(INPUTS_MAX);
     let (asked, mut requests) = mpsc::channel(INPUTS_MAX);
     tokio::spawn(peer::serve(
@@ -147,13 +148,20 @@ pub async fn run(
         Arc::clone(&settings.secret),
         asked,
         news,
-        stop.clone(),
+        end.clone(),
     ));
-    let mut host = Host::start(&settings, inputs, store.requests.clone(), &stop)?;
+    let mut host = Host::start(&settings, inputs, store.requests.clone(), &end)?;
+    let mut leaving = false;
     loop {
+        if leaving && host.machine.at_rest(clock::now()) {
+            return Ok(());
+        }
         let patience = host.machine.patience();
         let input = tokio::select! {
-            () = stop.cancelled() => return Ok(()),
+            () = stop.cancelled(), if !leaving => {
+                leaving = true;
+                Some(Input::Leave)
+            }
             Some(event) = store.events.recv() => host.store_said(event),
             Some(input) = incoming.recv() => Some(input),
             Some(inbound) = requests.recv() => host.peer_asked(inbound),

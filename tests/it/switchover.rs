@@ -17,7 +17,7 @@ use crate::agent_store::{LIMIT, SECRET, Shard, master, shard};
 
 impl Shard {
     /// Puts a request up and gives its id.
-    async fn ask_for(&self, to: Option<&NodeId>) -> String {
+    pub async fn ask_for(&self, to: Option<&NodeId>) -> String {
         let id = format!("request{}", clock::unix_ms());
         let request = SwitchRequest {
             id: id.clone(),
@@ -33,7 +33,7 @@ impl Shard {
     }
 
     /// The record that ends a request, once the request itself is gone.
-    async fn ended(&self, id: &str) -> Record {
+    pub async fn ended(&self, id: &str) -> Record {
         let ends = |records: &[Record]| records.iter().any(|record| record.request.as_deref() == Some(id));
         let records = self.until_history("ended", ends).await;
         let path = Place::Switch(shard()).to_string();
@@ -55,7 +55,7 @@ impl Shard {
     }
 
     /// Waits until the state is as wanted, in any phase.
-    async fn until_state(&self, what: &str, wanted: impl Fn(&ShardState) -> bool) -> ShardState {
+    pub async fn until_state(&self, what: &str, wanted: impl Fn(&ShardState) -> bool) -> ShardState {
         let end = clock::now() + LIMIT;
         loop {
             let state: Option<ShardState> = self.read(&Place::State(shard())).await;
@@ -69,14 +69,14 @@ impl Shard {
 
     /// Waits until what the master writes arrives everywhere: after a synchronisation as a whole Redis begins to stream
     /// only with the replica's first acknowledgement, up to a second later.
-    async fn flowing(&self, state: &ShardState) {
+    pub async fn flowing(&self, state: &ShardState) {
         self.nodes[&master(state)].ask(&["SET", "k", "v"]).await;
         for server in self.nodes.values() {
             server.until("replicated", |facts| facts.keys == 1).await;
         }
     }
 
-    fn replica(&self, state: &ShardState) -> NodeId {
+    pub fn replica(&self, state: &ShardState) -> NodeId {
         let old = master(state);
         self.nodes.keys().find(|id| **id != old).unwrap().clone()
     }
@@ -339,19 +339,19 @@ async fn a_target_that_hangs_before_the_fence_leaves_everything_as_it_was() {
 }
 
 /// A proxy that tells of drains as the test wants it to.
-struct Proxy {
+pub struct Proxy {
     _session: Store,
     heard: Client,
 }
 
 impl Proxy {
     /// Connected to the agent of the present master.
-    async fn start(shard: &Shard) -> Self {
+    pub async fn start(shard: &Shard) -> Self {
         let state = shard.until("serving", |_| true).await;
         Self::start_at(shard, &shard.agents[&master(&state)].peer).await
     }
 
-    async fn start_at(shard: &Shard, peer: &Addr) -> Self {
+    pub async fn start_at(shard: &Shard, peer: &Addr) -> Self {
         let session = Store::connect(&Settings::new(&shard.zookeeper.connect(), "test"))
             .await
             .unwrap();
@@ -379,12 +379,12 @@ impl Proxy {
         }
     }
 
-    async fn tell(&mut self, request: Request) {
+    pub async fn tell(&mut self, request: Request) {
         self.heard.ask(&request, LIMIT).await.unwrap();
     }
 
     /// The news of where to move.
-    async fn attach(&mut self) -> peer::Attach {
+    pub async fn attach(&mut self) -> peer::Attach {
         let hearing = async {
             loop {
                 if let News::Attach(attach) = self.heard.hear().await.unwrap() {

@@ -153,6 +153,8 @@ pub enum Action {
 pub enum Input {
     /// Time has passed.
     Tick,
+    /// The agent is to end once [`super::Machine::at_rest`].
+    Leave,
     /// The store is connected, and this is what it says after a `sync` begun after that.
     Synced(Option<Versioned>),
     /// The store is away; nothing is known of it until the next `Synced`.

@@ -19,13 +19,19 @@ use super::obedience::Ask;
 use super::outcome::Outcome;
 use super::quorum::Grounds;
 use super::state::{MasterOf, State, Versioned};
-use super::writing::Purpose;
+use super::writing::{Pending, Purpose};
 use super::{Knowledge, Machine, Question, Source};
 
 impl Machine {
     pub(super) fn consider_claim(&mut self, now: Instant) {
         let free = self.pending.is_none() && self.course.is_none() && now >= self.claim_again;
         if !free || !self.connected || !self.ready() {
+            return;
+        }
+        let unfinished = self
+            .state()
+            .is_some_and(|known| known.state.phase != Phase::Serving && known.state.executor == self.me.node);
+        if self.leaving && !unfinished {
             return;
         }
         match &self.knowledge {
@@ -39,6 +45,31 @@ impl Machine {
                 }
             }
         }
+    }
+
+    /// The agent is to end: what can be taken back is, the rest comes to its end.
+    pub(super) fn wind_down(&mut self, now: Instant) {
+        if self.leaving
+            && let Some(Course::Switchover(switchover)) = &mut self.course
+            && let Some(order) = switchover.interrupt(now, "its agent stops".to_owned())
+        {
+            self.asks.clear();
+            self.carry_out(now, vec![order]);
+        }
+    }
+
+    /// Whether nobody is left waiting if this agent ends now.
+    pub fn at_rest(&self, now: Instant) -> bool {
+        let writing = self.pending.as_ref().is_some_and(Pending::of_course);
+        let over = self
+            .course
+            .as_ref()
+            .is_none_or(|course| course.dispensable(now, &self.timings));
+        let state = self.state().map(|known| &known.state);
+        // What it gave up it takes up again itself: nobody else knows as soon.
+        let left = state.is_some_and(|state| state.phase != Phase::Serving && state.executor == self.me.node);
+        let resumes = left && self.course.is_none() && self.connected;
+        over && !writing && !resumes
     }
 
     /// The shard has no state yet: whoever creates it holds the first election.

@@ -163,6 +163,8 @@ pub struct Machine {
     /// What our Redis held when it was told to follow, until it is known what of it the master lacks.
     stray: Option<Stray>,
     shouted: BTreeSet<String>,
+    /// The agent is to end: what it executes comes to its end, and nothing is begun.
+    leaving: bool,
 
     actions: VecDeque<Action>,
 }
@@ -207,6 +209,7 @@ impl Machine {
             follow_again: now,
             stray: None,
             shouted: BTreeSet::new(),
+            leaving: false,
             actions: VecDeque::new(),
         }
     }
@@ -216,6 +219,7 @@ impl Machine {
         self.detector.handle_time(now);
         match input {
             Input::Tick => {}
+            Input::Leave => self.leaving = true,
             Input::Synced(state) => self.handle_synced(now, state),
             Input::StoreLost => self.handle_store_lost(now),
             Input::State(state) => self.learn(now, state),
@@ -299,6 +303,7 @@ impl Machine {
     fn settle(&mut self, now: Instant) {
         self.expire_asks(now);
         self.hear_own_answers(now);
+        self.wind_down(now);
         self.advance_course(now);
         self.hear_own_answers(now);
         self.consider_wish(now);

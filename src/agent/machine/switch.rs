@@ -160,6 +160,11 @@ impl Switchover {
         matches!(self.step, Step::Sounding { .. } | Step::Claiming)
     }
 
+    /// Whether it is still being found out if the target keeps up.
+    pub fn sounding(&self) -> bool {
+        matches!(self.step, Step::Sounding { .. })
+    }
+
     /// Whether the old master may still go on as if nothing had been.
     pub fn reversible(&self) -> bool {
         let begun = matches!(

@@ -111,7 +111,7 @@ impl Machine {
             return;
         };
         let busy = self.pending.is_some() || self.course.is_some() || now < self.write_again;
-        if !self.connected || !self.ready() {
+        if !self.connected || !self.ready() || self.leaving {
             return;
         }
         let waited = now.saturating_duration_since(wish.since);

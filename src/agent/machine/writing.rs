@@ -30,6 +30,11 @@ pub(super) enum Purpose {
 }
 
 impl Pending {
+    /// Whether an election or a switchover waits for it.
+    pub(super) fn of_course(&self) -> bool {
+        self.purpose == Purpose::Course
+    }
+
     /// Whether a state that was read shows that this write happened, perhaps with another on top.
     fn landed(&self, read: &State) -> bool {
         let ours = read.epoch == self.state.epoch && read.nonce == self.state.nonce;

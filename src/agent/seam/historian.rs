@@ -138,7 +138,7 @@ impl Historian {
                 },
                 outcome = outcomes.recv() => match outcome {
                     Some(outcome) => self.begin(znode::record(&self.shard, *outcome, clock::unix_ms())).await,
-                    None => return,
+                    None => return self.write_all().await,
                 },
                 () = moment(due) => {}
             }
@@ -148,9 +148,7 @@ impl Historian {
 
     /// Takes a record on. The one before it waits no longer, so that records stand in order.
     async fn begin(&mut self, record: Record) {
-        for index in 0..self.open.len() {
-            self.write_open(index).await;
-        }
+        self.write_all().await;
         let awaited = match (&record.result, &record.kind) {
             (Ending::Done, Kind::Failover | Kind::Switchover) => self.reporting().await,
             _ => BTreeSet::new(),
@@ -161,6 +159,13 @@ impl Historian {
             since: clock::now(),
             stage: Stage::Awaiting,
         });
+    }
+
+    /// Writes what is not written yet, without waiting for more reports.
+    async fn write_all(&mut self) {
+        for index in 0..self.open.len() {
+            self.write_open(index).await;
+        }
     }
 
     /// The proxies that say what a change cost them. If they cannot be read, nobody is waited for.

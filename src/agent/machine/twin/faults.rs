@@ -24,6 +24,13 @@ impl World {
                 self.suspects.remove(&id);
                 self.announce_nodes();
             }
+            Fault::StopAgent(id) => {
+                if let Some(agent) = self.agents.get_mut(&id).and_then(Option::as_mut) {
+                    agent.stops = true;
+                    let life = agent.life;
+                    self.tell(&id, life, Input::Leave);
+                }
+            }
             Fault::StartAgent(id) if self.agents[&id].is_none() => self.start_agent(&id),
             Fault::StartAgent(_) => {}
             Fault::StoreAway => {
@@ -163,6 +170,7 @@ impl World {
             life,
             tickets: BTreeMap::new(),
             acting: None,
+            stops: false,
         };
         self.agents.insert(id.clone(), Some(agent));
         self.at(Duration::ZERO, Event::Probe(id.clone(), life));

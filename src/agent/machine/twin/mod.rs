@@ -89,6 +89,8 @@ pub(super) enum Fault {
     Freeze(NodeId),
     Thaw(NodeId),
     KillAgent(NodeId),
+    /// It is asked to end.
+    StopAgent(NodeId),
     StartAgent(NodeId),
     StoreAway,
     StoreBack,
@@ -104,6 +106,8 @@ struct Agent {
     /// Questions of others we owe an answer.
     tickets: BTreeMap<Ticket, ((NodeId, u32), super::action::AskId)>,
     acting: Option<Job>,
+    /// It was asked to end.
+    stops: bool,
 }
 
 struct Issued {
@@ -276,11 +280,15 @@ impl World {
         let Some(agent) = self.agent(node, life) else { return };
         agent.machine.handle(now, input);
         let actions: Vec<Action> = agent.machine.poll_actions().collect();
+        let ends = agent.stops && agent.machine.at_rest(now);
         for action in actions {
             if !matches!(action, Action::Say(..)) && self.crashes(node) {
                 return;
             }
             self.act(node, life, action);
+        }
+        if ends {
+            self.fail(Fault::KillAgent(node.clone()));
         }
     }
 
@@ -519,6 +527,11 @@ impl World {
     /// Somebody claimed a switchover, and it goes on.
     pub fn switching(&self) -> bool {
         self.store.as_ref().is_some_and(|known| known.state.switch.is_some())
+    }
+
+    /// The agent of this node does not run.
+    pub fn ended(&self, node: &NodeId) -> bool {
+        self.agents[node].is_none()
     }
 
     pub fn epoch(&self) -> Epoch {
