@@ -27,7 +27,7 @@ use super::machine::outcome::Outcome;
 use super::machine::state::{MasterOf, State, Versioned};
 use super::machine::timings::Timings;
 use super::machine::{Identity, Machine};
-use super::memory::EpochFile;
+use super::memory::{EpochFile, StreamsFile};
 use super::mesh::Mesh;
 use super::probe::Probe;
 use super::redis::Login;
@@ -177,6 +177,7 @@ struct Host {
     shard: ShardId,
     machine: Machine,
     epochs: EpochFile,
+    streams: StreamsFile,
     mesh: Mesh,
     inputs: mpsc::Sender<Input>,
     store: mpsc::Sender<StoreRequest>,
@@ -198,6 +199,7 @@ impl Host {
         stop: &CancellationToken,
     ) -> io::Result<Self> {
         let epochs = EpochFile::in_dir(&settings.data_dir)?;
+        let streams = StreamsFile::in_dir(&settings.data_dir);
         let me = Identity {
             node: settings.node.clone(),
             addr: settings.redis.clone(),
@@ -227,8 +229,9 @@ impl Host {
         let secret = Arc::clone(&settings.secret);
         Ok(Self {
             shard: settings.shard.clone(),
-            machine: Machine::new(clock::now(), me, timings, epochs.read()?, seed),
+            machine: Machine::new(clock::now(), me, timings, epochs.read()?, seed).having_held(streams.read()?),
             epochs,
+            streams,
             mesh: Mesh::new(
                 settings.node.clone(),
                 secret,
@@ -384,6 +387,11 @@ impl Host {
             Action::Remember(epoch) => {
                 if let Err(error) = self.epochs.write(epoch) {
                     tracing::error!(%error, %epoch, "the highest epoch obeyed could not be kept on disk");
+                }
+            }
+            Action::Keep(streams) => {
+                if let Err(error) = self.streams.write(&streams) {
+                    tracing::error!(%error, "what the data is called could not be kept on disk");
                 }
             }
             Action::Say(Level::Info, sentence) => tracing::info!("{sentence}"),

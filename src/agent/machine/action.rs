@@ -131,6 +131,8 @@ pub enum Action {
     },
     /// Keep the highest epoch obeyed on disk.
     Remember(Epoch),
+    /// Keep on disk what the data of our Redis has been called in this shard; all of it, the last one last.
+    Keep(Vec<String>),
     /// Tell proxies and agents of a state that stands in ZooKeeper, faster than its watch does.
     Relay(Versioned),
     /// Tell proxies that those who hear are to move to this node, which will be the master of this epoch.

@@ -25,6 +25,7 @@ pub mod facts;
 mod follow;
 mod lead;
 pub mod obedience;
+mod origin;
 pub mod outcome;
 mod proving;
 pub mod quorum;
@@ -47,6 +48,7 @@ use course::Course;
 use detector::{Detector, Health, Seen, Status};
 use facts::Cleanliness;
 use obedience::{Ask, Obedience, Step};
+use origin::Origin;
 use state::{MasterOf, Versioned};
 use stray::Stray;
 use timings::Timings;
@@ -153,6 +155,7 @@ pub struct Machine {
     obedience: Obedience,
     remembered: Epoch,
     cleanliness: Cleanliness,
+    origin: Origin,
     running: Option<Running>,
     /// Answers of our own Redis to what this agent executes, on their way back to it.
     own_answers: Vec<(AskId, action::Reply)>,
@@ -202,6 +205,7 @@ impl Machine {
             obedience: Obedience::new(epoch),
             remembered: epoch,
             cleanliness: Cleanliness::default(),
+            origin: Origin::default(),
             running: None,
             own_answers: Vec::new(),
             own_since: now,
@@ -271,6 +275,7 @@ impl Machine {
             epoch: self.obedience.epoch(),
             // Without the store it comes to no end: others may claim over it.
             electing: self.course.as_ref().filter(|_| self.connected).map(Course::epoch),
+            foreign: self.is_foreign(),
         }
     }
 
@@ -338,6 +343,7 @@ impl Machine {
             } else {
                 facts.priority = self.me.priority;
                 self.cleanliness.judge(facts);
+                self.note_origin(&facts.clone());
                 self.own_reading = Some(*asked_at);
                 let step = match facts.role {
                     facts::Role::Master => Step::Promoted,

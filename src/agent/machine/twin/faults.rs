@@ -17,6 +17,10 @@ impl World {
         match fault {
             Fault::KillRedis(id) => self.redis.get_mut(&id).unwrap().life = None,
             Fault::StartRedis(id, empty) => self.start_redis(&id, empty),
+            Fault::StartForeign(id) => {
+                let redis = self.redis.get_mut(&id).unwrap();
+                redis.start(vec![u64::MAX; 3], Some("another cluster's".to_owned()));
+            }
             Fault::Freeze(id) => self.redis.get_mut(&id).unwrap().frozen = true,
             Fault::Thaw(id) => self.redis.get_mut(&id).unwrap().frozen = false,
             Fault::KillAgent(id) => {
@@ -164,7 +168,8 @@ impl World {
         };
         let epoch = self.disks.get(id).copied().unwrap_or_default();
         let seed = self.draw(u64::MAX);
-        let machine = Machine::new(self.now, me, self.timings, epoch, seed);
+        let machine = Machine::new(self.now, me, self.timings, epoch, seed)
+            .having_held(self.streams.get(id).cloned().unwrap_or_default());
         let agent = Agent {
             machine,
             life,

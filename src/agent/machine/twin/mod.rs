@@ -12,6 +12,7 @@ mod faults;
 mod redis;
 mod runs;
 mod store;
+mod strangers;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
@@ -86,6 +87,8 @@ enum Event {
 pub(super) enum Fault {
     KillRedis(NodeId),
     StartRedis(NodeId, bool),
+    /// It starts with the data of another cluster.
+    StartForeign(NodeId),
     Freeze(NodeId),
     Thaw(NodeId),
     KillAgent(NodeId),
@@ -127,6 +130,7 @@ pub(super) struct World {
     w: u32,
     agents: BTreeMap<NodeId, Option<Agent>>,
     disks: BTreeMap<NodeId, Epoch>,
+    streams: BTreeMap<NodeId, Vec<String>>,
     lives: u32,
     pub redis: BTreeMap<NodeId, SimRedis>,
     isolated: BTreeSet<NodeId>,
@@ -168,6 +172,7 @@ impl World {
             w,
             agents: BTreeMap::new(),
             disks: BTreeMap::new(),
+            streams: BTreeMap::new(),
             lives: 0,
             redis: BTreeMap::new(),
             isolated: BTreeSet::new(),
@@ -363,6 +368,9 @@ impl World {
             }
             Action::Remember(epoch) => {
                 self.disks.insert(node.clone(), epoch);
+            }
+            Action::Keep(streams) => {
+                self.streams.insert(node.clone(), streams);
             }
             Action::Relay(state) => self.spread(&state),
             Action::Lost { .. } => {}
