@@ -328,6 +328,13 @@ async fn keep(store: &Store, shard: &ShardId, node: &NodeId, record: &Record) ->
     {
         return None;
     }
+    if let Some(request) = &record.request
+        && answered(store, shard, request).await
+    {
+        // Whoever executed it wrote that, and died before it deleted the request.
+        request::end(store, shard, request).await;
+        return None;
+    }
     let mut doubtful = false;
     let seq = loop {
         match write(store, shard, record, doubtful).await {
@@ -357,6 +364,33 @@ async fn write(store: &Store, shard: &ShardId, record: &Record, doubtful: bool) 
         return Ok(seq);
     }
     store.append(&Place::History(shard.clone()).to_string(), bytes).await
+}
+
+/// Whether a record answers this request already. Waits for the store.
+async fn answered(store: &Store, shard: &ShardId, request: &str) -> bool {
+    let parent = Place::History(shard.clone()).to_string();
+    let looking = || async {
+        store.sync().await?;
+        for name in store.children(&parent).await?.iter().rev().take(LOOK_BACK) {
+            let path = format!("{parent}/{name}");
+            let found = store.get(&path).await?;
+            let record = found.and_then(|found| decode::<Record>(&found.bytes, &path).ok());
+            if record.is_some_and(|record| record.request.as_deref() == Some(request)) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    };
+    loop {
+        match looking().await {
+            Ok(found) => return found,
+            Err(StoreError::Away | StoreError::Unknown) => sleep(AGAIN).await,
+            Err(error) => {
+                tracing::warn!(%error, "the history cannot be read");
+                return false;
+            }
+        }
+    }
 }
 
 async fn stands(store: &Store, shard: &ShardId, bytes: &[u8]) -> Result<Option<u64>, StoreError> {
@@ -589,5 +623,35 @@ pub(super) mod tests {
         assert_eq!(bench.until_held(Some(5)).await, 2);
         let first = bench.store.get("/history/s1/0000000000").await.unwrap().unwrap();
         assert_eq!(decode::<Record>(&first.bytes, "p").unwrap().epoch, Epoch(2));
+    }
+
+    #[tokio::test]
+    async fn a_request_that_a_record_answers_already_gets_no_second_one() {
+        let store = Memory::default().store();
+        let request = crate::topology::codec::SwitchRequest {
+            id: "r1".to_owned(),
+            to: None,
+            asked_by: String::new(),
+        };
+        let path = "/shards/s1/switch";
+        store
+            .create(path, encode(&request), Lifetime::Persistent)
+            .await
+            .unwrap();
+        let answers = |phases: Vec<(&'static str, Duration)>| {
+            let outcome = Outcome {
+                kind: Kind::Switchover,
+                request: Some("r1".to_owned()),
+                phases,
+                ..outcome(2)
+            };
+            znode::record(&ShardId::from("s1"), outcome, 1)
+        };
+        // The executor wrote its record and died.
+        let whole = answers(vec![("claim", Duration::from_millis(2))]);
+        store.append("/history/s1", encode(&whole)).await.unwrap();
+        assert_eq!(keep_one(&store, &answers(Vec::new())).await, None);
+        assert_eq!(store.children("/history/s1").await.unwrap().len(), 1);
+        assert_eq!(store.get(path).await.unwrap(), None, "but the request ends");
     }
 }
