@@ -103,6 +103,7 @@ impl Machine {
             valid: Default::default(),
             ack_replicas: self.me.ack_replicas,
             switch: None,
+            moved: None,
         };
         self.begin(now, state, None, "the shard is new".to_owned());
     }

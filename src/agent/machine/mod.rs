@@ -307,6 +307,7 @@ impl Machine {
     /// Draws conclusions. Every handler ends here, so it does not matter which input came first.
     fn settle(&mut self, now: Instant) {
         self.expire_asks(now);
+        self.doubt_on(now);
         self.hear_own_answers(now);
         self.wind_down(now);
         self.advance_course(now);

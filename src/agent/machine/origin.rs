@@ -147,6 +147,7 @@ mod tests {
             valid: Default::default(),
             ack_replicas: 0,
             switch: None,
+            moved: None,
         }
     }
 

@@ -165,6 +165,11 @@ impl Switchover {
         matches!(self.step, Step::Sounding { .. })
     }
 
+    /// The id of the request that it meets.
+    pub fn request(&self) -> &String {
+        &self.request.id
+    }
+
     /// Whether the old master may still go on as if nothing had been.
     pub fn reversible(&self) -> bool {
         let begun = matches!(

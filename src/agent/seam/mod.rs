@@ -250,6 +250,7 @@ mod tests {
             valid: [(NodeId::from("a"), RunId::from("a1"))].into(),
             ack_replicas: 0,
             switch: None,
+            moved: None,
         }
     }
 

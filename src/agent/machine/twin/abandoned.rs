@@ -74,3 +74,55 @@ fn an_agent_that_is_asked_to_end_ends_its_switchover_first() {
         assert!(endings.iter().all(|count| *count > 0), "{endings:?}");
     }
 }
+
+#[test]
+fn a_master_that_never_saw_the_move_to_it_does_not_move_on() {
+    for seed in 0..12 {
+        let mut world = founded(2100 + seed, 0);
+        let (old, _) = master_and_other(&world, 0);
+        let others: Vec<_> = world.redis.keys().filter(|id| **id != old).cloned().collect();
+        // The record that answers the request is on its way for as long as the executor pleases.
+        world.keeps_requests = true;
+        world.ask_for(None);
+        assert!(world.run(Duration::from_secs(2), |world| world.epoch() == Epoch(2)));
+        let new = world.master().unwrap();
+        // An agent that starts now reads only the outcome.
+        world.fail(Fault::KillAgent(new.clone()));
+        world.fail(Fault::StartAgent(new.clone()));
+        world.run(Duration::from_secs(3), |_| false);
+        assert!(others.contains(&new));
+        assert_eq!(
+            (world.master(), world.epoch()),
+            (Some(new), Epoch(2)),
+            "{}",
+            world.story()
+        );
+    }
+}
+
+#[test]
+fn a_request_that_is_withdrawn_before_anything_was_written_is_not_met() {
+    for seed in 0..12 {
+        let mut world = founded(2200 + seed, 0);
+        let (old, other) = master_and_other(&world, 0);
+        // It does not keep up, so the sounding lasts.
+        world.fail(Fault::Freeze(other.clone()));
+        world.ask_for(Some(other.clone()));
+        world.run(Duration::from_millis(40 + seed), |_| false);
+        world.withdraw();
+        world.run(Duration::from_millis(20), |_| false);
+        world.fail(Fault::Thaw(other));
+        world.run(Duration::from_secs(3), |_| false);
+        assert_eq!(
+            (world.master(), world.epoch()),
+            (Some(old), Epoch(1)),
+            "{}",
+            world.story()
+        );
+        assert!(
+            world.records.iter().all(|record| record.request.is_none()),
+            "{}",
+            world.story()
+        );
+    }
+}

@@ -72,6 +72,12 @@ impl World {
         self.spread_wish();
     }
 
+    /// Whoever asked thinks better of it.
+    pub fn withdraw(&mut self) {
+        self.wish = None;
+        self.spread_wish();
+    }
+
     fn spread_wish(&mut self) {
         for (node, life) in self.living() {
             if self.sees_store(&node) {
@@ -84,7 +90,7 @@ impl World {
     /// The history has it, and the request that it ends is gone.
     pub(super) fn record(&mut self, outcome: Outcome) {
         let stands = outcome.request.is_some() && self.wish.as_ref().map(|wish| &wish.id) == outcome.request.as_ref();
-        if stands {
+        if stands && !self.keeps_requests {
             self.wish = None;
             self.spread_wish();
         } else if outcome.request.is_some() && outcome.phases.is_empty() {

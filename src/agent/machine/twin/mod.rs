@@ -148,6 +148,8 @@ pub(super) struct World {
     pub log: Vec<String>,
     pub wish: Option<SwitchRequest>,
     wishes: u32,
+    /// Requests stay though their records stand: who executed them has not deleted them yet.
+    pub keeps_requests: bool,
     /// The histories' records.
     pub records: Vec<Outcome>,
     /// Each question between agents arrives once more, later.
@@ -188,6 +190,7 @@ impl World {
             log: Vec::new(),
             wish: None,
             wishes: 0,
+            keeps_requests: false,
             records: Vec::new(),
             duplicates: false,
             cuts: false,
