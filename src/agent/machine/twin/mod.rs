@@ -444,7 +444,11 @@ impl World {
         }
         // Whoever parked it since has ended the connection.
         let held = reached && redis.deputy.as_ref() == Some(&from);
-        let result = held.then(|| redis.act(ask)).unwrap_or(Err("not connected".into()));
+        let result = if held {
+            redis.act(ask)
+        } else {
+            Err("not connected".into())
+        };
         let reply = result.map_or_else(Reply::Failed, Reply::Done);
         self.soon(Event::Tell(from.0, from.1, Input::Answered(id, reply)));
     }
