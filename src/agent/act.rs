@@ -45,6 +45,8 @@ pub struct Actor {
     /// Password of `pm-agent`, drawn anew for each life of an agent.
     password: String,
     warm: Option<Warm>,
+    /// The epoch and the life of the master that this Redis was told to follow last.
+    followed: Option<(Epoch, RunId)>,
 }
 
 /// A connection that is logged in as `pm-agent`, and the life at its other end.
@@ -66,6 +68,7 @@ impl Actor {
             secret,
             password,
             warm: None,
+            followed: None,
         }
     }
 
@@ -95,6 +98,15 @@ impl Actor {
         self.act_on(warm, ask).await
     }
 
+    /// The same over the connection of the last success only: whoever parked this Redis since has ended it, and what was
+    /// to follow an older park must not come after that.
+    pub async fn go_on(&mut self, ask: &Ask) -> Result<Facts, RedisError> {
+        match self.warm.take() {
+            Some(warm) => self.act_on(warm, ask).await,
+            None => Err(RedisError::Lost("it ended after the park".to_owned())),
+        }
+    }
+
     async fn act_on(&mut self, mut warm: Warm, ask: &Ask) -> Result<Facts, RedisError> {
         if let Ask::Promote { run_id, .. } | Ask::Fence { run_id, .. } = ask
             && warm.run_id != *run_id
@@ -115,6 +127,7 @@ impl Actor {
                 fence,
                 ..
             } => {
+                self.followed = Some((*epoch, run_id.clone()));
                 self.follow(&mut warm, *epoch, addr, run_id).await?;
                 await_link(&mut warm, *fence).await?
             }
@@ -164,18 +177,7 @@ impl Actor {
         let gone: Vec<String> = gone.into_iter().filter(|user| !keep.contains(&user)).collect();
         let mut block = Block::new(&gone);
         block.push(&["INFO"]);
-        let password = format!(">{token}");
-        block.push(&[
-            "ACL",
-            "SETUSER",
-            &replicas,
-            "reset",
-            "on",
-            &password,
-            "+psync",
-            "+replconf",
-            "+ping",
-        ]);
+        block.admit_replicas(&replicas, &token);
         block.admit_proxies(&proxies, &self.token(peer::Role::Proxy, epoch, &warm.run_id));
         block.carry(epoch, &token);
         block.push(&["REPLICAOF", "NO", "ONE"]);
@@ -223,11 +225,50 @@ impl Actor {
             .await?;
         let users = connection.ask(&["ACL", "USERS"], BLOCK_LIMIT).await?;
         let facts = read(&mut connection).await?;
-        Ok(Warm {
+        let mut warm = Warm {
             connection,
-            run_id: facts.run_id,
+            run_id: facts.run_id.clone(),
             users: internal_users(&users),
-        })
+        };
+        self.mend(&mut warm, &facts).await?;
+        Ok(warm)
+    }
+
+    /// Puts back what the epoch that this Redis serves in needs. A client's `ACL LOAD` removes what its file does not name, and
+    /// our own user and connection with it, so that this is where it shows. What was fenced or parked is neither a master nor
+    /// follows anybody, and gets nothing.
+    async fn mend(&self, warm: &mut Warm, facts: &Facts) -> Result<(), RedisError> {
+        let epoch = facts.epoch;
+        let (replicas, proxies) = (
+            peer::name(peer::Role::Replica, epoch),
+            peer::name(peer::Role::Proxy, epoch),
+        );
+        let followed = self.followed.as_ref().filter(|(known, _)| *known == epoch);
+        let life = match facts.role {
+            Role::Master if epoch.0 > 0 => warm.run_id.clone(),
+            Role::Replica if !facts.parked() => match followed {
+                Some((_, life)) => life.clone(),
+                None => return Ok(()),
+            },
+            Role::Master | Role::Replica => return Ok(()),
+        };
+        let mut block = Block::new(&[]);
+        let mut lacking = Vec::new();
+        if !warm.users.contains(&proxies) {
+            block.admit_proxies(&proxies, &self.token(peer::Role::Proxy, epoch, &life));
+            lacking.push(proxies);
+        }
+        if facts.role == Role::Master && !warm.users.contains(&replicas) {
+            block.admit_replicas(&replicas, &self.token(peer::Role::Replica, epoch, &life));
+            lacking.push(replicas);
+        }
+        if lacking.is_empty() {
+            return Ok(());
+        }
+        block.run(warm).await?;
+        tracing::warn!("somebody removed {} from redis: put back", lacking.join(", "));
+        warm.users.extend(lacking);
+        Ok(())
     }
 }
 
@@ -253,6 +294,22 @@ impl Block {
     fn push(&mut self, command: &[&str]) {
         self.commands
             .push(command.iter().map(|part| (*part).to_owned()).collect());
+    }
+
+    /// The user that feeds replicas.
+    fn admit_replicas(&mut self, user: &str, token: &str) {
+        let password = format!(">{token}");
+        self.push(&[
+            "ACL",
+            "SETUSER",
+            user,
+            "reset",
+            "on",
+            &password,
+            "+psync",
+            "+replconf",
+            "+ping",
+        ]);
     }
 
     /// The user that proves the epoch to proxies. It may read what tells of the server, and no key: what a client may do

@@ -181,11 +181,10 @@ fn build(checked: config::Agent, at_once: CancellationToken) -> Result<Start, Fa
         zone: checked.zone.map(|zone| zone.to_string()).unwrap_or_default(),
         on_stop: match checked.on_stop {
             OnStop::Leave => serve::OnStop::Leave,
-            OnStop::Handover => serve::OnStop::HandOver {
-                patience: checked.stop_patience,
-                at_once,
-            },
+            OnStop::Handover => serve::OnStop::HandOver,
         },
+        stop_patience: checked.stop_patience,
+        at_once,
     })
 }
 

@@ -226,6 +226,7 @@ impl Bench {
             valid: Default::default(),
             w: 0,
             switch,
+            moved: None,
         }
     }
 

@@ -15,6 +15,7 @@ mod fences;
 mod framing;
 mod handover;
 mod houses;
+mod leaving;
 mod limits;
 mod moves;
 mod peer;

@@ -185,6 +185,7 @@ impl Znodes {
             valid: Default::default(),
             w: 1,
             switch: None,
+            moved: None,
         }
     }
 

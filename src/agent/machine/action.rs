@@ -105,6 +105,16 @@ pub enum Action {
         /// What.
         ask: Ask,
     },
+    /// Carry this out on another node's Redis, whose agent is gone: a park over a fresh connection, anything else only over
+    /// the one that parked. The answer is an [`Input::Answered`].
+    Deputise {
+        /// To be given back with the answer.
+        id: AskId,
+        /// Where that Redis listens.
+        addr: Addr,
+        /// What.
+        ask: Ask,
+    },
     /// Answer another agent.
     Answer {
         /// Which question.
@@ -121,6 +131,8 @@ pub enum Action {
     },
     /// Keep the highest epoch obeyed on disk.
     Remember(Epoch),
+    /// Keep on disk what the data of our Redis has been called in this shard; all of it, the last one last.
+    Keep(Vec<String>),
     /// Tell proxies and agents of a state that stands in ZooKeeper, faster than its watch does.
     Relay(Versioned),
     /// Tell proxies that those who hear are to move to this node, which will be the master of this epoch.
@@ -143,6 +155,8 @@ pub enum Action {
 pub enum Input {
     /// Time has passed.
     Tick,
+    /// The agent is to end once [`super::Machine::at_rest`].
+    Leave,
     /// The store is connected, and this is what it says after a `sync` begun after that.
     Synced(Option<Versioned>),
     /// The store is away; nothing is known of it until the next `Synced`.

@@ -36,6 +36,14 @@ impl Course {
         }
     }
 
+    /// Whether nobody waits for its end but who can do as well without this agent.
+    pub(super) fn dispensable(&self, now: Instant, timings: &Timings) -> bool {
+        match self {
+            Self::Election(election) => election.stuck(now, timings),
+            Self::Switchover(switchover) => switchover.sounding(),
+        }
+    }
+
     pub(super) fn handle_written(&mut self, now: Instant, written: &State) -> Option<Outcome> {
         match self {
             Self::Election(election) => election.handle_written(now, written),

@@ -68,6 +68,9 @@ pub struct Status {
     pub epoch: Epoch,
     /// The epoch it is electing a master for, if it is.
     pub electing: Option<Epoch>,
+    /// Its Redis holds data that never was this shard's.
+    #[serde(default)]
+    pub foreign: bool,
 }
 
 /// What is known of another agent.
@@ -334,6 +337,7 @@ mod tests {
             facts: Some(sample("r", "x", 0)),
             epoch: Epoch(1),
             electing: None,
+            foreign: false,
         }))
     }
 

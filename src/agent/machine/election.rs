@@ -120,6 +120,11 @@ impl Election {
         }
     }
 
+    /// Whether it has waited for members for long and has promoted nobody.
+    pub fn stuck(&self, now: Instant, timings: &Timings) -> bool {
+        matches!(self.step, Step::Parking { since } if now.saturating_duration_since(since) >= timings.patience)
+    }
+
     fn owns(&self, read: &State) -> bool {
         read.epoch == self.state.epoch && read.nonce == self.state.nonce
     }

@@ -3,7 +3,7 @@
 //! Owns: carrying out what executors ask (within `obedience`), following the published master on its own,
 //! and the node's seat among the members (rules R3, R4). Refuses: any other node's Redis. Invariants:
 //! one piece of work at a time, and a newer one ends the older; a node that holds data of another origin
-//! and never belonged to this shard is not attached, since that would wipe it.
+//! (`origin`) is left alone.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use crate::topology::RunId;
 use super::action::{Action, Job, Level, Reply};
 use super::detector::{Health, Seen};
 use super::facts::{Facts, Role};
-use super::obedience::Ask;
+use super::obedience::{Ask, Refusal};
 use super::state::{MasterOf, State};
 use super::stray::Stray;
 use super::writing::Purpose;
@@ -28,6 +28,14 @@ impl Machine {
         let life = self.detector.own_life().cloned();
         if let Err(refusal) = self.obedience.admit(&ask, ready, life.as_ref()) {
             return self.answer(source, Reply::Refused(refusal));
+        }
+        match ask {
+            Ask::Reach { .. } => {}
+            _ if self.is_foreign() => return self.answer(source, Reply::Refused(Refusal::Foreign)),
+            _ if self.origin_unknown() && self.detector.health() != Health::Dead => {
+                return self.answer(source, Reply::Refused(Refusal::NotReady));
+            }
+            Ask::Park { .. } | Ask::Fence { .. } | Ask::Promote { .. } | Ask::Follow { .. } => {}
         }
         match (&ask, self.running.as_ref().map(|running| &running.ask)) {
             (Ask::Follow { .. }, Some(Ask::Promote { .. })) => {
@@ -81,6 +89,7 @@ impl Machine {
             Ok(mut facts) => {
                 facts.priority = self.me.priority;
                 self.cleanliness.judge(&mut facts);
+                self.note_origin(&facts);
                 if let Ask::Park { epoch } | Ask::Fence { epoch, .. } = &running.ask {
                     self.obedience.parked(*epoch, facts.run_id.clone());
                 }
@@ -90,7 +99,12 @@ impl Machine {
                     asked_at: now,
                 };
                 self.detector.handle_own(now, &seen);
-                Reply::Done(facts)
+                if matches!(running.ask, Ask::Park { .. }) && self.is_foreign() {
+                    // It was restarted with it just before.
+                    Reply::Refused(Refusal::Foreign)
+                } else {
+                    Reply::Done(facts)
+                }
             }
             Err(why) => {
                 if running.source == Source::Published {
@@ -127,12 +141,7 @@ impl Machine {
             return;
         }
         if self.holds_foreign_data(facts, state) {
-            let sentence = format!(
-                "{} holds {} keys of another origin and never belonged to this shard; following would wipe \
-                 them: empty it to let it join",
-                self.me.node, facts.keys
-            );
-            return self.shout(Level::Error, sentence);
+            return;
         }
         let ask = Ask::Follow {
             epoch,
@@ -166,12 +175,6 @@ impl Machine {
             self.say(Level::Warn, sentence);
         }
         self.actions.push_back(Action::Lost { epoch, bytes });
-    }
-
-    fn holds_foreign_data(&self, facts: &Facts, state: &State) -> bool {
-        let newcomer = self.obedience.epoch().0 == 0 && facts.epoch.0 == 0;
-        let known = |replid: &String| state.lineage.contains(replid);
-        newcomer && facts.keys > 0 && !known(&facts.replid) && !known(&facts.replid2)
     }
 
     /// Takes a seat (R4) or proves that our Redis holds this epoch's data (R3).

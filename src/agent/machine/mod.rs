@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Owns: what this agent knows and decides. Refuses: I/O; an agent does things only to its own Redis, and
-//! asks the agents of the others. Invariants (`obedience`, `quorum`, `election` state their own):
+//! asks the agents of the others (`deputy` has the one exception). Invariants (`obedience`, `quorum`, `election` state their own):
 //! 1. the epoch obeyed never goes back, and nothing but a park is obeyed before the agent knows what it
 //!    obeyed in an earlier life (rule R10);
 //! 2. at most one write to the state is outstanding, conditional on the version it was derived from, and
@@ -18,12 +18,14 @@
 
 pub mod action;
 mod course;
+mod deputy;
 pub mod detector;
 pub mod election;
 pub mod facts;
 mod follow;
 mod lead;
 pub mod obedience;
+mod origin;
 pub mod outcome;
 mod proving;
 pub mod quorum;
@@ -46,6 +48,7 @@ use course::Course;
 use detector::{Detector, Health, Seen, Status};
 use facts::Cleanliness;
 use obedience::{Ask, Obedience, Step};
+use origin::Origin;
 use state::{MasterOf, Versioned};
 use stray::Stray;
 use timings::Timings;
@@ -98,6 +101,17 @@ struct Running {
     source: Source,
 }
 
+/// A question to another agent, or to the Redis of one that is gone.
+#[derive(Clone, Debug)]
+struct Question {
+    node: NodeId,
+    ask: Ask,
+    /// When it is given up.
+    until: Instant,
+    /// Whether it went past the agent.
+    direct: bool,
+}
+
 /// See the module's note.
 #[derive(Debug)]
 pub struct Machine {
@@ -134,11 +148,14 @@ pub struct Machine {
     /// The proxies that tell of drains; none before they were read.
     proxies: Option<BTreeSet<String>>,
     claim_again: Instant,
-    asks: BTreeMap<AskId, (NodeId, Ask, Instant)>,
+    asks: BTreeMap<AskId, Question>,
+    /// The node whose Redis this agent parked in place of its own agent, and in which epoch.
+    deputy: Option<(NodeId, Epoch)>,
 
     obedience: Obedience,
     remembered: Epoch,
     cleanliness: Cleanliness,
+    origin: Origin,
     running: Option<Running>,
     /// Answers of our own Redis to what this agent executes, on their way back to it.
     own_answers: Vec<(AskId, action::Reply)>,
@@ -149,6 +166,8 @@ pub struct Machine {
     /// What our Redis held when it was told to follow, until it is known what of it the master lacks.
     stray: Option<Stray>,
     shouted: BTreeSet<String>,
+    /// The agent is to end: what it executes comes to its end, and nothing is begun.
+    leaving: bool,
 
     actions: VecDeque<Action>,
 }
@@ -182,9 +201,11 @@ impl Machine {
             proxies: None,
             claim_again: now,
             asks: BTreeMap::new(),
+            deputy: None,
             obedience: Obedience::new(epoch),
             remembered: epoch,
             cleanliness: Cleanliness::default(),
+            origin: Origin::default(),
             running: None,
             own_answers: Vec::new(),
             own_since: now,
@@ -192,6 +213,7 @@ impl Machine {
             follow_again: now,
             stray: None,
             shouted: BTreeSet::new(),
+            leaving: false,
             actions: VecDeque::new(),
         }
     }
@@ -201,6 +223,7 @@ impl Machine {
         self.detector.handle_time(now);
         match input {
             Input::Tick => {}
+            Input::Leave => self.leaving = true,
             Input::Synced(state) => self.handle_synced(now, state),
             Input::StoreLost => self.handle_store_lost(now),
             Input::State(state) => self.learn(now, state),
@@ -252,6 +275,7 @@ impl Machine {
             epoch: self.obedience.epoch(),
             // Without the store it comes to no end: others may claim over it.
             electing: self.course.as_ref().filter(|_| self.connected).map(Course::epoch),
+            foreign: self.is_foreign(),
         }
     }
 
@@ -283,7 +307,9 @@ impl Machine {
     /// Draws conclusions. Every handler ends here, so it does not matter which input came first.
     fn settle(&mut self, now: Instant) {
         self.expire_asks(now);
+        self.doubt_on(now);
         self.hear_own_answers(now);
+        self.wind_down(now);
         self.advance_course(now);
         self.hear_own_answers(now);
         self.consider_wish(now);
@@ -318,6 +344,7 @@ impl Machine {
             } else {
                 facts.priority = self.me.priority;
                 self.cleanliness.judge(facts);
+                self.note_origin(&facts.clone());
                 self.own_reading = Some(*asked_at);
                 let step = match facts.role {
                     facts::Role::Master => Step::Promoted,

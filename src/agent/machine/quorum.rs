@@ -348,6 +348,7 @@ mod tests {
             valid: ["a", "b", "c"].map(|id| (NodeId::from(id), RunId::from(id))).into(),
             ack_replicas: w,
             switch: None,
+            moved: None,
         }
     }
 

@@ -34,6 +34,8 @@ pub struct State {
     pub ack_replicas: u32,
     /// The move of the master under way; there exactly while the phase is `switching`.
     pub switch: Option<Switch>,
+    /// The last move that was claimed, whatever became of it: its request is not begun again by who did not see it.
+    pub moved: Option<Switch>,
 }
 
 /// A published master.
@@ -102,6 +104,7 @@ impl State {
             phase: Phase::Switching,
             executor: executor.clone(),
             nonce,
+            moved: Some(switch.clone()),
             switch: Some(switch),
             ..self.clone()
         }

@@ -160,6 +160,16 @@ impl Switchover {
         matches!(self.step, Step::Sounding { .. } | Step::Claiming)
     }
 
+    /// Whether it is still being found out if the target keeps up.
+    pub fn sounding(&self) -> bool {
+        matches!(self.step, Step::Sounding { .. })
+    }
+
+    /// The id of the request that it meets.
+    pub fn request(&self) -> &String {
+        &self.request.id
+    }
+
     /// Whether the old master may still go on as if nothing had been.
     pub fn reversible(&self) -> bool {
         let begun = matches!(

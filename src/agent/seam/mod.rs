@@ -23,6 +23,7 @@ mod writer;
 mod znode;
 
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::host::{StoreEvent, StoreRequest, StoreSeam};
@@ -49,14 +50,15 @@ const WAITING_MAX: usize = 8;
 /// Reports of proxies that wait for the historian.
 const REPORTS_MAX: usize = 256;
 
-/// Starts the seam; it ends with `stop`. What is told to proxies at once comes out of the second part.
+/// Starts the seam; it ends with `stop`. What is told to proxies at once comes out of the second part; the third ends when
+/// the first was dropped and every record stands.
 pub fn start(
     store: &Store,
     shard: &ShardId,
     node: &NodeId,
     presence: Presence,
     stop: &CancellationToken,
-) -> (StoreSeam, watch::Receiver<Option<Told>>) {
+) -> (StoreSeam, watch::Receiver<Option<Told>>, JoinHandle<()>) {
     let (events, told) = mpsc::channel(EVENTS_MAX);
     let (requests, asked) = mpsc::channel(REQUESTS_MAX);
     let (news, heard) = News::new(shard.clone());
@@ -78,13 +80,15 @@ pub fn start(
     };
     tokio::spawn(stop.clone().run_until_cancelled_owned(reader.run(to_read)));
     tokio::spawn(stop.clone().run_until_cancelled_owned(writer.run(to_write)));
-    tokio::spawn(
-        stop.clone()
-            .run_until_cancelled_owned(historian.run(to_record, reported)),
-    );
+    let recording = stop
+        .clone()
+        .run_until_cancelled_owned(historian.run(to_record, reported));
+    let recorded = tokio::spawn(async {
+        recording.await.unwrap_or_default();
+    });
     tokio::spawn(stop.clone().run_until_cancelled_owned(sorter.run(asked)));
     let seam = StoreSeam { events: told, requests };
-    (seam, heard)
+    (seam, heard, recorded)
 }
 
 /// Gives each request to whom it concerns.
@@ -180,7 +184,7 @@ mod tests {
             let (presence, mut registration) = Presence::start(&store, &shard, &node, info);
             assert!(registration.held().await);
             let stop = CancellationToken::new();
-            let (seam, news) = start(&store, &shard, &node, presence, &stop);
+            let (seam, news, _recorded) = start(&store, &shard, &node, presence, &stop);
             Self {
                 other: ensemble.store(),
                 ensemble,
@@ -246,6 +250,7 @@ mod tests {
             valid: [(NodeId::from("a"), RunId::from("a1"))].into(),
             ack_replicas: 0,
             switch: None,
+            moved: None,
         }
     }
 

@@ -23,6 +23,7 @@ pub(super) fn to_state(znode: ShardState) -> State {
         valid: znode.valid,
         ack_replicas: znode.w,
         switch: znode.switch,
+        moved: znode.moved,
     }
 }
 
@@ -41,6 +42,7 @@ pub(super) fn from_state(state: &State) -> ShardState {
         valid: state.valid.clone(),
         w: state.ack_replicas,
         switch: state.switch.clone(),
+        moved: state.moved.clone(),
     }
 }
 
@@ -108,6 +110,7 @@ mod tests {
                 valid: [(NodeId::from("a"), RunId::from("a1"))].into(),
                 ack_replicas: 1,
                 switch: None,
+                moved: None,
             };
             assert_eq!(to_state(from_state(&state)), state);
         }

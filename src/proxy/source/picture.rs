@@ -154,6 +154,7 @@ mod tests {
             valid: BTreeMap::new(),
             w: 1,
             switch: None,
+            moved: None,
         }
     }
 

@@ -62,6 +62,9 @@ pub struct ShardState {
     /// The move under way; there exactly while the phase is `switching`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub switch: Option<Switch>,
+    /// The last move that was claimed, whatever became of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moved: Option<Switch>,
 }
 
 /// `/shards/<s>/switch`: somebody wants the master moved. Deleted by the executor once the outcome is in the history.
@@ -108,6 +111,7 @@ impl Znode for ShardState {
             (Some(_), Phase::Serving | Phase::Electing) => return Err("a switchover, though not switching".to_owned()),
             (None, Phase::Serving | Phase::Electing) => {}
         }
+        check_names(self.moved.iter().map(|moved| moved.to.as_str()))?;
         let names = self.valid.keys().chain(self.master.iter()).chain([&self.executor]);
         check_names(names.map(NodeId::as_str))?;
         for run_id in self.valid.values().chain(&self.run_id) {
@@ -141,6 +145,7 @@ pub(super) fn sample() -> ShardState {
             .into(),
         w: 1,
         switch: None,
+        moved: None,
     }
 }
 
@@ -233,6 +238,7 @@ mod tests {
                 lineage: lives.into_values().collect(),
                 members: valid.keys().cloned().collect(),
                 switch: (!electing).then(|| Switch { to: master.clone(), epoch: Epoch(epoch).next(), request: String::new() }),
+                moved: electing.then(|| Switch { to: master.clone(), epoch: Epoch(epoch), request: "r1".to_owned() }),
                 valid,
                 w,
             };

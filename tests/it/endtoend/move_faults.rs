@@ -160,6 +160,7 @@ fn an_executor_that_is_killed_leaves_a_shard_that_serves_again() {
                 NOT_MOVED,
                 NOT_DRAINED,
                 "no master for epoch",
+                "lives without its agent",
             ],
         },
     );

@@ -301,6 +301,7 @@ impl Stage {
             valid: Default::default(),
             w: 0,
             switch: None,
+            moved: None,
         }
     }
 

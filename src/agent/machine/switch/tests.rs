@@ -41,6 +41,7 @@ fn serving() -> State {
         valid: ["a", "b"].map(|name| (id(name), RunId::from(name))).into(),
         ack_replicas: 0,
         switch: None,
+        moved: None,
     }
 }
 

@@ -35,6 +35,8 @@ pub struct SimRedis {
     pub addr: Addr,
     pub life: Option<Life>,
     pub frozen: bool,
+    /// Who holds the working connection in place of its own agent.
+    pub deputy: Option<(NodeId, u32)>,
     lives: u32,
     streams: u32,
 }
@@ -46,6 +48,7 @@ impl SimRedis {
             addr: Addr::new("127.0.0.1", port),
             life: None,
             frozen: false,
+            deputy: None,
             lives: 0,
             streams: 0,
         };
@@ -58,6 +61,7 @@ impl SimRedis {
         self.lives += 1;
         let fresh = self.fresh_stream();
         self.frozen = false;
+        self.deputy = None;
         self.life = Some(Life {
             run_id: RunId::new(format!("{}-{}", self.node, self.lives)),
             role: Role::Replica,

@@ -7,13 +7,13 @@ use crate::agent::machine::timings::Timings;
 use crate::topology::codec::{Ending, Kind};
 use crate::topology::{Epoch, NodeId};
 
-const LIMIT: Duration = Duration::from_secs(40);
+pub(super) const LIMIT: Duration = Duration::from_secs(40);
 
-fn id(name: &str) -> NodeId {
+pub(super) fn id(name: &str) -> NodeId {
     NodeId::from(name)
 }
 
-fn founded(seed: u64, w: u32) -> World {
+pub(super) fn founded(seed: u64, w: u32) -> World {
     let mut world = World::new(seed.wrapping_mul(0x9e37_79b9) | 1, w, Timings::default());
     assert!(
         world.run(LIMIT, World::whole),
@@ -24,7 +24,7 @@ fn founded(seed: u64, w: u32) -> World {
     world
 }
 
-fn heals(world: &mut World, what: &str) {
+pub(super) fn heals(world: &mut World, what: &str) {
     let healed = world.run(LIMIT, World::whole);
     assert!(healed, "{what}: did not heal\n{}", world.story());
 }
@@ -205,14 +205,14 @@ fn duelling_executors_agree_on_one_master() {
 }
 
 /// The master of a founded shard and another node, by rank.
-fn master_and_other(world: &World, rank: usize) -> (NodeId, NodeId) {
+pub(super) fn master_and_other(world: &World, rank: usize) -> (NodeId, NodeId) {
     let old = world.master().unwrap();
     let other = world.redis.keys().filter(|id| **id != old).nth(rank).unwrap().clone();
     (old, other)
 }
 
 /// Every request ended, each with one record.
-fn ended(world: &World, what: &str) {
+pub(super) fn ended(world: &World, what: &str) {
     let mut ids: Vec<&String> = world
         .records
         .iter()
