@@ -248,7 +248,7 @@ impl Worker {
                     let worker = self.clone();
                     tokio::task::spawn_local(async move {
                         attach(&worker, &shard, &order).await;
-                        worker.tell(&shard.id, order.epoch, What::Attached);
+                        worker.tell(&shard.id, order.epoch, What::Attached(order.course.clone()));
                     });
                 }
                 None => std::future::pending::<()>().await,

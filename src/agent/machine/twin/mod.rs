@@ -26,7 +26,7 @@ use super::state::{State, Versioned};
 use super::timings::Timings;
 use crate::clock;
 use crate::topology::codec::SwitchRequest;
-use crate::topology::{Epoch, NodeId, RunId};
+use crate::topology::{Course, Epoch, NodeId, RunId};
 
 use redis::{Life, SimRedis};
 
@@ -338,7 +338,9 @@ impl World {
             }
             Action::Relay(state) => self.spread(&state),
             Action::Lost { .. } => {}
-            Action::Attach(epoch, _) => self.soon(Event::Proxied(Input::Attached(PROXY.to_owned(), epoch))),
+            Action::Attach(epoch, course, _) => {
+                self.soon(Event::Proxied(Input::Attached(PROXY.to_owned(), epoch, Some(course))));
+            }
             Action::Record(outcome) => self.record(*outcome),
             Action::Say(level, sentence) => {
                 let at = self.now.duration_since(self.start);
