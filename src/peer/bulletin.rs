@@ -42,10 +42,7 @@ impl Bulletin {
         let state = self.state.clone().filter(|state| told.state.as_ref() != Some(state));
         let attach = self.attach.clone();
         let attach = attach.filter(|attach| state.is_some() || told.attach.as_ref() != Some(attach));
-        state
-            .map(News::State)
-            .into_iter()
-            .chain(attach.map(News::Attach))
+        state.map(News::State).into_iter().chain(attach.map(News::Attach))
     }
 }
 

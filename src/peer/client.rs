@@ -63,13 +63,7 @@ impl Client {
         }
     }
 
-    async fn connect_as(
-        version: Version,
-        addr: &Addr,
-        kind: Kind,
-        id: &str,
-        secret: &[u8],
-    ) -> Result<Self, PeerError> {
+    async fn connect_as(version: Version, addr: &Addr, kind: Kind, id: &str, secret: &[u8]) -> Result<Self, PeerError> {
         let connecting = async {
             let stream = TcpStream::connect((addr.host(), addr.port()))
                 .await
@@ -110,7 +104,9 @@ impl Client {
         let [theirs, proof, more @ ..] = welcome.as_slice() else {
             return Err(stranger());
         };
-        let spoken = more.first().map_or(Some(Version::FIRST), |digits| Version::parse(digits));
+        let spoken = more
+            .first()
+            .map_or(Some(Version::FIRST), |digits| Version::parse(digits));
         self.version = spoken.ok_or_else(stranger)?.min(self.version);
         let nonces = Nonces {
             client: ours,
@@ -185,5 +181,51 @@ impl Client {
             Some(Ok(BytesFrame::Error(line))) => Err(PeerError::Says(line.to_string())),
             Some(Ok(frame)) => Ok(frame),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::topology::{Course, Epoch, ShardId};
+
+    /// The end of an agent of version 1: what it is asked after two hellos.
+    async fn first_version(listener: TcpListener) -> BytesFrame {
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut wire = Framed::new(stream, Bounded::default());
+        let hello = wire.next().await.unwrap().unwrap();
+        assert_eq!(parts(&hello).unwrap()[1], b"2");
+        let refused = BytesFrame::Error("ERR HELLO first, of version 1".into());
+        wire.send(refused).await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut wire = Framed::new(stream, Bounded::default());
+        let hello = wire.next().await.unwrap().unwrap();
+        let hello = parts(&hello).unwrap();
+        assert_eq!((hello.len(), hello[1]), (5, b"1".as_slice()));
+        let nonces = Nonces {
+            client: hello[4].to_vec(),
+            server: b"s".to_vec(),
+        };
+        let proof = prove(b"secret", End::Server, &nonces);
+        wire.send(array(&[b"s", &proof])).await.unwrap();
+        wire.next().await.unwrap().unwrap();
+        wire.send(BytesFrame::SimpleString("OK".into())).await.unwrap();
+        let asked = wire.next().await.unwrap().unwrap();
+        wire.send(BytesFrame::BulkString("noted".into())).await.unwrap();
+        asked
+    }
+
+    #[tokio::test]
+    async fn an_agent_of_the_first_version_is_spoken_to_as_it_understands() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = Addr::new("127.0.0.1", listener.local_addr().unwrap().port());
+        let agent = tokio::spawn(first_version(listener));
+        let mut client = Client::connect(&addr, Kind::Proxy, "p1", b"secret").await.unwrap();
+        let course = Some(Course::from("c1"));
+        let drained = Request::Drained(ShardId::from("s1"), Epoch(3), course);
+        client.ask(&drained, HANDSHAKE_LIMIT).await.unwrap();
+        assert_eq!(agent.await.unwrap(), array(&[b"DRAINED", b"s1", b"3"]));
     }
 }

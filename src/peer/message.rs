@@ -7,8 +7,8 @@ use redis_protocol::resp2::types::BytesFrame;
 
 use serde::{Deserialize, Serialize};
 
-use super::frame::{array, parts};
 use super::Version;
+use super::frame::{array, parts};
 use crate::topology::{Addr, Course, Epoch, NodeId, RunId, ShardId};
 
 /// Who connects to an agent.
@@ -116,11 +116,19 @@ impl Request {
             Self::Ask(json) => array(&[b"ASK", json]),
             Self::Drained(shard, epoch, course) => {
                 let epoch = epoch.to_string();
-                with_course(&[b"DRAINED", shard.as_str().as_bytes(), epoch.as_bytes()], course, version)
+                with_course(
+                    &[b"DRAINED", shard.as_str().as_bytes(), epoch.as_bytes()],
+                    course,
+                    version,
+                )
             }
             Self::Attached(shard, epoch, course) => {
                 let epoch = epoch.to_string();
-                with_course(&[b"ATTACHED", shard.as_str().as_bytes(), epoch.as_bytes()], course, version)
+                with_course(
+                    &[b"ATTACHED", shard.as_str().as_bytes(), epoch.as_bytes()],
+                    course,
+                    version,
+                )
             }
             Self::Report(shard, epoch, report) => {
                 let json = serde_json::to_vec(report).unwrap_or_default();

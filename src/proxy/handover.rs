@@ -210,7 +210,11 @@ mod tests {
         assert_eq!(tally.take(told(1, 2, What::Drained(None))), all(2, What::Drained(None)));
         let named = |name: &str| What::Drained(Some(Course::from(name)));
         assert_eq!(tally.take(told(0, 2, named("c1"))), None);
-        assert_eq!(tally.take(told(1, 2, named("c2"))), None, "another move to the same epoch");
+        assert_eq!(
+            tally.take(told(1, 2, named("c2"))),
+            None,
+            "another move to the same epoch"
+        );
         assert_eq!(tally.take(told(1, 2, named("c1"))), all(2, named("c1")));
         // A move to the same epoch after a rollback is asked for anew.
         assert_eq!(tally.take(told(1, 2, What::Drained(None))), None);
@@ -242,6 +246,9 @@ mod tests {
         assert_eq!(tally.open.len(), COUNTED_MAX);
         assert_eq!(tally.take(told(1, 0, What::Drained(None))), None, "the oldest went");
         let newest = COUNTED_MAX as u64;
-        assert_eq!(tally.take(told(1, newest, What::Drained(None))), all(newest, What::Drained(None)));
+        assert_eq!(
+            tally.take(told(1, newest, What::Drained(None))),
+            all(newest, What::Drained(None))
+        );
     }
 }

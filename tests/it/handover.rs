@@ -310,7 +310,9 @@ impl Bench {
             course: Some(Course::from(COURSE)),
         };
         let attached = Request::Attached(shard(), attach.epoch, attach.course.clone());
-        self.agents[self.master].news.send_modify(|told| drop(told.post(News::Attach(attach))));
+        self.agents[self.master]
+            .news
+            .send_if_modified(|told| told.post(News::Attach(attach)));
         eventually(SOON, || self.has_told(|_, request| *request == attached));
     }
 
@@ -536,7 +538,7 @@ fn a_proxy_cut_off_from_zookeeper_follows_what_agents_relay() {
         version: 1,
         state: codec::encode(&bench.state(Phase::Serving, None)).into(),
     });
-    bench.agents[1].news.send_modify(|told| drop(told.post(relayed)));
+    bench.agents[1].news.send_if_modified(|told| told.post(relayed));
     assert_eq!(client.command(&["SET", "k", "2"]), Value::ok());
     assert_eq!(bench.nodes[1].command(&["GET", "k"]), Value::bulk("2"));
     eventually(SOON, || bench.report().is_some());

@@ -65,7 +65,7 @@ fn relayed(version: i32) -> News {
 #[tokio::test]
 async fn requests_are_answered_and_news_is_told_between_them() {
     let mut agent = Agent::start().await;
-    agent.news.send_modify(|told| drop(told.post(relayed(1))));
+    agent.news.send_if_modified(|told| told.post(relayed(1)));
     let mut client = agent.connect(b"secret").await.unwrap();
     assert_eq!(
         client.hear().await.unwrap(),
@@ -76,7 +76,7 @@ async fn requests_are_answered_and_news_is_told_between_them() {
         let inbound = agent.requests.recv().await.unwrap();
         assert_eq!((inbound.kind, inbound.id.as_str()), (Kind::Proxy, "proxy-1"));
         assert_eq!(inbound.request, Request::Drained(ShardId::from("s1"), Epoch(3), None));
-        agent.news.send_modify(|told| drop(told.post(relayed(2))));
+        agent.news.send_if_modified(|told| told.post(relayed(2)));
         tokio::task::yield_now().await;
         inbound.reply.send(Bytes::from_static(b"noted")).unwrap();
         agent
@@ -98,7 +98,7 @@ async fn requests_are_answered_and_news_is_told_between_them() {
 #[tokio::test]
 async fn who_does_not_know_the_secret_is_not_heard_and_is_told_nothing() {
     let mut agent = Agent::start().await;
-    agent.news.send_modify(|told| drop(told.post(relayed(1))));
+    agent.news.send_if_modified(|told| told.post(relayed(1)));
     assert!(matches!(agent.connect(b"wrong").await, Err(PeerError::Stranger(_))));
     let hello = b"*5\r\n$5\r\nHELLO\r\n$1\r\n1\r\n$5\r\nproxy\r\n$1\r\nx\r\n$1\r\nn\r\n";
     let auth = b"*2\r\n$4\r\nAUTH\r\n$4\r\nabcd\r\n*1\r\n$5\r\nSTATE\r\n";

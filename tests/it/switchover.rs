@@ -418,7 +418,9 @@ async fn proxies_are_waited_for_and_told_where_those_who_hear_move() {
     assert_eq!(attach.addr, shard.nodes[&to].addr);
     let facts = shard.nodes[&to].facts().await;
     assert_eq!((facts.run_id, facts.keys), (attach.run_id, 2), "it has all there is");
-    proxy.tell(Request::Attached(self::shard(), switch.epoch, attach.course.clone())).await;
+    proxy
+        .tell(Request::Attached(self::shard(), switch.epoch, attach.course.clone()))
+        .await;
     let report = Report {
         held: 3,
         ..Report::default()

@@ -245,7 +245,7 @@ impl Session {
 
     /// Requests that need more than a place on a lane.
     fn special(self: &Rc<Self>, args: &Args, frame: &[u8]) -> Outcome {
-        let table = self.worker.commands().clone();
+        let table = self.worker.commands();
         let command = match table.lookup(args) {
             Lookup::Known(command) => command,
             Lookup::UnknownSubcommand(_) => {

@@ -173,7 +173,9 @@ impl Session {
         }
         let held = self.with_feed(|feed| std::mem::replace(&mut feed.waits.held, true));
         if held == Some(false) {
-            self.worker.shard(ShardIndex(0)).hold(&self.worker, self.clone());
+            let shard = self.worker.shard(ShardIndex(0));
+            shard.count_held(1);
+            shard.hold(&self.worker, self.clone());
             self.watch_lost_feed();
         }
     }
@@ -222,7 +224,7 @@ impl Session {
         let is_master = self.leads_to_master(&tap);
         let log = || FenceLog::new(self.worker.fences().clone(), shard.fences().clone());
         let fences = self.worker.splits_reads().then(log);
-        let (now_ms, table) = (clock::monotonic_ms(), self.worker.commands().clone());
+        let (now_ms, table) = (clock::monotonic_ms(), self.worker.commands());
         let life = shard.life_of(&tap.target);
         // The requests of scans are kept so that they begin anew.
         move_to(&mut self.state().listeners, Which::Lane(FEED_LANE), life.as_ref());
@@ -513,6 +515,7 @@ impl Feed {
                 }
                 state.feed_reply(run, bytes);
             }
+            Shown::Part(run, bytes) => state.feed_part(run, bytes),
             Shown::Push(bytes) => state.window.push(bytes, &mut state.out),
             Shown::Begins => *flow = Some(state.window.reserve(FEED_LANE, 1)),
             Shown::Ends => {

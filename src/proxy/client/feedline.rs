@@ -26,6 +26,8 @@ const FRAME_BYTES_MAX: usize = 128 * 1024;
 pub(super) enum Shown<'b> {
     /// Bytes that complete a reply.
     Reply(RunId, &'b [u8]),
+    /// Bytes of a reply too long to be shown at once; more follow.
+    Part(RunId, &'b [u8]),
     /// Bytes that complete none.
     Push(&'b [u8]),
     /// A message too long to be shown at once begins: nothing of our own may be said until it ends.
@@ -227,7 +229,11 @@ impl FeedLine {
                 self.flow = Flow::Push;
                 show(Shown::Begins);
             }
-            (Meaning::Reply, Some(Asked::Plain(_))) => self.flow = Flow::Reply,
+            (Meaning::Reply, Some(Asked::Plain(_))) => {
+                self.flow = Flow::Reply;
+                self.part(part, show);
+                return Ok(());
+            }
             (Meaning::Reply | Meaning::Confirms(_), _) => return Err(Trouble::Poisoned),
         }
         show(Shown::Push(part));
@@ -245,7 +251,16 @@ impl FeedLine {
                 show(Shown::Ends);
                 self.flow = Flow::None;
             }
-            (Flow::None | Flow::Reply | Flow::Push, _) => show(Shown::Push(part)),
+            (Flow::Reply, false) => self.part(part, show),
+            (Flow::None | Flow::Push, _) => show(Shown::Push(part)),
+        }
+    }
+
+    /// Bytes of the reply to the oldest request, which do not complete it.
+    fn part(&self, bytes: &[u8], show: &mut impl FnMut(Shown)) {
+        match self.asked.front().and_then(|entry| entry.run) {
+            Some(run) => show(Shown::Part(run, bytes)),
+            None => show(Shown::Push(bytes)),
         }
     }
 

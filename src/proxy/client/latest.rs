@@ -21,7 +21,7 @@ const ASK_MAX: Duration = Duration::from_millis(200);
 impl Session {
     /// Holds what a lost lane left, once it is known what it meant.
     pub(super) fn hold_lost(self: &Rc<Self>, lane: &Rc<Lane>, mut held: Vec<Held>) {
-        let table = self.worker.commands().clone();
+        let table = self.worker.commands();
         let wants_news = |held: &Held| held.private && !streams(&held.bytes, &table).is_empty();
         let mut state = self.state();
         if !held.iter().any(wants_news) {

@@ -97,6 +97,15 @@ impl State {
         self.muffle(self.out.len());
     }
 
+    /// Bytes of a reply of a feed that is too long to be shown at once; more follow.
+    pub(super) fn feed_part(&mut self, run: RunId, bytes: &[u8]) {
+        let changed = hear(&mut self.listeners, run, bytes, 0);
+        if self.mute == Mute::No {
+            let bytes = changed.as_deref().unwrap_or(bytes);
+            self.window.fill(run, bytes, 0, &mut self.out);
+        }
+    }
+
     #[inline]
     fn muffle(&mut self, heard: usize) {
         if self.mute != Mute::No {

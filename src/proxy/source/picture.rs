@@ -7,9 +7,7 @@
 use std::collections::BTreeMap;
 
 use crate::topology::codec::{NodeInfo, ShardState, Slots};
-use crate::topology::{
-    Course, Epoch, Master, Node, NodeId, Phase, Shard, ShardId, SlotMap, Snapshot, Switch,
-};
+use crate::topology::{Course, Epoch, Master, Node, NodeId, Phase, Shard, ShardId, SlotMap, Snapshot, Switch};
 
 /// What is known of the znodes.
 #[derive(Clone, Debug, Default)]

@@ -218,7 +218,7 @@ impl Stage {
             run_id: run_id(&self.redis[self.other()]),
             course: Some(Course::from(COURSE)),
         };
-        self.news.send_modify(|told| drop(told.post(News::Attach(attach))));
+        self.news.send_if_modified(|told| told.post(News::Attach(attach)));
     }
 
     /// Waits until the proxy says that it did.

@@ -26,7 +26,7 @@ use super::state::{State, Versioned};
 use super::timings::Timings;
 use crate::clock;
 use crate::topology::codec::SwitchRequest;
-use crate::topology::{Course, Epoch, NodeId, RunId};
+use crate::topology::{Epoch, NodeId, RunId};
 
 use redis::{Life, SimRedis};
 

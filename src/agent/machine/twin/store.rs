@@ -81,7 +81,10 @@ impl World {
         if let Some(switch) = &next.state.switch {
             let delay = Duration::from_micros(self.draw(300_000));
             let course = Course::from(next.state.nonce.as_str());
-            self.at(delay, Event::Proxied(Input::Drained(PROXY.to_owned(), switch.epoch, Some(course))));
+            self.at(
+                delay,
+                Event::Proxied(Input::Drained(PROXY.to_owned(), switch.epoch, Some(course))),
+            );
         }
         if next.state.phase == Phase::Serving
             && self

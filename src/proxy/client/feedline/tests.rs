@@ -78,6 +78,7 @@ impl Client {
         } = self;
         line.take(bytes, &mut |shown| match shown {
             Shown::Reply(run, bytes) => window.fill(run, bytes, 1, out),
+            Shown::Part(run, bytes) => window.fill(run, bytes, 0, out),
             Shown::Push(bytes) => window.push(bytes, out),
             Shown::Begins => *flow = Some(window.reserve(1, 1)),
             Shown::Ends => window.fill(flow.take().unwrap(), b"", 1, out),
