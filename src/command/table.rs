@@ -47,6 +47,11 @@ impl Table {
         &BUILTIN
     }
 
+    /// Whether a command is one of the data file's, and not learnt from a server.
+    pub fn knows(command: &Command) -> bool {
+        usize::from(command.id.0) < BUILTIN.commands.len()
+    }
+
     /// Whether every command is the same in both.
     pub fn is_same(&self, other: &Self) -> bool {
         self.commands == other.commands

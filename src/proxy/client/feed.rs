@@ -232,7 +232,7 @@ impl Session {
             shard.count_resent(feed.line.awaited());
             feed.life = life;
             feed.line
-                .shorten(now_ms, |request, waited_ms| with_time_left(request, waited_ms, &table));
+                .shorten(now_ms, |request, waited_ms| with_time_left(request, waited_ms, table));
             feed.fences = fences;
             feed.fence(feed.line.awaited(), true);
             feed.line.begin(login.resp3, is_master, |bytes| tap.send(bytes));

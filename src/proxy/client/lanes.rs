@@ -12,7 +12,7 @@ use super::run::Run;
 use super::session::{Counted, Held, Park, Pinned, Session, State};
 use super::transaction::Transaction;
 use crate::clock;
-use crate::command::{Class, Command, Flags, Lookup};
+use crate::command::{Class, Command, Flags, Lookup, Table};
 use crate::proxy::backend::{Lane, Login};
 use crate::proxy::shard::Shard;
 use crate::resp::{Args, RequestScanner, Scan, put_inline_as_request};
@@ -159,9 +159,10 @@ impl Session {
             pinned.lane.wait_for_room(self);
             return Outcome::Park(Park::Lane);
         }
-        pinned.clean &= command.class == Class::Blocking
-            || command.rides_lane(args)
-            || (command.class == Class::Node && &*command.name != "debug");
+        pinned.clean &= Table::knows(command)
+            && (command.class == Class::Blocking
+                || command.rides_lane(args)
+                || (command.class == Class::Node && &*command.name != "debug"));
         let blocks = command.class_for(args) == Class::Blocking && state.transaction != Transaction::Queueing;
         let (mut ear, instead) = self.listen(command, args, pinned.lane.life());
         let mut listener = None;
