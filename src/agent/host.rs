@@ -32,7 +32,7 @@ use super::mesh::Mesh;
 use super::probe::Probe;
 use super::redis::Login;
 use crate::clock;
-use crate::peer::{self, Attach, Inbound, Kind, News, Report, Request};
+use crate::peer::{self, Attach, Bulletin, Inbound, Kind, Report, Request};
 use crate::topology::codec::SwitchRequest;
 use crate::topology::{Addr, Epoch, NodeId, RunId, ShardId};
 
@@ -135,7 +135,7 @@ pub struct StoreSeam {
 pub async fn run(
     settings: Settings,
     listener: TcpListener,
-    news: watch::Receiver<Option<News>>,
+    news: watch::Receiver<Bulletin>,
     mut store: StoreSeam,
     stop: CancellationToken,
 ) -> io::Result<()> {
@@ -287,15 +287,15 @@ impl Host {
                     None
                 }
             },
-            Request::Drained(shard, epoch) => {
+            Request::Drained(shard, epoch, course) => {
                 send(inbound.reply, &"noted");
                 let ours = inbound.kind == Kind::Proxy && shard == self.shard;
-                ours.then_some(Input::Drained(inbound.id, epoch))
+                ours.then_some(Input::Drained(inbound.id, epoch, course))
             }
-            Request::Attached(shard, epoch) => {
+            Request::Attached(shard, epoch, course) => {
                 send(inbound.reply, &"noted");
                 let ours = inbound.kind == Kind::Proxy && shard == self.shard;
-                ours.then_some(Input::Attached(inbound.id, epoch))
+                ours.then_some(Input::Attached(inbound.id, epoch, course))
             }
             Request::Report(shard, epoch, report) => {
                 send(inbound.reply, &"noted");
@@ -355,12 +355,13 @@ impl Host {
             Action::ReadState => self.tell_store(StoreRequest::Read),
             Action::Suspect(suspicion) => self.tell_store(StoreRequest::Suspect(suspicion)),
             Action::Relay(state) => self.tell_store(StoreRequest::Relay(state)),
-            Action::Attach(epoch, target) => self.tell_store(StoreRequest::Attach(Attach {
+            Action::Attach(epoch, course, target) => self.tell_store(StoreRequest::Attach(Attach {
                 shard: self.shard.clone(),
                 epoch,
                 node: target.node,
                 addr: target.addr,
                 run_id: target.run_id,
+                course: Some(course),
             })),
             Action::Record(outcome) => self.tell_store(StoreRequest::Record(*outcome)),
             Action::Lost { epoch, bytes } => self.tell_store(StoreRequest::Lost(epoch, bytes)),

@@ -208,7 +208,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = Addr::new("127.0.0.1", listener.local_addr().unwrap().port());
         let (asked, mut inbound) = mpsc::channel(8);
-        let (_news, heard) = watch::channel(None);
+        let (_news, heard) = watch::channel(peer::Bulletin::default());
         let stop = CancellationToken::new();
         let _ends = stop.clone().drop_guard();
         tokio::spawn(peer::serve(listener, Arc::clone(&secret), asked, heard, stop));

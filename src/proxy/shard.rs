@@ -243,7 +243,6 @@ impl Shard {
             session.wake();
             return;
         }
-        self.count_held(1);
         self.holding.borrow_mut().push(session);
         self.start_seeking(worker);
     }

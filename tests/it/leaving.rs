@@ -46,9 +46,9 @@ async fn the_record_of_a_switchover_stands_when_its_executor_has_ended() {
         .until_state("switching", |state| state.phase == Phase::Switching)
         .await;
     let epoch = switching.switch.unwrap().epoch;
-    proxy.tell(Request::Drained(self::shard(), epoch)).await;
+    proxy.tell(Request::Drained(self::shard(), epoch, None)).await;
     proxy.attach().await;
-    proxy.tell(Request::Attached(self::shard(), epoch)).await;
+    proxy.tell(Request::Attached(self::shard(), epoch, None)).await;
     shard.until("published", |state| state.epoch == epoch).await;
     shard.end_agent(&master(&first)).await;
     let record = shard.history().await.pop().unwrap();

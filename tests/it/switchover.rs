@@ -313,7 +313,7 @@ async fn a_target_that_hangs_before_the_fence_leaves_everything_as_it_was() {
         .await;
     shard.nodes[&to].signal("-STOP");
     let switch = switching.switch.unwrap();
-    proxy.tell(Request::Drained(self::shard(), switch.epoch)).await;
+    proxy.tell(Request::Drained(self::shard(), switch.epoch, None)).await;
     let record = shard.ended(&id).await;
     assert_eq!(
         (&record.result, record.epoch),
@@ -412,13 +412,15 @@ async fn proxies_are_waited_for_and_told_where_those_who_hear_move() {
     assert_eq!(switching.executor, master(&first));
     let old = &shard.nodes[&master(&first)];
     assert_eq!(old.ask(&["SET", "in-flight", "v"]).await, "OK", "nobody is fenced yet");
-    proxy.tell(Request::Drained(self::shard(), switch.epoch)).await;
+    proxy.tell(Request::Drained(self::shard(), switch.epoch, None)).await;
     let attach = proxy.attach().await;
     assert_eq!((attach.epoch, &attach.node), (switch.epoch, &to));
     assert_eq!(attach.addr, shard.nodes[&to].addr);
     let facts = shard.nodes[&to].facts().await;
     assert_eq!((facts.run_id, facts.keys), (attach.run_id, 2), "it has all there is");
-    proxy.tell(Request::Attached(self::shard(), switch.epoch)).await;
+    proxy
+        .tell(Request::Attached(self::shard(), switch.epoch, attach.course.clone()))
+        .await;
     let report = Report {
         held: 3,
         ..Report::default()
@@ -445,7 +447,7 @@ async fn a_target_that_dies_after_the_fence_is_passed_over_by_an_election() {
         .until_state("switching", |state| state.phase == Phase::Switching)
         .await;
     let reserved = switching.switch.unwrap().epoch;
-    proxy.tell(Request::Drained(self::shard(), reserved)).await;
+    proxy.tell(Request::Drained(self::shard(), reserved, None)).await;
     proxy.attach().await;
     let start = clock::now();
     shard.nodes[&to].signal("-KILL");
@@ -481,7 +483,7 @@ async fn executor_killed(after_the_fence: bool) {
         .await;
     let reserved = switching.switch.unwrap().epoch;
     if after_the_fence {
-        proxy.tell(Request::Drained(self::shard(), reserved)).await;
+        proxy.tell(Request::Drained(self::shard(), reserved, None)).await;
         proxy.attach().await;
     }
     let start = clock::now();

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use crate::topology::codec::SwitchRequest;
-use crate::topology::{Addr, Epoch, NodeId, RunId};
+use crate::topology::{Addr, Course, Epoch, NodeId, RunId};
 
 use super::detector::{PeerSeen, Seen};
 use super::facts::Facts;
@@ -136,7 +136,7 @@ pub enum Action {
     /// Tell proxies and agents of a state that stands in ZooKeeper, faster than its watch does.
     Relay(Versioned),
     /// Tell proxies that those who hear are to move to this node, which will be the master of this epoch.
-    Attach(Epoch, Target),
+    Attach(Epoch, Course, Target),
     /// Write a history record; afterwards the request that it ends is deleted.
     Record(Box<Outcome>),
     /// Add to the history how much our Redis had that the master of this epoch did not, if it was master before.
@@ -171,10 +171,10 @@ pub enum Input {
     Wish(Option<SwitchRequest>),
     /// The proxies that tell of drains.
     Proxies(BTreeSet<String>),
-    /// A proxy has no write of an epoch below this one in flight.
-    Drained(String, Epoch),
+    /// A proxy has no write of an epoch below this one in flight; for which move, if it says so.
+    Drained(String, Epoch, Option<Course>),
     /// Those who hear through a proxy hear the node that will be the master of this epoch.
-    Attached(String, Epoch),
+    Attached(String, Epoch, Option<Course>),
     /// The outcome of the last [`Action::Write`].
     Written(Written),
     /// What the probe of our own Redis found.

@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use crate::topology::codec::{Ending, Kind};
-use crate::topology::{Addr, Epoch, NodeId, Phase};
+use crate::topology::{Addr, Course, Epoch, NodeId, Phase};
 
 use super::action::{Level, Reply};
 use super::obedience::Ask;
@@ -73,7 +73,7 @@ pub enum Order {
     /// Write this state over the last one.
     Write(State),
     /// Tell proxies where those who hear are to move.
-    Attach(Epoch, Target),
+    Attach(Epoch, Course, Target),
     /// Claim the epoch of the switchover.
     Claim,
     /// Give up what was not begun yet, because of this, which may pass.

@@ -333,7 +333,9 @@ impl Machine {
             match order {
                 Order::Ask(node, ask) => self.ask(now, node, ask),
                 Order::Write(state) => self.write(state, Purpose::Course),
-                Order::Attach(epoch, target) => self.actions.push_back(Action::Attach(epoch, target)),
+                Order::Attach(epoch, course, target) => {
+                    self.actions.push_back(Action::Attach(epoch, course, target));
+                }
                 Order::Say(level, sentence) => self.say(level, sentence),
                 Order::Claim => self.claim_switchover(now),
                 Order::Retreat(why) => self.retreat(now, why),

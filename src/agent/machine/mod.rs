@@ -231,14 +231,14 @@ impl Machine {
             Input::Suspects(suspects) => self.suspects = suspects,
             Input::Wish(request) => self.handle_wish(now, request),
             Input::Proxies(proxies) => self.proxies = Some(proxies),
-            Input::Drained(proxy, epoch) => {
+            Input::Drained(proxy, epoch, course) => {
                 if let Some(Course::Switchover(switchover)) = &mut self.course {
-                    switchover.handle_drained(proxy, epoch);
+                    switchover.handle_drained(proxy, epoch, course.as_ref());
                 }
             }
-            Input::Attached(proxy, epoch) => {
+            Input::Attached(proxy, epoch, course) => {
                 if let Some(Course::Switchover(switchover)) = &mut self.course {
-                    switchover.handle_attached(proxy, epoch);
+                    switchover.handle_attached(proxy, epoch, course.as_ref());
                 }
             }
             Input::Written(written) => self.handle_written(now, written),

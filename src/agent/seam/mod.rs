@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use super::host::{StoreEvent, StoreRequest, StoreSeam};
 use super::machine::action::Written;
 use super::machine::outcome::Outcome;
-use crate::peer::News as Told;
+use crate::peer::Bulletin;
 use crate::store::Store;
 use crate::topology::{NodeId, ShardId};
 
@@ -58,7 +58,7 @@ pub fn start(
     node: &NodeId,
     presence: Presence,
     stop: &CancellationToken,
-) -> (StoreSeam, watch::Receiver<Option<Told>>, JoinHandle<()>) {
+) -> (StoreSeam, watch::Receiver<Bulletin>, JoinHandle<()>) {
     let (events, told) = mpsc::channel(EVENTS_MAX);
     let (requests, asked) = mpsc::channel(REQUESTS_MAX);
     let (news, heard) = News::new(shard.clone());
@@ -161,7 +161,7 @@ mod tests {
         /// A session of somebody else.
         other: Store,
         seam: StoreSeam,
-        news: watch::Receiver<Option<Told>>,
+        news: watch::Receiver<Bulletin>,
         _stop: tokio_util::sync::DropGuard,
     }
 
@@ -340,9 +340,7 @@ mod tests {
         let mut bench = Bench::start().await;
         bench.ask(StoreRequest::Write(None, state(1))).await;
         timeout(LIMIT, bench.news.changed()).await.unwrap().unwrap();
-        let Some(Told::State(told)) = bench.news.borrow_and_update().clone() else {
-            panic!("a state is told");
-        };
+        let told = bench.news.borrow_and_update().state().cloned().unwrap();
         assert_eq!(told.version, 0);
         let read: ShardState = decode(&told.state, "news").unwrap();
         assert_eq!(znode::to_state(read), state(1));
@@ -357,7 +355,7 @@ mod tests {
         bench.ask(versioned(6, 6)).await;
         let last = bench
             .news
-            .wait_for(|told| matches!(told, Some(Told::State(told)) if told.version >= 6));
+            .wait_for(|told| told.state().is_some_and(|told| told.version >= 6));
         timeout(LIMIT, last).await.unwrap().unwrap();
     }
 

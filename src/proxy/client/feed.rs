@@ -201,7 +201,9 @@ impl Session {
         }
         let held = self.with_feed(|feed| std::mem::replace(&mut feed.waits.held, true));
         if held == Some(false) {
-            self.worker.shard(ShardIndex(0)).hold(&self.worker, self.clone());
+            let shard = self.worker.shard(ShardIndex(0));
+            shard.count_held(1);
+            shard.hold(&self.worker, self.clone());
             self.watch_lost_feed();
         }
     }
@@ -250,7 +252,7 @@ impl Session {
         let is_master = self.leads_to_master(&tap);
         let log = || FenceLog::new(self.worker.fences().clone(), shard.fences().clone());
         let fences = self.worker.splits_reads().then(log);
-        let (now_ms, table) = (clock::monotonic_ms(), self.worker.commands().clone());
+        let (now_ms, table) = (clock::monotonic_ms(), self.worker.commands());
         let life = shard.life_of(&tap.target);
         // The requests of scans are kept so that they begin anew.
         move_to(&mut self.state().listeners, Which::Lane(FEED_LANE), life.as_ref());
@@ -258,7 +260,7 @@ impl Session {
             shard.count_resent(feed.line.awaited());
             feed.life = life;
             feed.line
-                .shorten(now_ms, |request, waited_ms| with_time_left(request, waited_ms, &table));
+                .shorten(now_ms, |request, waited_ms| with_time_left(request, waited_ms, table));
             feed.fences = fences;
             feed.fence_again();
             feed.line.begin(login.resp3, is_master, |bytes| tap.send(bytes));

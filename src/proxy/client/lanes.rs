@@ -9,10 +9,10 @@ use super::cursor::begun_anew;
 use super::dispatch::Outcome;
 use super::listener::{Elements, Listener, reserve_for};
 use super::run::Run;
-use super::session::{Held, Park, Pinned, Session, State};
+use super::session::{Counted, Held, Park, Pinned, Session, State};
 use super::transaction::Transaction;
 use crate::clock;
-use crate::command::{Class, Command, Flags, Lookup};
+use crate::command::{Class, Command, Flags, Lookup, Table};
 use crate::proxy::backend::{Lane, Login};
 use crate::proxy::shard::Shard;
 use crate::resp::{Args, RequestScanner, Scan, put_inline_as_request};
@@ -20,6 +20,14 @@ use crate::route::{Ask, Footprint, Place, ReadPolicy};
 use crate::topology::ShardIndex;
 
 const NO_MASTER: &[u8] = b"-MASTERDOWN no master for the shard: not executed\r\n";
+
+impl State {
+    /// How many of the requests that wait at the front for `shard` its toll has not counted yet.
+    fn counts(&mut self, shard: &Shard, requests: u32) -> u32 {
+        let place = self.window.next();
+        self.counted.more(shard.change_number(), place, requests)
+    }
+}
 
 impl Session {
     /// Appends a run to the session's lane. `false`: it is parked, nothing is appended.
@@ -151,9 +159,10 @@ impl Session {
             pinned.lane.wait_for_room(self);
             return Outcome::Park(Park::Lane);
         }
-        pinned.clean &= command.class == Class::Blocking
-            || command.rides_lane(args)
-            || (command.class == Class::Node && &*command.name != "debug");
+        pinned.clean &= Table::knows(command)
+            && (command.class == Class::Blocking
+                || command.rides_lane(args)
+                || (command.class == Class::Node && &*command.name != "debug"));
         let blocks = command.class_for(args) == Class::Blocking && state.transaction != Transaction::Queueing;
         let (mut ear, instead) = self.listen(command, args, pinned.lane.life());
         let mut listener = None;
@@ -298,11 +307,15 @@ impl Session {
     }
 
     fn hold_run(self: &Rc<Self>, state: &mut State, shard: &Rc<Shard>, run: &Run) {
-        shard.count_held(run.count.saturating_sub(1));
-        self.hold_in(state, shard);
+        self.hold_some(state, shard, run.count);
     }
 
     fn hold_in(self: &Rc<Self>, state: &mut State, shard: &Rc<Shard>) {
+        self.hold_some(state, shard, 1);
+    }
+
+    fn hold_some(self: &Rc<Self>, state: &mut State, shard: &Rc<Shard>, requests: u32) {
+        shard.count_held(state.counts(shard, requests));
         state.park = Park::Hold;
         state.held_since_ms = clock::monotonic_ms();
         shard.hold(&self.worker, self.clone());
@@ -362,6 +375,8 @@ impl Session {
             state.seat(&shard).lane = Some(lane);
         }
         let Some(shard) = waits_for else { return true };
+        let waiting = state.held.iter().map(|held| held.count).sum();
+        shard.count_held(state.counts(&shard, waiting));
         state.park = Park::Hold;
         shard.hold(&self.worker, self.clone());
         false
@@ -386,6 +401,7 @@ impl Session {
         if self.state().park != Park::Hold || waited_ms < hold_max_ms {
             return false;
         }
+        self.state().counted = Counted::default();
         let held = std::mem::take(&mut self.state().held);
         let (expired, kept): (Vec<Held>, Vec<Held>) = held.into_iter().partition(|held| Rc::ptr_eq(&held.shard, shard));
         self.state().held = kept;

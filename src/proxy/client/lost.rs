@@ -289,7 +289,7 @@ mod tests {
         let words: Vec<&[u8]> = words.iter().map(|word| word.as_bytes()).collect();
         let mut request = Vec::new();
         put_request(&mut request, &words);
-        let shorter = with_time_left(&request, waited_ms, &Table::builtin())?;
+        let shorter = with_time_left(&request, waited_ms, Table::builtin())?;
         Some(String::from_utf8_lossy(&shorter).into_owned())
     }
 

@@ -209,7 +209,7 @@ impl Shard {
     }
 
     fn look_whether_drained(&self, worker: &Worker) {
-        let epoch = {
+        let (epoch, course) = {
             let mut moving = self.moving.borrow_mut();
             let Some(moving) = moving.as_mut().filter(|moving| !moving.told) else {
                 return;
@@ -228,10 +228,10 @@ impl Shard {
                 return;
             }
             moving.told = true;
-            moving.switch.epoch
+            (moving.switch.epoch, moving.switch.course.clone())
         };
         self.drains.set(false);
         debug!(shard = %self.id, %epoch, "no write is in flight");
-        worker.tell(&self.id, epoch, What::Drained);
+        worker.tell(&self.id, epoch, What::Drained(course));
     }
 }

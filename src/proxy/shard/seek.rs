@@ -121,6 +121,9 @@ impl Shard {
             return Err(None);
         }
         worker.learn(&greeting);
+        if let Some(life) = &greeting.run_id {
+            worker.vocabulary().greeted(&target, life);
+        }
         self.run_id.replace(life);
         // From here on it may acknowledge what replicas of older epochs never get.
         self.fences.enter(target.epoch);

@@ -174,6 +174,7 @@ mod tests {
                 to: NodeId::from("s1-b"),
                 epoch,
                 request: String::new(),
+                course: None,
             })
         };
         assert!(refusal(|state| state.switch = switch(Epoch(4))).contains("not switching"));
@@ -237,8 +238,8 @@ mod tests {
                 run_id: (!electing).then(|| run_id.clone()),
                 lineage: lives.into_values().collect(),
                 members: valid.keys().cloned().collect(),
-                switch: (!electing).then(|| Switch { to: master.clone(), epoch: Epoch(epoch).next(), request: String::new() }),
-                moved: electing.then(|| Switch { to: master.clone(), epoch: Epoch(epoch), request: "r1".to_owned() }),
+                switch: (!electing).then(|| Switch { to: master.clone(), epoch: Epoch(epoch).next(), request: String::new(), course: None }),
+                moved: electing.then(|| Switch { to: master.clone(), epoch: Epoch(epoch), request: "r1".to_owned(), course: None }),
                 valid,
                 w,
             };

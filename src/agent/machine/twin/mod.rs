@@ -377,7 +377,9 @@ impl World {
             }
             Action::Relay(state) => self.spread(&state),
             Action::Lost { .. } => {}
-            Action::Attach(epoch, _) => self.soon(Event::Proxied(Input::Attached(PROXY.to_owned(), epoch))),
+            Action::Attach(epoch, course, _) => {
+                self.soon(Event::Proxied(Input::Attached(PROXY.to_owned(), epoch, Some(course))));
+            }
             Action::Record(outcome) => self.record(*outcome),
             Action::Say(level, sentence) => {
                 let at = self.now.duration_since(self.start);
