@@ -11,6 +11,7 @@
 //! not even that when the master is changed on purpose (see `attach`).
 
 use std::cell::Cell;
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use tracing::{debug, info, warn};
 
 use super::attach::Moving;
 use super::close::CloseReason;
+use super::feed_held::Heard;
 use super::feedline::{Asked, FeedLine, Left, Shown, Trouble};
 use super::listener::{Which, move_to};
 use super::lost::with_time_left;
@@ -69,6 +71,8 @@ pub(super) struct Feed {
     pub(super) queued: Footprint,
     /// The connection is not read from, because the client does not read.
     pub(super) held_back: Cell<bool>,
+    /// What was heard and is not acknowledged.
+    pub(super) held: VecDeque<Heard>,
     /// For a monitor: as long as there is one, all reads are the master's (rule B6).
     pub(super) monitors: Option<Monitoring>,
 }
@@ -106,6 +110,7 @@ impl Feed {
             fences: None,
             queued: Footprint::default(),
             held_back: Cell::new(false),
+            held: VecDeque::new(),
             monitors: None,
         }
     }
@@ -285,8 +290,15 @@ impl Session {
         tap
     }
 
-    /// Takes what Redis sent on the feed.
+    /// Takes what Redis sent on the feed, once it is acknowledged where that has to be.
     pub fn feed_received(self: &Rc<Self>, tap: &Rc<Tap>, bytes: &[u8]) -> Result<(), LaneEnd> {
+        if self.hold_feed(tap, bytes)? {
+            return Ok(());
+        }
+        self.take_from_feed(tap, bytes)
+    }
+
+    pub(super) fn take_from_feed(self: &Rc<Self>, tap: &Rc<Tap>, bytes: &[u8]) -> Result<(), LaneEnd> {
         let mut state = self.state();
         if state.closing.is_some() || !state.feed.as_ref().is_some_and(|feed| feed.is_on(tap)) {
             return Err(LaneEnd::Released);
@@ -515,6 +527,7 @@ impl Feed {
     /// Gives its connection up, if it has one: says what becomes of what was asked there.
     pub(super) fn lose(&mut self, tap: &Tap) -> Left {
         self.link = Link::Down;
+        self.held.clear();
         self.waits = Waits::from_now();
         tap.set_writing(false);
         // What was asked may still be executed.

@@ -188,6 +188,11 @@ impl FeedLine {
         (self.multi, self.watch, self.stale) = (false, false, false);
     }
 
+    /// Whether the reply to something that was sent may show data: that to a write, or to what `shows` says it of.
+    pub(super) fn awaits_data(&self, shows: impl Fn(&[u8]) -> bool) -> bool {
+        self.asked.iter().any(|entry| entry.asked.shows_data(&shows))
+    }
+
     /// Notes a request that is sent once the server at the other end is master.
     pub(super) fn ask_later(&mut self, asked: Asked, run: RunId, bytes: usize) {
         self.unanswered_bytes += bytes;
