@@ -28,6 +28,7 @@ mod session;
 mod stream;
 mod subscriptions;
 mod transaction;
+mod users;
 mod wait;
 mod window;
 
