@@ -157,10 +157,10 @@ mod tests {
         assert_eq!(filtered(names).unwrap(), "*2\r\n$5\r\nalice\r\n$7\r\ndefault\r\n");
         let rules = "*3\r\n$13\r\nuser repl-2 on\r\n";
         assert_eq!(filtered(rules), None, "not what it says it is");
-        let rules = "*3\r\n$14\r\nuser repl-2 on\r\n$15\r\nuser px-alice on\r\n$14\r\nuser default #\r\n";
+        let rules = "*3\r\n$14\r\nuser repl-2 on\r\n$16\r\nuser px-alice on\r\n$14\r\nuser default #\r\n";
         assert_eq!(
             filtered(rules).unwrap(),
-            "*2\r\n$15\r\nuser px-alice on\r\n$14\r\nuser default #\r\n"
+            "*2\r\n$16\r\nuser px-alice on\r\n$14\r\nuser default #\r\n"
         );
         for same in ["*0\r\n", "+OK\r\n", "-NOPERM no\r\n"] {
             assert_eq!(filtered(same).unwrap(), same);

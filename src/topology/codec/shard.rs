@@ -232,7 +232,7 @@ mod tests {
     proptest! {
         #[test]
         fn states_survive_a_round_trip(
-            epoch in 1u64..u64::MAX,
+            epoch in 1u64..EPOCH_MAX,
             lives in prop::collection::btree_map(names(), "[0-9a-f]{40}", 1..5),
             nonce in "\\PC{0,20}",
             electing in any::<bool>(),
