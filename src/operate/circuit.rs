@@ -15,7 +15,7 @@ pub const UP_FILE: &str = "up.json";
 pub const SOCKET_FILE: &str = "up.sock";
 /// The file of the cluster's secret.
 pub const SECRET_FILE: &str = "secret";
-/// The file that says who an `up` is for ZooKeeper.
+/// The file that says who an `up` is for the ZooKeeper that it started itself.
 pub const AUTH_FILE: &str = "zookeeper-auth";
 
 /// What stands in the file. A process that does not run has no pid.

@@ -66,6 +66,12 @@ pub fn read_credentials(path: &Path) -> Result<Credentials, ConfigError> {
     })
 }
 
+/// Who the `up` in `dir` is for ZooKeeper; none if it uses an ensemble of others.
+pub fn own_credentials(dir: &Path) -> Result<Option<Credentials>, ConfigError> {
+    let path = dir.join(AUTH_FILE);
+    path.exists().then(|| read_credentials(&path)).transpose()
+}
+
 /// A cluster that was found.
 #[derive(Debug)]
 pub struct Cluster {
@@ -83,7 +89,7 @@ impl Cluster {
             Where::Dir(dir) => {
                 let circuit = Circuit::read(dir)?;
                 let settings = store::Settings {
-                    credentials: Some(read_credentials(&dir.join(AUTH_FILE))?),
+                    credentials: own_credentials(dir)?,
                     ..store::Settings::new(&circuit.zookeeper.connect, &circuit.cluster)
                 };
                 (settings, Some(dir.join(SECRET_FILE)), Some(circuit))

@@ -23,7 +23,7 @@ pub use circuit::{
     AUTH_FILE, AgentAt, Circuit, CircuitError, NodeAt, ProxyAt, RedisAt, SECRET_FILE, SOCKET_FILE, ServerAt, UP_FILE,
     ZooKeeperAt,
 };
-pub use cluster::{Cluster, OperateError, Where, read_credentials};
+pub use cluster::{Cluster, OperateError, Where, own_credentials, read_credentials};
 pub use history::History;
 pub use status::{NodeStatus, ProxyStatus, ShardStatus, Status};
 pub use switchover::Switchover;

@@ -21,7 +21,7 @@ use super::logs::Logs;
 use super::plan::{Part, Plan};
 use super::program::Programs;
 use super::settings::Settings;
-use crate::operate::{AUTH_FILE, Circuit, SECRET_FILE, ServerAt, ZooKeeperAt, read_credentials};
+use crate::operate::{Circuit, SECRET_FILE, ServerAt, ZooKeeperAt, own_credentials};
 use crate::store::Credentials;
 use crate::topology::Addr;
 
@@ -62,7 +62,7 @@ pub(super) struct Run {
     pub(super) dir: PathBuf,
     pub(super) plan: Plan,
     pub(super) secret: Arc<[u8]>,
-    pub(super) credentials: Credentials,
+    pub(super) credentials: Option<Credentials>,
     pub(super) children: Children,
     pub(super) logs: Logs,
     pub(super) ended: mpsc::Receiver<Ended>,
@@ -81,7 +81,7 @@ impl Run {
         let plan = Plan::new(settings, u16::try_from(seed % 65_536).unwrap_or_default(), free)?;
         folder.prepare(&plan).map_err(refused)?;
         let secret = fs::read(dir.join(SECRET_FILE)).map_err(refused)?;
-        let credentials = read_credentials(&dir.join(AUTH_FILE)).map_err(|error| refused(io::Error::other(error)))?;
+        let credentials = own_credentials(dir).map_err(|error| refused(io::Error::other(error)))?;
         let programs = Programs::new(dir, settings, ground);
         let (tell, ended) = mpsc::channel(EVENTS_MAX);
         let (due, restarts) = mpsc::channel(EVENTS_MAX);

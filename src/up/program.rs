@@ -103,7 +103,7 @@ impl Programs {
             zookeeper: Some(plan.connect.parse().map_err(io::Error::other)?),
             cluster: plan.cluster.parse().map_err(io::Error::other)?,
             session_timeout_ms: self.session_timeout_ms(),
-            zookeeper_auth_file: Some(self.dir.join(AUTH_FILE)),
+            zookeeper_auth_file: (!plan.zookeepers.is_empty()).then(|| self.dir.join(AUTH_FILE)),
             secret_file: Some(self.dir.join(SECRET_FILE)),
             members: members.map_err(io::Error::other)?,
             // The agent makes a folder named after its node in there, which is the node's.
@@ -122,7 +122,7 @@ impl Programs {
             zookeeper: Some(plan.connect.parse().map_err(io::Error::other)?),
             cluster: plan.cluster.parse().map_err(io::Error::other)?,
             session_timeout_ms: self.session_timeout_ms(),
-            zookeeper_auth_file: Some(self.dir.join(AUTH_FILE)),
+            zookeeper_auth_file: (!plan.zookeepers.is_empty()).then(|| self.dir.join(AUTH_FILE)),
             secret_file: Some(self.dir.join(SECRET_FILE)),
             ..ProxyFile::default()
         })

@@ -69,7 +69,7 @@ impl Run {
             connect: self.plan.connect.clone(),
             cluster: self.plan.cluster.clone(),
             session_timeout: self.settings.session_timeout,
-            credentials: Some(self.credentials.clone()),
+            credentials: self.credentials.clone(),
         };
         Store::connect(&settings).await
     }

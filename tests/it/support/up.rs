@@ -8,7 +8,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use pointsman::clock;
-use pointsman::operate::read_credentials;
+use pointsman::operate::own_credentials;
 use pointsman::store::{Settings, Store};
 use serde_json::Value as Json;
 use tempfile::TempDir;
@@ -217,7 +217,7 @@ impl Up {
         let json = self.json();
         let text = |value: &Json| value.as_str().unwrap().to_owned();
         Settings {
-            credentials: Some(read_credentials(&self.dir.join("zookeeper-auth")).unwrap()),
+            credentials: own_credentials(&self.dir).unwrap(),
             ..Settings::new(&text(&json["zookeeper"]["connect"]), &text(&json["cluster"]))
         }
     }
