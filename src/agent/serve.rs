@@ -172,6 +172,7 @@ async fn work(
     let machine = |error| AgentError::Machine(start.host.node.clone(), error);
     let peer = published(&start, listener.local_addr().map_err(machine)?.port());
     lay_out(store, &mut start.host).await?;
+    warn_of_open_znodes(store, &start).await;
     let (shard, node) = (start.host.shard.clone(), start.host.node.clone());
     let info = NodeInfo {
         host: kernel("hostname"),
@@ -278,6 +279,43 @@ async fn lay_out(store: &Store, settings: &mut host::Settings) -> Result<(), Age
         Err(error) => tracing::warn!("{error}; this agent's own settings count"),
     }
     Ok(())
+}
+
+/// Znodes that were made without credentials stay open to everybody, whoever has credentials now.
+async fn warn_of_open_znodes(store: &Store, start: &Start) {
+    let Some(credentials) = &start.store.credentials else {
+        return;
+    };
+    let shard = &start.host.shard;
+    let mut paths = vec![String::new()];
+    let places = [
+        Place::Config,
+        Place::Slots,
+        Place::Shards,
+        Place::ShardConfig(shard.clone()),
+        Place::State(shard.clone()),
+        Place::Switch(shard.clone()),
+        Place::Nodes(shard.clone()),
+        Place::Suspects(shard.clone()),
+        Place::Proxies,
+        Place::Histories,
+        Place::History(shard.clone()),
+    ];
+    paths.extend(places.iter().map(Place::to_string));
+    match store.exposed(&paths).await {
+        Ok(open) if open.is_empty() => {}
+        Ok(open) => {
+            let user = &credentials.user;
+            let world = if credentials.world_reads { ",world:anyone:r" } else { "" };
+            tracing::warn!(
+                "everybody who reaches ZooKeeper may use {}: they were made without credentials; in zkCli.sh run \
+                 'addauth digest {user}:PASSWORD' and 'setAcl -R /pointsman/{} auth:{user}:cdrwa{world}'",
+                open.join(", "),
+                start.store.cluster
+            );
+        }
+        Err(error) => tracing::debug!(%error, "it is not known which znodes are open"),
+    }
 }
 
 async fn taken(store: &Store, settings: &host::Settings) -> AgentError {

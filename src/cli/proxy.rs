@@ -7,6 +7,7 @@ use super::agent::store;
 use super::{Failure, signals};
 use crate::admin::{self, Pages};
 use crate::config::{self, ConfigError, Document, Ensemble, File, Kind, Name, ProxyFile, Source, read_secret};
+use crate::proxy::shared::ControlLogin;
 use crate::proxy::source::Topology;
 use crate::proxy::{self, Settings, View};
 use crate::route::ReadPolicy;
@@ -29,6 +30,9 @@ pub struct Args {
     /// The cluster's name in ZooKeeper [default: main].
     #[arg(long, value_name = "NAME")]
     cluster: Option<Name>,
+    /// The file that holds user:password for ZooKeeper.
+    #[arg(long, value_name = "FILE", env = "POINTSMAN_ZOOKEEPER_AUTH_FILE")]
+    zookeeper_auth_file: Option<PathBuf>,
     /// The file that holds the cluster's secret: with it the proxy takes part in switchovers.
     #[arg(long, value_name = "FILE")]
     secret_file: Option<PathBuf>,
@@ -44,6 +48,12 @@ pub struct Args {
     /// Replicas that must acknowledge a write before its client is told, at least [default: what the shard asks for].
     #[arg(long, value_name = "W", value_parser = clap::value_parser!(u64).range(0..=63))]
     ack_replicas: Option<u64>,
+    /// The Redis user that the proxy's own connections are, where no agents make one for it.
+    #[arg(long, value_name = "USER")]
+    redis_user: Option<String>,
+    /// The file that holds its password.
+    #[arg(long, value_name = "FILE")]
+    redis_password_file: Option<PathBuf>,
     /// Where /healthz, /readyz, /topology and /metrics answer.
     #[arg(long, value_name = "HOST:PORT")]
     admin: Option<Addr>,
@@ -112,7 +122,10 @@ impl Args {
         }
         file.id = self.id.or(file.id);
         file.cluster = self.cluster.unwrap_or(file.cluster);
+        file.zookeeper_auth_file = self.zookeeper_auth_file.or(file.zookeeper_auth_file);
         file.secret_file = self.secret_file.or(file.secret_file);
+        file.redis_user = self.redis_user.or(file.redis_user);
+        file.redis_password_file = self.redis_password_file.or(file.redis_password_file);
         file.admin = self.admin.or(file.admin);
         file.ack_replicas = self.ack_replicas.unwrap_or(file.ack_replicas);
         file.workers = self.workers.or(file.workers);
@@ -122,9 +135,19 @@ impl Args {
 
 fn build(checked: config::Proxy) -> Result<Settings, Failure> {
     let secret = checked.secret_file.as_deref().map(read_secret).transpose()?;
+    let login = match checked.redis_password.read()? {
+        Some(password) => Some((checked.redis_user.unwrap_or("default".to_owned()), password)),
+        None => None,
+    };
     let topology = match checked.source {
-        Source::ZooKeeper(zookeeper) => Topology::ZooKeeper(store(&zookeeper)),
-        Source::File(path) => Topology::File(path),
+        Source::ZooKeeper(zookeeper) => Topology::ZooKeeper(store(&zookeeper)?),
+        Source::File(path) => Topology::File(
+            path,
+            ControlLogin {
+                user: login.as_ref().map(|(user, _)| user.clone()),
+                password: login.as_ref().map(|(_, password)| password.clone()),
+            },
+        ),
         Source::Fixed { master, replicas } => Topology::Fixed { master, replicas },
     };
     let mut settings = Settings::new(checked.listen, topology);
@@ -144,5 +167,6 @@ fn build(checked: config::Proxy) -> Result<Settings, Failure> {
     settings.connect_timeout = checked.connect_timeout;
     settings.clients_max = checked.clients_max;
     settings.secret = secret;
+    settings.redis_login = login;
     Ok(settings)
 }

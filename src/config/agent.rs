@@ -40,6 +40,10 @@ pub struct AgentFile {
     /// How long ZooKeeper keeps the session of a silent client.
     #[serde(deserialize_with = "within::<200, 600_000, _>")]
     pub session_timeout_ms: u64,
+    /// The file that holds user:password for ZooKeeper.
+    pub zookeeper_auth_file: Option<PathBuf>,
+    /// Whether anybody may read the znodes that are made with that.
+    pub zookeeper_world_read: bool,
     /// The file that holds the cluster's secret.
     pub secret_file: Option<PathBuf>,
     /// Where the node is, for proxies that prefer what is near.
@@ -169,6 +173,8 @@ impl Default for AgentFile {
             zookeeper: None,
             cluster: default_cluster(),
             session_timeout_ms: 4000,
+            zookeeper_auth_file: None,
+            zookeeper_world_read: false,
             secret_file: None,
             zone: None,
             priority: 100,
@@ -249,6 +255,8 @@ impl AgentFile {
                 )?,
                 cluster: self.cluster.clone(),
                 session_timeout: Duration::from_millis(self.session_timeout_ms),
+                auth_file: self.zookeeper_auth_file.clone(),
+                world_read: self.zookeeper_world_read,
             },
             secret_file: needed(
                 "secret_file",

@@ -41,6 +41,8 @@ pub struct Settings {
     pub clients_max: usize,
     /// The cluster's secret, where the proxy knows it.
     pub secret: Option<Arc<[u8]>>,
+    /// Who the proxy's own connections are at servers that no agent makes its user on; none: whoever everybody is.
+    pub redis_login: Option<(String, String)>,
 }
 
 impl Settings {
@@ -57,7 +59,7 @@ impl Settings {
             workers: (cores / 2).clamp(1, 4),
             reads: match &topology {
                 Topology::Fixed { replicas, .. } if replicas.is_empty() => ReadPolicy::Master,
-                Topology::Fixed { .. } | Topology::File(_) | Topology::ZooKeeper(_) => ReadPolicy::Causal,
+                Topology::Fixed { .. } | Topology::File(..) | Topology::ZooKeeper(_) => ReadPolicy::Causal,
             },
             topology,
             max_lag_ms: 1000,
@@ -68,6 +70,7 @@ impl Settings {
             connect_timeout: Duration::from_millis(1000),
             clients_max: 10_000,
             secret: None,
+            redis_login: None,
         }
     }
 
@@ -75,13 +78,17 @@ impl Settings {
     pub fn agents_secret(&self) -> Option<&Arc<[u8]>> {
         match &self.topology {
             Topology::ZooKeeper(_) => self.secret.as_ref(),
-            Topology::Fixed { .. } | Topology::File(_) => None,
+            Topology::Fixed { .. } | Topology::File(..) => None,
         }
     }
 
-    /// Name and password of the proxies' user at the servers of an epoch, if the secret and its master's life are known.
+    /// Name and password of the proxies' user at the servers of an epoch, if the secret and its master's life
+    /// are known; without a secret those of the settings.
     pub fn pass(&self, shard: &ShardId, epoch: Epoch, master: Option<&RunId>) -> Option<(String, String)> {
-        let (secret, master) = (self.agents_secret()?, master?);
+        let Some(secret) = self.agents_secret() else {
+            return self.redis_login.clone();
+        };
+        let master = master?;
         let token = peer::token(secret, peer::Role::Proxy, shard, epoch, master);
         Some((peer::name(peer::Role::Proxy, epoch), token))
     }

@@ -69,6 +69,7 @@ impl Run {
             connect: self.plan.connect.clone(),
             cluster: self.plan.cluster.clone(),
             session_timeout: self.settings.session_timeout,
+            credentials: self.credentials.clone(),
         };
         Store::connect(&settings).await
     }

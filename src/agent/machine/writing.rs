@@ -91,6 +91,11 @@ impl Machine {
         if self.state().is_some_and(|known| known.version >= read.version) {
             return;
         }
+        // Overtaken by a command of a newer epoch, or the ensemble was restored: a synchronised read tells which (R10).
+        if read.state.reach() < self.obedience.epoch() {
+            self.actions.push_back(Action::ReadState);
+            return;
+        }
         if self.course.as_ref().is_some_and(|course| !course.stands(&read.state)) {
             let why = format!("{} claimed epoch {}", read.state.executor, read.state.epoch);
             self.say(Level::Info, format!("{why}; what this agent was about ends"));

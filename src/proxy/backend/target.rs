@@ -23,7 +23,7 @@ pub struct Target {
 }
 
 /// The proxies' credential at the servers of one epoch. It gives no right to any key; what it is good for is that a
-/// server of another epoch refuses it.
+/// server of another epoch refuses it. Where there are no agents it is the proxy's user from its settings.
 #[derive(PartialEq, Eq)]
 pub struct Pass {
     /// The user's name.

@@ -31,6 +31,7 @@ mod stream;
 mod subscriptions;
 mod tracking;
 mod transaction;
+mod users;
 mod wait;
 mod window;
 

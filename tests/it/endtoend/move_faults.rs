@@ -83,11 +83,9 @@ fn strike_at_each_moment(args: &[&str], strike: impl Fn(&Up, &Cast), mend: impl 
 /// Waits until the request is there, or has been dealt with: who asks needs a moment to start.
 #[track_caller]
 fn begun(up: &Up) {
-    let (connect, cluster) = (up.json()["zookeeper"]["connect"].clone(), up.json()["cluster"].clone());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let seen = runtime.unwrap().block_on(async {
-        let settings = pointsman::store::Settings::new(connect.as_str().unwrap(), cluster.as_str().unwrap());
-        let store = pointsman::store::Store::connect(&settings).await.unwrap();
+        let store = pointsman::store::Store::connect(&up.store_settings()).await.unwrap();
         let end = clock::now() + SOON;
         let mut seen = false;
         while !seen && clock::now() < end {
