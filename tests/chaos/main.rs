@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
+mod elements;
+mod linear;
 mod network;
 #[path = "../it/support/mod.rs"]
 mod support;
