@@ -3,11 +3,16 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
+mod cluster;
 mod elements;
 mod linear;
+mod nemesis;
 mod network;
+mod plan;
+mod seeds;
 #[path = "../it/support/mod.rs"]
 mod support;
+mod workload;
 
 use network::Network;
 

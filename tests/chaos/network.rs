@@ -180,20 +180,28 @@ impl Network {
     /// Lets everything pass again.
     #[track_caller]
     pub fn heal(&self) {
-        self.rule("flush set bridge net cut\nflush set bridge net lossy\n")
-            .unwrap();
+        self.replace(&[], &[]);
+    }
+
+    /// Cuts these ways, makes those lossy, and lets everything else pass: all at one moment. A way is from one host to
+    /// another.
+    #[track_caller]
+    pub fn replace(&self, cut: &[(&str, &str)], lossy: &[(&str, &str)]) {
+        let mut rules = "flush set bridge net cut\nflush set bridge net lossy\n".to_owned();
+        rules += &self.elements("cut", cut);
+        rules += &self.elements("lossy", lossy);
+        self.rule(&rules).unwrap();
     }
 
     fn add(&self, set: &str, from: &[&str], to: &[&str]) {
-        let pairs: Vec<String> = from
-            .iter()
-            .flat_map(|from| to.iter().map(move |to| (*from, *to)))
-            .filter(|(from, to)| from != to)
-            .map(|(from, to)| format!("{} . {}", self.host(from).address, self.host(to).address))
-            .collect();
-        if !pairs.is_empty() {
-            self.rule(&format!("add element bridge net {set} {{ {} }}\n", pairs.join(", ")))
-                .unwrap();
+        self.rule(&self.elements(set, &ways(from, to))).unwrap();
+    }
+
+    fn elements(&self, set: &str, ways: &[(&str, &str)]) -> String {
+        let between = |(from, to): &(&str, &str)| format!("{} . {}", self.host(from).address, self.host(to).address);
+        match ways.iter().map(between).collect::<Vec<_>>().join(", ") {
+            none if none.is_empty() => none,
+            some => format!("add element bridge net {set} {{ {some} }}\n"),
         }
     }
 
@@ -236,6 +244,12 @@ impl Network {
              }}\n}}\n"
         ))
     }
+}
+
+/// The ways from each of `from` to each of `to`.
+pub fn ways<'a>(from: &[&'a str], to: &[&'a str]) -> Vec<(&'a str, &'a str)> {
+    let pairs = from.iter().flat_map(|from| to.iter().map(move |to| (*from, *to)));
+    pairs.filter(|(from, to)| from != to).collect()
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ mod slow;
 mod stage;
 mod up;
 mod witness;
-mod zookeeper;
+pub mod zookeeper;
 
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicU32, Ordering};
