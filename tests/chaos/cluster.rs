@@ -12,7 +12,6 @@ use std::process::Command;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use pointsman::clock;
 use pointsman::store::{Settings, Store};
 use pointsman::topology::codec::{ClusterConfig, Place, ShardConfig, ShardState, Slots, decode, encode};
 use pointsman::topology::{NodeId, Phase, ShardId};
@@ -535,14 +534,4 @@ fn pointsman(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pointsman"));
     command.args(args).env_remove("POINTSMAN_LOG");
     command
-}
-
-/// Waits for so long and looks whether `condition` holds all the while.
-#[track_caller]
-pub fn holds_for(length: Duration, mut condition: impl FnMut() -> bool) {
-    let end = clock::now() + length;
-    while clock::now() < end {
-        assert!(condition(), "it does not hold for {length:?}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
 }

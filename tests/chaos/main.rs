@@ -5,6 +5,7 @@
 
 mod cluster;
 mod elements;
+mod isolation;
 mod linear;
 mod nemesis;
 mod network;

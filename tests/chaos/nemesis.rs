@@ -22,8 +22,6 @@ enum Wrong {
     Paused(&'static str),
     Cut(Vec<(&'static str, &'static str)>),
     Lossy(Vec<(&'static str, &'static str)>),
-    /// An operator's command, which ends by itself.
-    Asked(Process),
 }
 
 /// Does to `cluster` what the plan says, and returns what was done, a line for each. What is wrong at the end stays so.
@@ -32,6 +30,7 @@ pub fn run(cluster: &mut Cluster, plan: &[Step], length: Duration) -> Vec<String
     let mut nemesis = Nemesis {
         cluster,
         wrong: Vec::new(),
+        asked: Vec::new(),
         done: Vec::new(),
     };
     let start = clock::now();
@@ -60,6 +59,8 @@ struct Nemesis<'a> {
     cluster: &'a mut Cluster,
     /// And when it ends, in milliseconds.
     wrong: Vec<(u64, Wrong)>,
+    /// Commands of the operator, which end by themselves.
+    asked: Vec<Process>,
     done: Vec<String>,
 }
 
@@ -92,7 +93,7 @@ impl Nemesis<'_> {
                     self.cluster.signal_server(node, Signal::SIGCONT);
                     self.cluster.signal_agent(node, Signal::SIGCONT);
                 }
-                Wrong::Cut(_) | Wrong::Lossy(_) | Wrong::Asked(_) => {}
+                Wrong::Cut(_) | Wrong::Lossy(_) => {}
             }
         }
         self.wire();
@@ -186,7 +187,10 @@ impl Nemesis<'_> {
                 let host = host(self, who)?;
                 Some(Wrong::Lossy(ways(&[host], &self.rest(&[host]))))
             }
-            Fault::Switchover => Some(Wrong::Asked(self.cluster.begin(&["switchover", "s1"]))),
+            Fault::Switchover => {
+                self.asked.push(self.cluster.begin(&["switchover", "s1"]));
+                None
+            }
         };
         Ok((wrong, whom.join(" ")))
     }
@@ -228,7 +232,7 @@ impl Nemesis<'_> {
             Wrong::Killed(other) | Wrong::KilledAgent(other) | Wrong::Stopped(other) | Wrong::Paused(other) => {
                 *other == host
             }
-            Wrong::Cut(_) | Wrong::Lossy(_) | Wrong::Asked(_) => false,
+            Wrong::Cut(_) | Wrong::Lossy(_) => false,
         });
         match touched {
             true => Err(format!("{host} is not itself")),
