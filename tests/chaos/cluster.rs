@@ -57,17 +57,6 @@ pub struct Shape {
     pub session_ms: u64,
 }
 
-impl Default for Shape {
-    fn default() -> Self {
-        Self {
-            zookeepers: 1,
-            w: 0,
-            reads: "master",
-            session_ms: 2000,
-        }
-    }
-}
-
 /// The way to a proxy from beside it.
 #[derive(Clone)]
 pub struct Door {

@@ -178,7 +178,9 @@ impl Search {
     /// The operations that no other one has to precede.
     fn open(&self) -> Vec<usize> {
         let (mut open, mut first_end, mut doubtful_add) = (Vec::new(), u64::MAX, false);
-        for (index, operation) in self.operations.iter().enumerate() {
+        // What is taken of the beginning, by the word.
+        let full = self.taken.iter().take_while(|word| **word == u64::MAX).count() * 64;
+        for (index, operation) in self.operations.iter().enumerate().skip(full) {
             if self.taken[index / 64] & (1 << (index % 64)) != 0 {
                 continue;
             }

@@ -42,7 +42,8 @@ fn run(seed: u64, w: u32, length: Duration) -> Option<String> {
     let shape = Shape {
         zookeepers: 3,
         w,
-        ..Shape::default()
+        reads: "master",
+        session_ms: 2000,
     };
     let length_ms = u64::try_from(length.as_millis()).unwrap();
     let mut story = Story {

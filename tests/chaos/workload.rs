@@ -2,7 +2,7 @@
 //!
 //! Keys live for a while only (a generation), so that each one's history stays short enough to be searched.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display, Formatter};
 use std::io;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ const ADDERS: u32 = 2;
 /// Additions that are sent before the first is answered.
 const PIPELINE: u64 = 4;
 /// Leaves the processors to those who are tested.
-const PACE: Duration = Duration::from_millis(6);
+const PACE: Duration = Duration::from_millis(8);
 /// Longer than a proxy holds a command and waits for acknowledgements: a silence of this length is a broken promise.
 const SILENCE_MAX: Duration = Duration::from_secs(15);
 
@@ -455,10 +455,11 @@ impl Findings {
     pub fn lost(&self) -> (usize, usize) {
         let (mut acknowledged, mut lost) = (0, 0);
         for collection in self.collections.values() {
+            let held: BTreeSet<u64> = collection.last.iter().copied().collect();
             for (element, addition) in &collection.additions {
                 if matches!(addition.fate, Fate::Done(_)) {
                     acknowledged += 1;
-                    lost += usize::from(!collection.last.contains(element));
+                    lost += usize::from(!held.contains(element));
                 }
             }
         }

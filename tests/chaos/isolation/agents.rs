@@ -2,16 +2,14 @@
 
 use std::time::Duration;
 
-use super::Scene;
-use crate::cluster::{NODES, Shape};
+use super::{AFTER_A_FAILOVER, FAILOVER, SMALL, Scene, undisturbed, waited};
+use crate::cluster::NODES;
 use crate::workload::Promise;
 
 #[test]
 fn while_all_agents_are_dead_everything_serves_on() {
-    let Some(mut scene) = Scene::start(Shape::default()) else {
-        return;
-    };
-    let (master, epoch) = (scene.cluster.master(), scene.cluster.epoch());
+    let Some(mut scene) = Scene::start(SMALL) else { return };
+    let reign = scene.reign();
     for node in NODES {
         scene.cluster.kill_agent(node);
     }
@@ -21,9 +19,23 @@ fn while_all_agents_are_dead_everything_serves_on() {
         scene.cluster.start_agent(node);
     }
     scene.goes_on(&[0, 1], Duration::from_secs(2));
-    assert_eq!((scene.cluster.master(), scene.cluster.epoch()), (master, epoch));
-    let findings = scene.end(Promise::Kept);
-    for told in findings.told {
-        assert_eq!((told.in_doubt, told.not_done, told.closed), (0, 0, 0), "{told}");
-    }
+    assert_eq!(scene.reign(), reign);
+    scene.end(Promise::Kept).told.into_iter().for_each(undisturbed);
+}
+
+#[test]
+fn a_master_without_an_agent_that_dies_is_replaced() {
+    let Some(mut scene) = Scene::start(SMALL) else { return };
+    let (master, _) = scene.reign();
+    scene.cluster.kill_agent(master);
+    scene.goes_on(&[0, 1], Duration::from_secs(4));
+    assert_eq!(scene.cluster.master(), Some(master));
+    scene.cluster.kill_server(master);
+    scene.cluster.next_master(master);
+    scene.get_on(&[0, 1], FAILOVER);
+    scene
+        .end(AFTER_A_FAILOVER)
+        .told
+        .into_iter()
+        .for_each(|told| waited(told, FAILOVER));
 }

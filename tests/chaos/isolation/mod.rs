@@ -10,13 +10,33 @@ mod proxies;
 
 use std::time::Duration;
 
+use pointsman::clock;
+
 use crate::cluster::{Cluster, Shape};
-use crate::workload::{Findings, Promise, Workload};
+use crate::workload::{Findings, Promise, Told, Workload};
+
+/// Replicas that acknowledge a write.
+const W: u32 = 0;
+/// What a failover leaves of what was acknowledged.
+const AFTER_A_FAILOVER: Promise = if W == 0 { Promise::Async } else { Promise::Kept };
 
 /// How soon clients get on where nothing is wrong for them, on a busy machine.
 const SOON: Duration = Duration::from_secs(5);
 /// How soon they do after a failover whose cause takes a second or two to be believed.
 const FAILOVER: Duration = Duration::from_secs(15);
+
+/// How long a proxy lets a client wait for a master, and for an answer of one that is silent, and some more.
+const REFUSAL: Duration = Duration::from_secs(13);
+
+/// One server of ZooKeeper.
+const SMALL: Shape = Shape {
+    zookeepers: 1,
+    w: W,
+    reads: "master",
+    session_ms: 2000,
+};
+/// Three of them.
+const ENSEMBLE: Shape = Shape { zookeepers: 3, ..SMALL };
 
 /// A cluster under load.
 struct Scene {
@@ -45,10 +65,16 @@ impl Scene {
     /// Waits for so long, while the clients of these proxies get on all the time.
     #[track_caller]
     fn goes_on(&self, proxies: &[usize], length: Duration) {
-        let end = pointsman::clock::now() + length;
-        while pointsman::clock::now() < end {
+        let end = clock::now() + length;
+        while clock::now() < end {
             self.get_on(proxies, SOON);
         }
+    }
+
+    /// Who is master, and in which epoch.
+    #[track_caller]
+    fn reign(&self) -> (&'static str, u64) {
+        (self.cluster.master().unwrap(), self.cluster.epoch())
     }
 
     /// Puts everything in order, waits until it is, and checks what the clients were told.
@@ -65,4 +91,28 @@ impl Scene {
         self.cluster.assert_sound();
         findings
     }
+}
+
+/// Nothing happened to clients.
+#[track_caller]
+fn undisturbed(told: Told) {
+    assert_eq!((told.in_doubt, told.not_done, told.closed), (0, 0, 0), "{told}");
+    assert!(told.gap_ms < millis(SOON), "{told}");
+}
+
+/// Clients waited, and may have been told of writes that nobody can know about.
+#[track_caller]
+fn waited(told: Told, longest: Duration) {
+    assert_eq!((told.not_done, told.closed), (0, 0), "{told}");
+    assert!(told.gap_ms < millis(longest), "{told}");
+}
+
+/// Clients were refused, but kept their connections and had an answer in time.
+#[track_caller]
+fn refused(told: Told) {
+    assert!(told.not_done > 0 && told.closed == 0, "{told}");
+}
+
+fn millis(length: Duration) -> u64 {
+    u64::try_from(length.as_millis()).unwrap()
 }

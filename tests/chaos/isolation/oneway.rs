@@ -1,29 +1,51 @@
 //! What is lost one way only.
 
+use std::thread;
 use std::time::Duration;
 
-use super::{FAILOVER, Scene};
-use crate::cluster::{PROXIES, Shape};
+use super::{AFTER_A_FAILOVER, FAILOVER, SMALL, SOON, Scene, undisturbed, waited};
+use crate::cluster::PROXIES;
 use crate::workload::Promise;
 
-/// Cuts something while clients run, and looks how it goes after it is healed.
+/// Longer than a failover takes.
+const A_WHILE: Duration = Duration::from_secs(5);
+
+/// Cuts something of a master that is to be replaced then.
 #[track_caller]
-fn cut(way: impl FnOnce(&Scene, &'static str)) {
-    let Some(scene) = Scene::start(Shape::default()) else {
-        return;
-    };
+fn is_replaced(cut: impl FnOnce(&Scene, &'static str)) {
+    let Some(scene) = Scene::start(SMALL) else { return };
     let master = scene.cluster.master().unwrap();
-    way(&scene, master);
-    std::thread::sleep(Duration::from_secs(5));
-    eprintln!("{master} -> {:?} {}", scene.cluster.master(), scene.cluster.epoch());
+    cut(&scene, master);
+    let next = scene.cluster.next_master(master);
+    scene.get_on(&[0, 1], FAILOVER);
+    scene.cluster.network().heal();
+    scene.get_on(&[0, 1], SOON);
+    assert_eq!(scene.cluster.master(), Some(next));
+    scene
+        .end(AFTER_A_FAILOVER)
+        .told
+        .into_iter()
+        .for_each(|told| waited(told, FAILOVER));
+}
+
+/// Cuts something between the first proxy and the master, which stays master.
+#[track_caller]
+fn concerns_one_proxy(cut: impl FnOnce(&Scene, &'static str)) {
+    let Some(scene) = Scene::start(SMALL) else { return };
+    let reign = scene.reign();
+    cut(&scene, reign.0);
+    scene.goes_on(&[1], A_WHILE);
+    assert_eq!(scene.reign(), reign);
     scene.cluster.network().heal();
     scene.get_on(&[0, 1], FAILOVER);
-    scene.end(Promise::Async);
+    let [cut, other] = scene.end(Promise::Kept).told;
+    assert_eq!(cut.closed, 0, "{cut}");
+    undisturbed(other);
 }
 
 #[test]
-fn a_master_that_its_replicas_do_not_hear() {
-    cut(|scene, master| {
+fn a_master_that_its_replicas_do_not_hear_is_replaced() {
+    is_replaced(|scene, master| {
         scene
             .cluster
             .network()
@@ -32,8 +54,8 @@ fn a_master_that_its_replicas_do_not_hear() {
 }
 
 #[test]
-fn a_master_that_does_not_hear_its_replicas() {
-    cut(|scene, master| {
+fn a_master_that_does_not_hear_its_replicas_is_replaced() {
+    is_replaced(|scene, master| {
         scene
             .cluster
             .network()
@@ -42,27 +64,33 @@ fn a_master_that_does_not_hear_its_replicas() {
 }
 
 #[test]
-fn a_master_that_nobody_hears() {
-    cut(|scene, master| {
+fn a_master_that_nobody_hears_is_replaced() {
+    is_replaced(|scene, master| {
         let others = scene.cluster.network().names();
         scene.cluster.network().cut_one_way(&[master], &others);
     });
 }
 
 #[test]
-fn a_proxy_that_does_not_hear_the_master() {
-    cut(|scene, master| scene.cluster.network().cut_one_way(&[master], &[PROXIES[0]]));
+fn a_proxy_that_does_not_hear_the_master_is_the_only_one_to_suffer() {
+    concerns_one_proxy(|scene, master| scene.cluster.network().cut_one_way(&[master], &[PROXIES[0]]));
 }
 
 #[test]
-fn a_proxy_that_the_master_does_not_hear() {
-    cut(|scene, master| scene.cluster.network().cut_one_way(&[PROXIES[0]], &[master]));
+fn a_proxy_that_the_master_does_not_hear_is_the_only_one_to_suffer() {
+    concerns_one_proxy(|scene, master| scene.cluster.network().cut_one_way(&[PROXIES[0]], &[master]));
 }
 
 #[test]
-fn a_master_whose_packets_are_lost_now_and_then() {
-    cut(|scene, master| {
-        let others = scene.cluster.network().names();
-        scene.cluster.network().lose_some(&[master], &others);
-    });
+fn a_master_that_loses_a_third_of_what_it_sends_is_slow_and_keeps_its_promises() {
+    let Some(scene) = Scene::start(SMALL) else { return };
+    let master = scene.cluster.master().unwrap();
+    let others = scene.cluster.network().names();
+    scene.cluster.network().lose_some(&[master], &others);
+    thread::sleep(A_WHILE);
+    scene.cluster.network().heal();
+    scene.get_on(&[0, 1], FAILOVER);
+    for told in scene.end(AFTER_A_FAILOVER).told {
+        assert_eq!(told.closed, 0, "{told}");
+    }
 }

@@ -1,12 +1,15 @@
 //! A host that stands still and goes on, as a virtual machine does that is paused or moved.
 
+use std::thread;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use super::{FAILOVER, Scene};
-use crate::cluster::Shape;
+use super::{AFTER_A_FAILOVER, FAILOVER, SMALL, SOON, Scene, waited};
 use crate::workload::Promise;
+
+/// A pause that nobody takes for a death.
+const SHORT: Duration = Duration::from_millis(400);
 
 fn signal(scene: &mut Scene, node: &str, signal: Signal) {
     scene.cluster.signal_server(node, signal);
@@ -14,10 +17,8 @@ fn signal(scene: &mut Scene, node: &str, signal: Signal) {
 }
 
 #[test]
-fn a_master_that_is_paused_and_resumed_is_replaced_and_comes_back_as_a_replica() {
-    let Some(mut scene) = Scene::start(Shape::default()) else {
-        return;
-    };
+fn a_master_that_is_paused_is_replaced_and_goes_on_as_a_replica() {
+    let Some(mut scene) = Scene::start(SMALL) else { return };
     let master = scene.cluster.master().unwrap();
     signal(&mut scene, master, Signal::SIGSTOP);
     let next = scene.cluster.next_master(master);
@@ -25,19 +26,25 @@ fn a_master_that_is_paused_and_resumed_is_replaced_and_comes_back_as_a_replica()
     signal(&mut scene, master, Signal::SIGCONT);
     scene.goes_on(&[0, 1], Duration::from_secs(2));
     assert_eq!(scene.cluster.master(), Some(next));
-    scene.end(Promise::Async);
+    scene
+        .end(AFTER_A_FAILOVER)
+        .told
+        .into_iter()
+        .for_each(|told| waited(told, FAILOVER));
 }
 
 #[test]
 fn a_master_that_is_paused_for_a_moment_stays_master() {
-    let Some(mut scene) = Scene::start(Shape::default()) else {
-        return;
-    };
-    let (master, epoch) = (scene.cluster.master(), scene.cluster.epoch());
-    signal(&mut scene, master.unwrap(), Signal::SIGSTOP);
-    std::thread::sleep(Duration::from_millis(400));
-    signal(&mut scene, master.unwrap(), Signal::SIGCONT);
+    let Some(mut scene) = Scene::start(SMALL) else { return };
+    let reign = scene.reign();
+    signal(&mut scene, reign.0, Signal::SIGSTOP);
+    thread::sleep(SHORT);
+    signal(&mut scene, reign.0, Signal::SIGCONT);
     scene.goes_on(&[0, 1], Duration::from_secs(2));
-    assert_eq!((scene.cluster.master(), scene.cluster.epoch()), (master, epoch));
-    scene.end(Promise::Kept);
+    assert_eq!(scene.reign(), reign);
+    scene
+        .end(Promise::Kept)
+        .told
+        .into_iter()
+        .for_each(|told| waited(told, SOON));
 }
