@@ -126,6 +126,11 @@ impl Cluster {
         &self.network
     }
 
+    /// Whether all reads go to the master.
+    pub fn reads_at_the_master(&self) -> bool {
+        self.shape.reads == "master"
+    }
+
     /// The hosts of the ensemble.
     pub fn ensemble(&self) -> &'static [&'static str] {
         &ENSEMBLE[..self.shape.zookeepers]
@@ -301,6 +306,18 @@ impl Cluster {
     pub fn all_count(&self) {
         let counted = holds_within(RECOVERY, || self.all_count_now());
         assert!(counted, "not every node counts: {:?}", self.state());
+    }
+
+    /// Waits until every replica has what the master has now.
+    #[track_caller]
+    pub fn settles(&self) {
+        let offset = |node: &str, name: &str| self.info(node).and_then(|info| field(&info, name).parse::<u64>().ok());
+        let wanted = offset(self.master().unwrap(), "master_repl_offset").unwrap();
+        for replica in self.replicas() {
+            eventually(RECOVERY, || {
+                offset(replica, "slave_repl_offset").is_some_and(|there| there >= wanted)
+            });
+        }
     }
 
     /// What a node's Redis says of itself, if it does.

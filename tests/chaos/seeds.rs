@@ -1,4 +1,4 @@
-//! Runs with faults drawn from a seed. `CHAOS_SEED` and `CHAOS_MINUTES` choose those of `make chaos`.
+//! Runs with faults drawn from a seed. Variables that begin with `CHAOS_` choose those of `make chaos`.
 
 use std::env;
 use std::time::Duration;
@@ -18,6 +18,7 @@ const LONG: Duration = Duration::from_secs(60);
 struct Story {
     seed: u64,
     w: u32,
+    reads: &'static str,
     plan: Vec<Step>,
     done: Vec<String>,
 }
@@ -27,28 +28,30 @@ impl Drop for Story {
         if !std::thread::panicking() {
             return;
         }
-        eprintln!("--- seed {} with W = {} ---", self.seed, self.w);
+        let Self { seed, w, reads, .. } = self;
+        eprintln!("--- seed {seed} with W = {w} and reads = {reads} ---");
         match self.done.is_empty() {
             true => self.plan.iter().for_each(|step| eprintln!("{step}")),
             false => self.done.iter().for_each(|line| eprintln!("{line}")),
         }
-        eprintln!("again: make chaos ARGS='CHAOS_SEED={} CHAOS_W={}'", self.seed, self.w);
+        eprintln!("again: make chaos ARGS='CHAOS_SEED={seed} CHAOS_W={w} CHAOS_READS={reads}'");
     }
 }
 
 /// One run; `None` where there can be no hosts.
 #[track_caller]
-fn run(seed: u64, w: u32, length: Duration) -> Option<String> {
+fn run(seed: u64, w: u32, reads: &'static str, length: Duration) -> Option<String> {
     let shape = Shape {
         zookeepers: 3,
         w,
-        reads: "master",
+        reads,
         session_ms: 2000,
     };
     let length_ms = u64::try_from(length.as_millis()).unwrap();
     let mut story = Story {
         seed,
         w,
+        reads,
         plan: plan(seed, length_ms, shape.zookeepers),
         done: Vec::new(),
     };
@@ -75,25 +78,28 @@ fn run(seed: u64, w: u32, length: Duration) -> Option<String> {
     let (acknowledged, lost) = findings.lost();
     let [one, other] = findings.told;
     Some(format!(
-        "seed {seed}, W = {w}: {failovers} failovers, {moves} moves, {lost} of {acknowledged} acknowledged additions lost\n  \
+        "seed {seed}, W = {w}, reads = {reads}: {failovers} failovers, {moves} moves, {lost} of {acknowledged} acknowledged additions lost\n  \
          p1: {one}\n  p2: {other}",
     ))
 }
 
 #[test]
 fn a_first_seed_breaks_no_promise() {
-    run(1, 0, SHORT);
+    run(1, 0, "master", SHORT);
 }
 
-/// Seeds from `CHAOS_SEED` (1) on, for `CHAOS_MINUTES`; one run if no minutes are given.
+/// Seeds from `CHAOS_SEED` (1) on, for `CHAOS_MINUTES`; one run if no minutes are given. `CHAOS_W` replicas (0)
+/// acknowledge, reads follow `CHAOS_READS` (master, causal).
 #[test]
 #[ignore = "long: make chaos"]
 fn many_seeds_break_no_promise() {
     let number = |name: &str| env::var(name).ok().map(|text| text.parse::<u64>().expect(name));
     let end = number("CHAOS_MINUTES").map(|minutes| clock::now() + Duration::from_secs(minutes * 60));
     let w = u32::try_from(number("CHAOS_W").unwrap_or_default()).unwrap();
+    let causal = env::var("CHAOS_READS").is_ok_and(|policy| policy == "causal");
+    let reads = if causal { "causal" } else { "master" };
     for seed in number("CHAOS_SEED").unwrap_or(1).. {
-        let Some(told) = run(seed, w, LONG) else { return };
+        let Some(told) = run(seed, w, reads, LONG) else { return };
         eprintln!("{told}");
         if end.is_none_or(|end| clock::now() >= end) {
             return;
