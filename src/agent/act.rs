@@ -259,7 +259,7 @@ impl Block {
     /// is up to the user that the proxy logs in as after it.
     fn admit_proxies(&mut self, user: &str, token: &str) {
         let password = format!(">{token}");
-        let rights = "&* +@connection +@pubsub +role +info +time +config|get +wait +script +command";
+        let rights = "&* +@connection +@pubsub +role +info +time +config|get +@blocking +script +command";
         let mut command = vec!["ACL", "SETUSER", user, "reset", "on", &password];
         command.extend(rights.split(' '));
         self.push(&command);

@@ -27,7 +27,7 @@ use crate::store::{self, Store, StoreError};
 use crate::topology::codec::{
     ClusterConfig, CodecError, NameError, NodeInfo, Place, ShardConfig, check_name, decode, encode,
 };
-use crate::topology::{Addr, NodeId, RunId};
+use crate::topology::{Addr, NodeId, RunId, ShardId};
 
 /// How long our Redis may take to say who it is before we register.
 const LIFE_LIMIT: Duration = Duration::from_secs(1);
@@ -76,6 +76,19 @@ pub enum AgentError {
     /// The cluster's settings are of another version, or nonsense.
     #[error(transparent)]
     Cluster(#[from] CodecError),
+    /// The shard was founded with another number of acknowledgements.
+    #[error(
+        "shard {shard} was founded with ack_replicas = {agreed}, and this agent says {own}: it cannot be changed by \
+         starting an agent; say {agreed}, too"
+    )]
+    OtherAcks {
+        /// Which shard.
+        shard: ShardId,
+        /// What was agreed on.
+        agreed: u32,
+        /// What this agent's settings say.
+        own: u32,
+    },
     /// The node's name belongs to another agent.
     #[error("node {node} is taken: {holder}; give this agent another node name, or end that one")]
     Taken {
@@ -225,6 +238,13 @@ async fn lay_out(store: &Store, settings: &mut host::Settings) -> Result<(), Age
     };
     match decode::<ShardConfig>(&found.bytes, &path) {
         Ok(agreed) => {
+            if agreed.ack_replicas != own.ack_replicas {
+                return Err(AgentError::OtherAcks {
+                    shard: settings.shard.clone(),
+                    agreed: agreed.ack_replicas,
+                    own: own.ack_replicas,
+                });
+            }
             if agreed != own {
                 tracing::info!(%path, ?agreed, "the shard's settings in ZooKeeper count, not this agent's own");
             }

@@ -41,6 +41,9 @@ pub struct Args {
     /// Its replicas (may be given several times).
     #[arg(long, value_name = "HOST:PORT", requires = "master")]
     replica: Vec<Addr>,
+    /// Replicas that must acknowledge a write before its client is told, at least [default: what the shard asks for].
+    #[arg(long, value_name = "W", value_parser = clap::value_parser!(u64).range(0..=63))]
+    ack_replicas: Option<u64>,
     /// Where /healthz, /readyz, /topology and /metrics answer.
     #[arg(long, value_name = "HOST:PORT")]
     admin: Option<Addr>,
@@ -111,6 +114,7 @@ impl Args {
         file.cluster = self.cluster.unwrap_or(file.cluster);
         file.secret_file = self.secret_file.or(file.secret_file);
         file.admin = self.admin.or(file.admin);
+        file.ack_replicas = self.ack_replicas.unwrap_or(file.ack_replicas);
         file.workers = self.workers.or(file.workers);
         file
     }
@@ -134,6 +138,9 @@ fn build(checked: config::Proxy) -> Result<Settings, Failure> {
     }
     settings.max_lag_ms = u64::try_from(checked.max_lag.as_millis()).unwrap_or(u64::MAX);
     settings.hold_max_ms = u64::try_from(checked.hold_max.as_millis()).unwrap_or(u64::MAX);
+    settings.ack_replicas = checked.ack_replicas;
+    settings.ack_timeout_ms = u64::try_from(checked.ack_timeout.as_millis()).unwrap_or(u64::MAX);
+    settings.acks_on_disk = checked.ack_on_disk;
     settings.connect_timeout = checked.connect_timeout;
     settings.clients_max = checked.clients_max;
     settings.secret = secret;

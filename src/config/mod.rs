@@ -22,7 +22,3 @@ pub use error::{ConfigError, Problem};
 pub use proxy::{Proxy, ProxyFile, ReadPolicy, Source, ZooKeeper};
 pub use secret::{SECRET_BYTES_MIN, read_secret};
 pub use value::{Ensemble, EnsembleError, Name};
-
-/// Why replicas cannot be waited for.
-pub const NO_ACKNOWLEDGEMENTS: &str =
-    "acknowledgements by replicas are not built yet: only 0 (Redis' own asynchronous replication) works";

@@ -56,6 +56,14 @@ pub struct ProxyFile {
     /// How long a command waits for a master before it is refused.
     #[serde(deserialize_with = "within::<1, 600_000, _>")]
     pub hold_max_ms: u64,
+    /// Replicas that must acknowledge a write, at least.
+    #[serde(deserialize_with = "within::<0, 63, _>")]
+    pub ack_replicas: u64,
+    /// How long a reply waits for that.
+    #[serde(deserialize_with = "within::<1, 600_000, _>")]
+    pub ack_timeout_ms: u64,
+    /// Whether only replicas count that have it on disk.
+    pub ack_on_disk: bool,
     /// How long opening a backend connection may take.
     #[serde(deserialize_with = "within::<1, 60_000, _>")]
     pub connect_timeout_ms: u64,
@@ -81,6 +89,9 @@ impl Default for ProxyFile {
             reads: ReadPolicy::Causal,
             max_lag_ms: 1000,
             hold_max_ms: 5000,
+            ack_replicas: 0,
+            ack_timeout_ms: 1000,
+            ack_on_disk: false,
             connect_timeout_ms: 1000,
             clients_max: 10_000,
         }
@@ -135,6 +146,12 @@ pub struct Proxy {
     pub max_lag: Duration,
     /// How long a command waits for a master.
     pub hold_max: Duration,
+    /// Replicas that must acknowledge a write, at least.
+    pub ack_replicas: u32,
+    /// How long a reply waits for that.
+    pub ack_timeout: Duration,
+    /// Whether only replicas count that have it on disk.
+    pub ack_on_disk: bool,
     /// How long opening a backend connection may take.
     pub connect_timeout: Duration,
     /// Clients at once.
@@ -158,6 +175,9 @@ impl ProxyFile {
             reads: self.reads,
             max_lag: Duration::from_millis(self.max_lag_ms),
             hold_max: Duration::from_millis(self.hold_max_ms),
+            ack_replicas: u32::try_from(self.ack_replicas).unwrap_or(u32::MAX),
+            ack_timeout: Duration::from_millis(self.ack_timeout_ms),
+            ack_on_disk: self.ack_on_disk,
             connect_timeout: Duration::from_millis(self.connect_timeout_ms),
             clients_max: small(self.clients_max),
         })

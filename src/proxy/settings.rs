@@ -29,6 +29,12 @@ pub struct Settings {
     pub max_lag_ms: u64,
     /// How long a command waits for a master before it is refused, in milliseconds.
     pub hold_max_ms: u64,
+    /// Replicas that must acknowledge a write before its client is told, at least: a shard may ask for more.
+    pub ack_replicas: u32,
+    /// How long a reply waits for that, in milliseconds.
+    pub ack_timeout_ms: u64,
+    /// Whether only replicas count that have it on disk (WAITAOF).
+    pub acks_on_disk: bool,
     /// How long opening a backend connection may take.
     pub connect_timeout: Duration,
     /// Clients at once.
@@ -56,6 +62,9 @@ impl Settings {
             topology,
             max_lag_ms: 1000,
             hold_max_ms: 5000,
+            ack_replicas: 0,
+            ack_timeout_ms: 1000,
+            acks_on_disk: false,
             connect_timeout: Duration::from_millis(1000),
             clients_max: 10_000,
             secret: None,

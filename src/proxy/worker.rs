@@ -364,6 +364,21 @@ impl Worker {
         self.settings.hold_max_ms
     }
 
+    /// How many replicas must acknowledge a write at a shard that asks for `wanted` itself.
+    pub fn acks(&self, wanted: u32) -> u32 {
+        wanted.max(self.settings.ack_replicas)
+    }
+
+    /// How long a reply waits for that, in milliseconds.
+    pub fn ack_timeout_ms(&self) -> u64 {
+        self.settings.ack_timeout_ms
+    }
+
+    /// Whether only replicas count that have it on disk.
+    pub fn acks_on_disk(&self) -> bool {
+        self.settings.acks_on_disk
+    }
+
     /// How many databases the servers have.
     pub fn databases(&self) -> u32 {
         self.databases.get()

@@ -105,6 +105,7 @@ impl Programs {
             session_timeout_ms: self.session_timeout_ms(),
             secret_file: Some(self.dir.join(SECRET_FILE)),
             members: members.map_err(io::Error::other)?,
+            ack_replicas: self.settings.ack_replicas.into(),
             // The agent makes a folder named after its node in there, which is the node's.
             data_dir: self.dir.clone(),
             // An `up` that ends has nobody to hand anything over to.

@@ -76,7 +76,8 @@ impl Run {
     async fn found(&mut self) -> Result<(), UpError> {
         let store = self.store().await?;
         let plan = self.plan.clone();
-        let look = async || match founding::found(&store, &plan).await {
+        let acks = self.settings.ack_replicas;
+        let look = async || match founding::found(&store, &plan, acks).await {
             // It may have been written: writing what is missing once more is right in any case.
             Err(error @ (StoreError::Away | StoreError::Unknown)) => Err(error.to_string()),
             other => Ok(other),

@@ -175,8 +175,11 @@ fn check_config_tells_the_kind_or_names_line_key_and_remedy() {
         ),
         (
             "[agent]\nnode = 'a'\nack_replicas = 1\n",
-            "f.toml:3: ack_replicas: acknowledgements by replicas are not built yet: only 0 (Redis' own asynchronous \
-             replication) works",
+            "f.toml:3: ack_replicas: members are not given: list them, so that it is known who acknowledges",
+        ),
+        (
+            "[agent]\nnode = 'a'\nmembers = ['a', 'b']\nack_replicas = 2\n",
+            "f.toml:4: ack_replicas: 2 replicas can never acknowledge anything where 2 members have 1: give at most that",
         ),
         (
             "[agent]\nnode = 'a'\n[agent.timings]\nprobe_ms = 0\n",

@@ -166,6 +166,7 @@ mod tests {
             addr: Addr::new("h", 1),
             epoch: Epoch(1),
             run_id: Some(RunId::from("abc")),
+            acks: 0,
             pass: with_pass.then(|| {
                 Rc::new(Pass {
                     user: "px-1".to_owned(),

@@ -2,6 +2,7 @@
 
 mod connect;
 mod greet;
+mod held;
 mod lane;
 mod ledger;
 mod life;
@@ -15,6 +16,7 @@ pub use connect::{
 };
 pub use greet::{Greeting, confirm, greet};
 pub use lane::{CLIENT_REPLY_BYTES_MAX, Lane, LaneEnd, Pace, Purpose};
+pub use ledger::Cover;
 pub use tap::Tap;
 pub use target::{Pass, Target};
 pub use wreck::{Lost, Role, Traits};

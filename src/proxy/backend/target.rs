@@ -16,6 +16,8 @@ pub struct Target {
     pub epoch: Epoch,
     /// The life that has the role, where topology knows it.
     pub run_id: Option<RunId>,
+    /// How many replicas must have what it writes before a client is told (W), for a master: that of its epoch.
+    pub acks: u32,
     /// What connections say first, where the proxy knows the cluster's secret: it follows from the rest.
     pub pass: Option<Rc<Pass>>,
 }
@@ -32,12 +34,13 @@ pub struct Pass {
 
 impl Target {
     /// The master of an epoch.
-    pub fn master(master: &Master, epoch: Epoch, pass: Option<Rc<Pass>>) -> Self {
+    pub fn master(master: &Master, epoch: Epoch, acks: u32, pass: Option<Rc<Pass>>) -> Self {
         Self {
             node: master.node.clone(),
             addr: master.addr.clone(),
             epoch,
             run_id: master.run_id.clone(),
+            acks,
             pass,
         }
     }
@@ -49,6 +52,7 @@ impl Target {
             addr: node.addr.clone(),
             epoch,
             run_id: None,
+            acks: 0,
             pass,
         }
     }

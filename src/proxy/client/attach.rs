@@ -47,6 +47,7 @@ pub async fn attach(worker: &Rc<Worker>, shard: &Rc<Shard>, attach: &Attach) {
         addr: attach.addr.clone(),
         epoch: attach.epoch,
         run_id: Some(attach.run_id.clone()),
+        acks: shard.acks(),
         // It has that user only once it is master.
         pass: None,
     });

@@ -234,6 +234,7 @@ mod tests {
             addr: addr.clone(),
             epoch: Epoch(1),
             run_id: None,
+            acks: 0,
             pass: None,
         };
         let nodes: Vec<Rc<Target>> = nodes.iter().map(target).map(Rc::new).collect();

@@ -10,6 +10,7 @@
 //! again, and brought to where it was, before anything newer is sent; the client sees a gap in the messages only, and
 //! not even that when the master is changed on purpose (see `attach`).
 
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use tracing::{debug, info, warn};
 
 use super::attach::Moving;
 use super::close::CloseReason;
+use super::feed_held::Heard;
 use super::feedline::{Asked, FeedLine, Left, Shown, Trouble};
 use super::listener::{Which, move_to};
 use super::lost::with_time_left;
@@ -64,6 +66,8 @@ pub(super) struct Feed {
     flow: Option<RunId>,
     /// The fences that what is unanswered holds raised.
     fences: Option<FenceLog>,
+    /// What was heard and is not acknowledged.
+    pub(super) held: VecDeque<Heard>,
     /// For a monitor: as long as there is one, all reads are the master's (rule B6).
     pub(super) monitors: Option<Monitoring>,
 }
@@ -99,6 +103,7 @@ impl Feed {
             watched: false,
             flow: None,
             fences: None,
+            held: VecDeque::new(),
             monitors: None,
         }
     }
@@ -255,8 +260,15 @@ impl Session {
         tap
     }
 
-    /// Takes what Redis sent on the feed.
+    /// Takes what Redis sent on the feed, once it is acknowledged where that has to be.
     pub fn feed_received(self: &Rc<Self>, tap: &Rc<Tap>, bytes: &[u8]) -> Result<(), LaneEnd> {
+        if self.hold_feed(tap, bytes)? {
+            return Ok(());
+        }
+        self.take_from_feed(tap, bytes)
+    }
+
+    pub(super) fn take_from_feed(self: &Rc<Self>, tap: &Rc<Tap>, bytes: &[u8]) -> Result<(), LaneEnd> {
         let mut state = self.state();
         if state.closing.is_some() || !state.feed.as_ref().is_some_and(|feed| feed.is_on(tap)) {
             return Err(LaneEnd::Released);
@@ -480,6 +492,7 @@ impl Feed {
     /// Gives its connection up, if it has one: says what becomes of what was asked there.
     pub(super) fn lose(&mut self, tap: &Tap) -> Left {
         self.link = Link::Down;
+        self.held.clear();
         self.waits = Waits::from_now();
         tap.set_writing(false);
         // What was asked may still be executed.

@@ -13,7 +13,7 @@ use super::session::{Held, Park, Pinned, Session, State};
 use super::transaction::Transaction;
 use crate::clock;
 use crate::command::{Class, Command, Flags, Lookup};
-use crate::proxy::backend::{Lane, Login};
+use crate::proxy::backend::{Cover, Lane, Login};
 use crate::proxy::shard::Shard;
 use crate::resp::{Args, RequestScanner, Scan, put_inline_as_request};
 use crate::route::{Ask, Footprint, Place, ReadPolicy};
@@ -52,7 +52,7 @@ impl Session {
         if run.writes {
             state.wrote(&lane.shard);
         }
-        lane.append(self, id, run.count, bytes, &self.worker.footprint());
+        lane.append(self, id, run.count, bytes, &self.worker.footprint(), run.cover());
         if run.changes && !state.blocks_on(&lane) {
             lane.writes();
         }
@@ -198,7 +198,14 @@ impl Session {
         if command.is_write() || matches!(command.class, Class::Blocking | Class::Transaction) {
             state.wrote(&lane.shard);
         }
-        lane.append(self, run, 1, instead.as_deref().unwrap_or(frame), &footprint);
+        let cover = match (state.transaction, command.class) {
+            (Transaction::Queueing, _) if &*command.name != "exec" => Cover::Needless,
+            (_, Class::Transaction) if &*command.name != "exec" => Cover::Needless,
+            (_, Class::Transaction) => Cover::Needed,
+            (_, _) if command.is_write() => Cover::Needed,
+            (_, _) => Cover::Looked,
+        };
+        lane.append(self, run, 1, instead.as_deref().unwrap_or(frame), &footprint, cover);
         if let Some(pinned) = state.pinned.as_mut().filter(|_| blocks) {
             pinned.blocked_by = lane.appended();
         }
@@ -344,7 +351,7 @@ impl Session {
             if held.block {
                 lane.append_block(self, held.run, held.count, &held.bytes, &footprint);
             } else {
-                lane.append(self, held.run, held.count, &held.bytes, &footprint);
+                lane.append(self, held.run, held.count, &held.bytes, &footprint, Cover::Needed);
             }
             match &mut state.pinned {
                 Some(pinned) if held.private && self.blocks(&held.bytes) => pinned.blocked_by = lane.appended(),

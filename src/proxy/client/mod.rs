@@ -7,6 +7,7 @@ mod cursor;
 mod dispatch;
 mod everynode;
 mod feed;
+mod feed_held;
 mod feed_request;
 mod feedline;
 mod fencing;

@@ -184,6 +184,8 @@ pub struct Session {
     writer: OwnedWriteHalf,
     wake: Wake,
     dirty: Cell<bool>,
+    /// Parts of replies that lanes hold for it until they are acknowledged.
+    held: Cell<u32>,
     written: Cell<u64>,
     state: RefCell<State>,
 }
@@ -228,6 +230,7 @@ impl Session {
             writer,
             wake: Wake::default(),
             dirty: Cell::new(false),
+            held: Cell::new(0),
             written: Cell::new(0),
             state: RefCell::new(state),
         });
@@ -273,6 +276,18 @@ impl Session {
     /// Replies of a replica arrived when `requested` was the newest sample.
     pub fn read_from_replica(&self, shard: &Rc<Shard>, requested: SampleNumber) {
         self.state.borrow_mut().seat(shard).sticky.answered(requested);
+    }
+
+    /// A lane holds one more part of a reply for it, or one less.
+    pub fn is_held(&self, more: bool) {
+        let held = self.held.get();
+        self.held.set(if more { held + 1 } else { held.saturating_sub(1) });
+    }
+
+    /// Whether a lane holds parts of replies for it: what comes after them has to wait, too.
+    #[inline]
+    pub fn holds(&self) -> bool {
+        self.held.get() > 0
     }
 
     /// Whether a lane has stopped reading because of this client.

@@ -138,7 +138,8 @@ impl Shard {
             run_id: Some(node.run_id.clone()?),
         };
         let pass = worker.pass(&self.id, switch.epoch, master.run_id.as_ref());
-        let target = Rc::new(Target::master(&master, switch.epoch, pass));
+        let acks = worker.acks(offered.ack_replicas);
+        let target = Rc::new(Target::master(&master, switch.epoch, acks, pass));
         let (shard, worker) = (self.clone(), worker.clone());
         let preparing = tokio::task::spawn_local(async move {
             match connect_mute(&target.addr, worker.connect_timeout()).await {
@@ -196,6 +197,10 @@ impl Shard {
         };
         self.ahead.borrow_mut().take_if(|ahead| *ahead.target != *named);
         self.reign_on(&moved.from, named);
+        if moved.from.acks > 0 {
+            // What it still answers, nobody acknowledges.
+            self.depose_lanes(&moved.from);
+        }
         self.retire_lanes(named);
         true
     }
