@@ -126,6 +126,11 @@ impl Cluster {
         &self.network
     }
 
+    /// How many replicas acknowledge a write.
+    pub fn w(&self) -> u32 {
+        self.shape.w
+    }
+
     /// Whether all reads go to the master.
     pub fn reads_at_the_master(&self) -> bool {
         self.shape.reads == "master"

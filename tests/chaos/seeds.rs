@@ -85,17 +85,27 @@ fn run(seed: u64, w: u32, reads: &'static str, length: Duration) -> Option<Strin
 
 #[test]
 fn a_first_seed_breaks_no_promise() {
-    run(1, 0, "master", SHORT);
+    run(1, 1, "master", SHORT);
 }
 
-/// Seeds from `CHAOS_SEED` (1) on, for `CHAOS_MINUTES`; one run if no minutes are given. `CHAOS_W` replicas (0)
+#[test]
+fn a_second_seed_breaks_no_promise_of_causal_reads() {
+    run(2, 1, "causal", SHORT);
+}
+
+#[test]
+fn a_third_seed_breaks_no_promise_without_acknowledgements() {
+    run(3, 0, "master", SHORT);
+}
+
+/// Seeds from `CHAOS_SEED` (1) on, for `CHAOS_MINUTES`; one run if no minutes are given. `CHAOS_W` replicas (1)
 /// acknowledge, reads follow `CHAOS_READS` (master, causal).
 #[test]
 #[ignore = "long: make chaos"]
 fn many_seeds_break_no_promise() {
     let number = |name: &str| env::var(name).ok().map(|text| text.parse::<u64>().expect(name));
     let end = number("CHAOS_MINUTES").map(|minutes| clock::now() + Duration::from_secs(minutes * 60));
-    let w = u32::try_from(number("CHAOS_W").unwrap_or_default()).unwrap();
+    let w = u32::try_from(number("CHAOS_W").unwrap_or(1)).unwrap();
     let causal = env::var("CHAOS_READS").is_ok_and(|policy| policy == "causal");
     let reads = if causal { "causal" } else { "master" };
     for seed in number("CHAOS_SEED").unwrap_or(1).. {

@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use super::{AFTER_A_FAILOVER, FAILOVER, SMALL, Scene, undisturbed, waited};
+use super::{FAILOVER, SMALL, Scene, undisturbed, waited};
 use crate::cluster::NODES;
-use crate::workload::Promise;
 
 #[test]
 fn while_all_agents_are_dead_everything_serves_on() {
@@ -20,7 +19,7 @@ fn while_all_agents_are_dead_everything_serves_on() {
     }
     scene.goes_on(&[0, 1], Duration::from_secs(2));
     assert_eq!(scene.reign(), reign);
-    scene.end(Promise::Kept).told.into_iter().for_each(undisturbed);
+    scene.end().told.into_iter().for_each(undisturbed);
 }
 
 #[test]

@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use super::{AFTER_A_FAILOVER, ENSEMBLE, FAILOVER, SMALL, Scene, undisturbed, waited};
+use super::{ENSEMBLE, FAILOVER, SMALL, Scene, undisturbed, waited};
 use crate::cluster::{NODES, PROXIES};
-use crate::workload::Promise;
 
 #[test]
 fn zookeepers_leader_that_dies_during_an_election_only_makes_it_longer() {
@@ -39,7 +38,7 @@ fn while_the_whole_ensemble_is_down_for_a_minute_everything_serves_on() {
     }
     scene.cluster.all_count();
     assert_eq!(scene.reign(), reign);
-    scene.end(Promise::Kept).told.into_iter().for_each(undisturbed);
+    scene.end().told.into_iter().for_each(undisturbed);
 }
 
 #[test]
@@ -54,5 +53,5 @@ fn when_all_sessions_have_expired_everything_serves_on() {
     scene.goes_on(&[0, 1], Duration::from_secs(2));
     scene.cluster.all_count();
     assert_eq!(scene.reign(), reign);
-    scene.end(Promise::Kept).told.into_iter().for_each(undisturbed);
+    scene.end().told.into_iter().for_each(undisturbed);
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{AFTER_A_FAILOVER, FAILOVER, SMALL, SOON, Scene, undisturbed, waited};
+use super::{FAILOVER, SMALL, SOON, Scene, undisturbed, waited};
 use crate::cluster::{PROXIES, Shape};
 use crate::workload::Promise;
 
@@ -14,7 +14,7 @@ fn a_master_whose_agent_is_without_zookeeper_serves_on() {
     // Longer than its session lives.
     scene.goes_on(&[0, 1], Duration::from_secs(5));
     assert_eq!(scene.reign(), reign);
-    scene.end(Promise::Kept).told.into_iter().for_each(undisturbed);
+    scene.end().told.into_iter().for_each(undisturbed);
 }
 
 #[test]
@@ -45,7 +45,7 @@ fn a_master_on_the_minority_side_with_clients_is_replaced_and_they_follow_when_i
     scene.cluster.network().heal();
     scene.get_on(&[0, 1], FAILOVER);
     assert_eq!(scene.cluster.master(), Some(next));
-    let [minority, majority] = scene.end(AFTER_A_FAILOVER).told;
+    let [minority, majority] = scene.end().told;
     assert_eq!(minority.closed, 0, "{minority}");
     waited(majority, FAILOVER);
 }
@@ -60,7 +60,7 @@ fn without_acknowledgements_a_minority_loses_what_it_wrote() {
     scene.cluster.next_master(master);
     scene.goes_on(&[0, 1], Duration::from_secs(2));
     scene.cluster.network().heal();
-    let findings = scene.end(Promise::Async);
+    let findings = scene.end();
     let (_, lost) = findings.lost();
     assert!(lost > 0, "the old master took writes that nobody has");
     // Whoever looks for broken promises finds these.
@@ -93,5 +93,5 @@ fn a_replica_that_reaches_nobody_is_not_missed() {
     scene.cluster.network().isolate(&scene.cluster.replicas()[..1], &[]);
     scene.goes_on(&[0, 1], Duration::from_secs(5));
     assert_eq!(scene.reign(), reign);
-    scene.end(Promise::Kept).told.into_iter().for_each(undisturbed);
+    scene.end().told.into_iter().for_each(undisturbed);
 }

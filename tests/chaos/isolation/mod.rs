@@ -15,11 +15,6 @@ use pointsman::clock;
 use crate::cluster::{Cluster, Shape};
 use crate::workload::{Findings, Promise, Told, Workload};
 
-/// Replicas that acknowledge a write.
-const W: u32 = 0;
-/// What a failover leaves of what was acknowledged.
-const AFTER_A_FAILOVER: Promise = if W == 0 { Promise::Async } else { Promise::Kept };
-
 /// How soon clients get on where nothing is wrong for them, on a busy machine.
 const SOON: Duration = Duration::from_secs(5);
 /// How soon they do after a failover whose cause takes a second or two to be believed.
@@ -28,10 +23,10 @@ const FAILOVER: Duration = Duration::from_secs(15);
 /// How long a proxy lets a client wait for a master, and for an answer of one that is silent, and some more.
 const REFUSAL: Duration = Duration::from_secs(13);
 
-/// One server of ZooKeeper.
+/// One server of ZooKeeper; a replica acknowledges what is written.
 const SMALL: Shape = Shape {
     zookeepers: 1,
-    w: W,
+    w: 1,
     reads: "master",
     session_ms: 2000,
 };
@@ -79,13 +74,18 @@ impl Scene {
 
     /// Puts everything in order, waits until it is, and checks what the clients were told.
     #[track_caller]
-    fn end(mut self, promise: Promise) -> Findings {
+    fn end(mut self) -> Findings {
         self.cluster.revive();
         self.cluster.recovers();
         self.get_on(&[0, 1], FAILOVER);
         let findings = self.workload.end(&self.cluster);
         let [one, other] = findings.told;
         eprintln!("p1: {one}\np2: {other}\nlost of acknowledged: {:?}", findings.lost());
+        let promise = if self.cluster.w() > 0 {
+            Promise::Kept
+        } else {
+            Promise::Async
+        };
         let wrong = findings.wrong(promise);
         assert!(wrong.is_empty(), "{}", wrong.join("\n"));
         self.cluster.assert_sound();

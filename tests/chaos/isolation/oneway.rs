@@ -3,9 +3,8 @@
 use std::thread;
 use std::time::Duration;
 
-use super::{AFTER_A_FAILOVER, FAILOVER, SMALL, SOON, Scene, undisturbed, waited};
+use super::{FAILOVER, SMALL, SOON, Scene, undisturbed, waited};
 use crate::cluster::PROXIES;
-use crate::workload::Promise;
 
 /// Longer than a failover takes.
 const A_WHILE: Duration = Duration::from_secs(5);
@@ -38,7 +37,7 @@ fn concerns_one_proxy(cut: impl FnOnce(&Scene, &'static str)) {
     assert_eq!(scene.reign(), reign);
     scene.cluster.network().heal();
     scene.get_on(&[0, 1], FAILOVER);
-    let [cut, other] = scene.end(Promise::Kept).told;
+    let [cut, other] = scene.end().told;
     assert_eq!(cut.closed, 0, "{cut}");
     undisturbed(other);
 }
@@ -90,7 +89,7 @@ fn a_master_that_loses_a_third_of_what_it_sends_is_slow_and_keeps_its_promises()
     thread::sleep(A_WHILE);
     scene.cluster.network().heal();
     scene.get_on(&[0, 1], FAILOVER);
-    for told in scene.end(AFTER_A_FAILOVER).told {
+    for told in scene.end().told {
         assert_eq!(told.closed, 0, "{told}");
     }
 }

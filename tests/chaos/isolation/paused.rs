@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use super::{AFTER_A_FAILOVER, FAILOVER, SMALL, SOON, Scene, waited};
+use super::{FAILOVER, SMALL, SOON, Scene, waited};
 use crate::workload::Promise;
 
 /// A pause that nobody takes for a death.

@@ -3,9 +3,8 @@
 use std::thread;
 use std::time::Duration;
 
-use super::{AFTER_A_FAILOVER, FAILOVER, REFUSAL, SMALL, SOON, Scene, refused, undisturbed, waited};
+use super::{FAILOVER, REFUSAL, SMALL, SOON, Scene, refused, undisturbed, waited};
 use crate::cluster::PROXIES;
-use crate::workload::Promise;
 
 #[test]
 fn a_proxy_without_zookeeper_serves_on_and_follows_a_failover() {
@@ -33,7 +32,7 @@ fn a_proxy_without_the_master_says_so_and_others_serve_on() {
     assert_eq!(scene.reign(), reign);
     scene.cluster.network().heal();
     scene.get_on(&[0, 1], FAILOVER);
-    let [cut, other] = scene.end(Promise::Kept).told;
+    let [cut, other] = scene.end().told;
     refused(cut);
     undisturbed(other);
 }
@@ -48,7 +47,7 @@ fn a_proxy_without_anybody_says_so_and_others_serve_on() {
     assert_eq!(scene.reign(), reign);
     scene.cluster.network().heal();
     scene.get_on(&[0, 1], FAILOVER);
-    let [cut, other] = scene.end(Promise::Kept).told;
+    let [cut, other] = scene.end().told;
     refused(cut);
     undisturbed(other);
 }
