@@ -32,9 +32,5 @@ fn a_master_without_an_agent_that_dies_is_replaced() {
     scene.cluster.kill_server(master);
     scene.cluster.next_master(master);
     scene.get_on(&[0, 1], FAILOVER);
-    scene
-        .end(AFTER_A_FAILOVER)
-        .told
-        .into_iter()
-        .for_each(|told| waited(told, FAILOVER));
+    scene.end().told.into_iter().for_each(|told| waited(told, FAILOVER));
 }

@@ -16,11 +16,7 @@ fn zookeepers_leader_that_dies_during_an_election_only_makes_it_longer() {
     scene.cluster.kill_server(leader);
     scene.get_on(&[0, 1], FAILOVER);
     assert_ne!(scene.cluster.next_master(master), master);
-    scene
-        .end(AFTER_A_FAILOVER)
-        .told
-        .into_iter()
-        .for_each(|told| waited(told, FAILOVER));
+    scene.end().told.into_iter().for_each(|told| waited(told, FAILOVER));
 }
 
 #[test]

@@ -27,11 +27,7 @@ fn a_master_without_its_replicas_is_replaced_by_one_of_them() {
     scene.cluster.network().heal();
     scene.get_on(&[0, 1], SOON);
     assert_eq!(scene.cluster.master(), Some(next));
-    scene
-        .end(AFTER_A_FAILOVER)
-        .told
-        .into_iter()
-        .for_each(|told| waited(told, FAILOVER));
+    scene.end().told.into_iter().for_each(|told| waited(told, FAILOVER));
 }
 
 #[test]
@@ -79,11 +75,7 @@ fn a_master_that_reaches_nobody_is_replaced() {
     scene.cluster.network().heal();
     scene.get_on(&[0, 1], SOON);
     assert_eq!(scene.cluster.master(), Some(next));
-    scene
-        .end(AFTER_A_FAILOVER)
-        .told
-        .into_iter()
-        .for_each(|told| waited(told, FAILOVER));
+    scene.end().told.into_iter().for_each(|told| waited(told, FAILOVER));
 }
 
 #[test]

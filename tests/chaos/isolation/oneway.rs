@@ -20,11 +20,7 @@ fn is_replaced(cut: impl FnOnce(&Scene, &'static str)) {
     scene.cluster.network().heal();
     scene.get_on(&[0, 1], SOON);
     assert_eq!(scene.cluster.master(), Some(next));
-    scene
-        .end(AFTER_A_FAILOVER)
-        .told
-        .into_iter()
-        .for_each(|told| waited(told, FAILOVER));
+    scene.end().told.into_iter().for_each(|told| waited(told, FAILOVER));
 }
 
 /// Cuts something between the first proxy and the master, which stays master.

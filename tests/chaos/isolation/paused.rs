@@ -6,7 +6,6 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use super::{FAILOVER, SMALL, SOON, Scene, waited};
-use crate::workload::Promise;
 
 /// A pause that nobody takes for a death.
 const SHORT: Duration = Duration::from_millis(400);
@@ -26,11 +25,7 @@ fn a_master_that_is_paused_is_replaced_and_goes_on_as_a_replica() {
     signal(&mut scene, master, Signal::SIGCONT);
     scene.goes_on(&[0, 1], Duration::from_secs(2));
     assert_eq!(scene.cluster.master(), Some(next));
-    scene
-        .end(AFTER_A_FAILOVER)
-        .told
-        .into_iter()
-        .for_each(|told| waited(told, FAILOVER));
+    scene.end().told.into_iter().for_each(|told| waited(told, FAILOVER));
 }
 
 #[test]
@@ -42,9 +37,5 @@ fn a_master_that_is_paused_for_a_moment_stays_master() {
     signal(&mut scene, reign.0, Signal::SIGCONT);
     scene.goes_on(&[0, 1], Duration::from_secs(2));
     assert_eq!(scene.reign(), reign);
-    scene
-        .end(Promise::Kept)
-        .told
-        .into_iter()
-        .for_each(|told| waited(told, SOON));
+    scene.end().told.into_iter().for_each(|told| waited(told, SOON));
 }

@@ -15,11 +15,7 @@ fn a_proxy_without_zookeeper_serves_on_and_follows_a_failover() {
     scene.cluster.kill_server(master);
     scene.cluster.next_master(master);
     scene.get_on(&[0, 1], FAILOVER);
-    scene
-        .end(AFTER_A_FAILOVER)
-        .told
-        .into_iter()
-        .for_each(|told| waited(told, FAILOVER));
+    scene.end().told.into_iter().for_each(|told| waited(told, FAILOVER));
 }
 
 #[test]
