@@ -75,11 +75,11 @@ impl Shard {
 
     /// Another connection asks for acknowledgements from now on.
     pub(super) fn doubts_anew(&self) {
-        let ticket = self.witness.borrow().as_ref().and_then(|witness| witness.ticket());
-        match (&mut *self.doubtful.borrow_mut(), ticket) {
-            (Some(doubtful), Some(ticket)) => doubtful.ticket = ticket,
-            (doubtful, None) => *doubtful = None,
-            (None, Some(_)) => {}
+        let mut doubtful = self.doubtful.borrow_mut();
+        let Some(known) = &mut *doubtful else { return };
+        match self.witness.borrow().as_ref().and_then(|witness| witness.ticket()) {
+            Some(ticket) => known.ticket = ticket,
+            None => *doubtful = None,
         }
     }
 
