@@ -3,6 +3,7 @@
 mod connect;
 mod greet;
 mod held;
+mod in_flight;
 mod lane;
 mod ledger;
 mod life;
