@@ -162,20 +162,7 @@ impl FeedLine {
 
     /// Whether the reply to something that was sent may show data: that to a write, or to what `shows` says it of.
     pub(super) fn awaits_data(&self, shows: impl Fn(&[u8]) -> bool) -> bool {
-        self.asked.iter().any(|entry| match &entry.asked {
-            Asked::Plain(plain) => !plain.queued && (plain.is_write || shows(&plain.bytes)),
-            Asked::Names(..)
-            | Asked::All(_)
-            | Asked::Monitor
-            | Asked::Hello { .. }
-            | Asked::Poison(_)
-            | Asked::Discard(_)
-            | Asked::Queue(..)
-            | Asked::Silent
-            | Asked::Again(..)
-            | Asked::MonitorAgain
-            | Asked::Marker => false,
-        })
+        self.asked.iter().any(|entry| entry.asked.shows_data(&shows))
     }
 
     /// Notes a request that is sent once the server at the other end is master.

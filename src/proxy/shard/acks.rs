@@ -60,9 +60,14 @@ impl Shard {
 
     /// Keeps fences raised of what may be lost yet, and may be seen at the master.
     pub fn doubts(&self, fences: Option<FenceLog>) {
-        let Some(fences) = fences else { return };
-        let ticket = self.witness.borrow().as_ref().and_then(|witness| witness.ticket());
-        let ticket = ticket.unwrap_or(Ticket::NEVER);
+        let Some(fences) = fences.filter(|fences| fences.held() > 0) else {
+            return;
+        };
+        // Nothing more is asked of a master that is being left; the next one's first round will do.
+        let answering = self.answering();
+        let ticket = answering
+            .and_then(|target| self.ticket(&target))
+            .unwrap_or(Ticket::NEVER);
         let mut doubtful = self.doubtful.borrow_mut();
         match &mut *doubtful {
             Some(known) => {

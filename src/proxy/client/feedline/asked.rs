@@ -45,6 +45,11 @@ impl Asked {
         matches!(self, Self::Plain(plain) if plain.is_write) || matches!(self, Self::Queue(..))
     }
 
+    /// Whether its reply may show data: that to a write, or to what `shows` says it of.
+    pub(super) fn shows_data(&self, shows: impl Fn(&[u8]) -> bool) -> bool {
+        matches!(self, Self::Plain(plain) if !plain.queued && (plain.is_write || shows(&plain.bytes)))
+    }
+
     /// Whether it may change data when it arrives.
     pub(super) fn writes(&self) -> bool {
         matches!(self, Self::Plain(plain) if plain.is_write && !plain.queued)
