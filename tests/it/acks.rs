@@ -8,7 +8,7 @@
 //! ```
 
 use std::env;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::support::{Client, Pointsman, Redis, START_DEADLINE, Value, encode, eventually, free_port};
 
@@ -82,7 +82,7 @@ fn on_every_server(test: impl Fn(&str)) {
 
 /// The time that `act` takes.
 fn timed<T>(act: impl FnOnce() -> T) -> (T, Duration) {
-    let begin = Instant::now();
+    let begin = pointsman::clock::now();
     let done = act();
     (done, begin.elapsed())
 }

@@ -123,10 +123,7 @@ impl Lane {
     pub fn acknowledged(self: &Rc<Self>, upto: Ticket, worker: &Worker) -> bool {
         let mut state = self.state.borrow_mut();
         let state = &mut *state;
-        loop {
-            let (Some(held), Some(first)) = (&mut state.held, state.ledger.first_mut()) else {
-                break;
-            };
+        while let (Some(held), Some(first)) = (&mut state.held, state.ledger.first_mut()) {
             let covered = first.held.iter().take_while(|chunk| chunk.ticket <= upto).count();
             if covered == 0 {
                 break;

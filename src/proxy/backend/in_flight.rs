@@ -49,9 +49,8 @@ impl State {
         self.out = Vec::new();
         (self.head, self.written) = (0, 0);
         // What these writes changed stays fenced for a while: they may still be executed.
-        match (&mut self.held, self.fences.take()) {
-            (Some(held), Some(fences)) => held.lose(fences),
-            (None, Some(_)) | (_, None) => {}
+        if let (Some(held), Some(fences)) = (&mut self.held, self.fences.take()) {
+            held.lose(fences);
         }
         wreck
     }

@@ -66,7 +66,8 @@ impl Session {
         loop {
             let next = self.with_feed(|feed| {
                 let Link::Up(tap) = &feed.link else { return None };
-                let heard = feed.held.pop_front_if(|heard| heard.ticket <= upto)?;
+                feed.held.front().filter(|heard| heard.ticket <= upto)?;
+                let heard = feed.held.pop_front()?;
                 Some((tap.clone(), heard))
             });
             let Some((tap, heard)) = next.flatten() else { break };
