@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 use tokio::net::TcpListener;
-use tokio::time::sleep_until;
+use tokio::time::{sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::handover::hand_over;
@@ -36,6 +36,8 @@ use crate::topology::{Addr, NodeId, RunId, ShardId};
 const LIFE_LIMIT: Duration = Duration::from_secs(1);
 /// How much longer than a handover the end of what is under way may take.
 const WIND_DOWN: Duration = Duration::from_millis(500);
+/// Between two attempts to write the znodes that a shard needs.
+const AGAIN: Duration = Duration::from_millis(100);
 
 /// What an agent is started with.
 #[derive(Clone, Debug)]
@@ -171,7 +173,7 @@ async fn work(
 ) -> Result<(), AgentError> {
     let machine = |error| AgentError::Machine(start.host.node.clone(), error);
     let peer = published(&start, listener.local_addr().map_err(machine)?.port());
-    lay_out(store, &mut start.host).await?;
+    laid_out(store, &mut start.host).await?;
     warn_of_open_znodes(store, &start).await;
     let (shard, node) = (start.host.shard.clone(), start.host.node.clone());
     let info = NodeInfo {
@@ -236,6 +238,16 @@ fn published(start: &Start, port: u16) -> Addr {
         host => host,
     };
     Addr::new(host, port)
+}
+
+/// Does so as often as the store loses it: writing what is missing once more is right in any case.
+async fn laid_out(store: &Store, settings: &mut host::Settings) -> Result<(), AgentError> {
+    loop {
+        match lay_out(store, settings).await {
+            Err(AgentError::Store(StoreError::Away | StoreError::Unknown)) => sleep(AGAIN).await,
+            done => return done,
+        }
+    }
 }
 
 /// Makes the znodes that a shard needs, where they are missing, and takes over what the cluster says of it.
@@ -339,4 +351,42 @@ async fn taken(store: &Store, settings: &host::Settings) -> AgentError {
 fn kernel(name: &str) -> String {
     let text = fs::read_to_string(format!("/proc/sys/kernel/{name}")).unwrap_or_default();
     text.trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::machine::timings::Timings;
+    use crate::agent::redis::Login;
+    use crate::store::{Loss, Memory};
+
+    fn settings() -> host::Settings {
+        host::Settings {
+            node: NodeId::from("s1-a"),
+            shard: ShardId::from("s1"),
+            redis: Addr::new("127.0.0.1", 6379),
+            login: Login {
+                user: None,
+                password: None,
+            },
+            secret: std::sync::Arc::from(&b"a secret"[..]),
+            members: Default::default(),
+            ack_replicas: 0,
+            priority: 100,
+            data_dir: "/nonexistent".into(),
+            timings: Timings::default(),
+        }
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_starts_while_zookeeper_comes_and_goes_lays_out_what_is_missing_in_the_end() {
+        for loss in [Loss::Done, Loss::NotDone] {
+            let memory = Memory::default();
+            let store = memory.store();
+            memory.lose_next_write(loss);
+            laid_out(&store, &mut settings()).await.unwrap();
+            let place = Place::ShardConfig(ShardId::from("s1")).to_string();
+            assert!(store.get(&place).await.unwrap().is_some());
+        }
+    }
 }

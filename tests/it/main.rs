@@ -1,4 +1,4 @@
-//! The one integration-test binary: real servers, one module per subject.
+//! The integration tests: real servers, one module per subject. (`tests/chaos` has those that need hosts of their own.)
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
