@@ -397,7 +397,6 @@ impl Protocol {
 
     fn publish(&self, world: &mut World, executor: u8) {
         let own = world.executors[usize::from(executor)];
-        let master = world.servers[usize::from(own.target)];
         let (members, w) = match own.kind {
             Kind::Change => self.bounds.change,
             Kind::Election | Kind::Switchover | Kind::None => (world.shard.members, world.shard.w),
@@ -423,13 +422,6 @@ impl Protocol {
             Kind::Change => world.shard.stream,
             Kind::Election | Kind::Switchover | Kind::None => stream_of(own.target, own.epoch),
         };
-        debug_assert!(
-            own.kind == Kind::Change
-                || master.replid == stream
-                || !master.up
-                || master.obeyed > own.epoch
-                || master.run != own.target_run
-        );
         world.shard = Shard {
             epoch: own.epoch,
             phase: Phase::Serving,
@@ -447,6 +439,7 @@ impl Protocol {
             master: own.target,
             run: own.target_run,
             w,
+            promised: w,
             members,
         };
         world.executors[usize::from(executor)] = Executor::default();

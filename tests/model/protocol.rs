@@ -211,6 +211,7 @@ impl Model for Protocol {
             master: 0,
             run: 1,
             w: self.bounds.w,
+            promised: self.bounds.w,
             members,
         };
         vec![world]

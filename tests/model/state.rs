@@ -136,7 +136,10 @@ pub struct Snapshot {
     pub epoch: u8,
     pub master: u8,
     pub run: u8,
+    /// The W that proxies know.
     pub w: u8,
+    /// The W that the shard had in this epoch: what its acknowledgements are worth.
+    pub promised: u8,
     pub members: u8,
 }
 

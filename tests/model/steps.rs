@@ -213,8 +213,8 @@ impl Protocol {
             }
             Action::Write { epoch } => self.write(world, epoch),
             Action::Ack { write } => {
-                let counts = world.shard.w > 0 || self.bounds.strict;
                 let write = &mut world.writes[usize::from(write)];
+                let counts = world.published[usize::from(write.epoch)].promised > 0 || self.bounds.strict;
                 world.broken.late_ack |= write.late && counts;
                 write.status = if counts { Status::Acked } else { Status::Doubt };
             }
@@ -315,8 +315,8 @@ impl Protocol {
             }
         }
         (world.shard.members, world.shard.w) = (members, w);
-        // Proxies go on with the W they know.
-        world.published[usize::from(world.shard.epoch)].members = members;
+        let snapshot = &mut world.published[usize::from(world.shard.epoch)];
+        (snapshot.members, snapshot.promised) = (members, w);
     }
 
     fn write(&self, world: &mut World, epoch: u8) {
