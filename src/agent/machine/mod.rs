@@ -17,6 +17,8 @@
 //! 3. nobody is demoted because the store is away: without it there is no claim.
 
 pub mod action;
+#[cfg(test)]
+mod check;
 mod course;
 pub mod detector;
 pub mod election;
@@ -99,7 +101,7 @@ struct Running {
 }
 
 /// See the module's note.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Machine {
     me: Identity,
     timings: Timings,

@@ -8,7 +8,7 @@
 
 mod clients;
 mod faults;
-mod redis;
+pub(super) mod redis;
 mod runs;
 mod store;
 
