@@ -1,9 +1,11 @@
 //! What a step does: inputs to machines, their actions, commands to servers, writes to the store.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 use super::Lie;
 use super::world::{Mail, NODES, Place, Status, World, Write, id, index};
+use crate::agent::machine::Source;
 use crate::agent::machine::action::{Action, Input, Registered, Reply, Ticket, Written};
 use crate::agent::machine::detector::{PeerSeen, Seen};
 use crate::agent::machine::facts::{Facts, Role};
@@ -119,7 +121,9 @@ impl World {
         if let Some((master, seen)) = watched {
             acted |= self.tell(place, Input::Master(master, seen));
         }
-        self.print_agent(node);
+        if acted {
+            self.print_agent(node);
+        }
         acted
     }
 
@@ -138,6 +142,29 @@ impl World {
         };
         self.tell((node, life), Input::State(read));
         self.print_agent(node);
+    }
+
+    /// Delivers what needs no delay of its own: that of the step it follows from gives the same orders.
+    pub fn hurry(&mut self, lie: Lie) {
+        while let Some(place) = self.mail.iter().position(|(_, mail)| self.hurried(mail)) {
+            let (_, mail) = self.mail.remove(place);
+            self.deliver((*mail).clone(), lie);
+        }
+    }
+
+    fn hurried(&self, mail: &Mail) -> bool {
+        match mail {
+            Mail::Read { .. } => true,
+            Mail::Answer { .. } => self.left.losses == 0,
+            // What an executor asks of its own agent has no question on its way before it.
+            Mail::Act { by, job, .. } => {
+                let running = self.agent(*by).and_then(|agent| agent.machine.running.as_ref());
+                let own =
+                    running.is_some_and(|running| running.job == *job && matches!(running.source, Source::Course(_)));
+                !own && self.deliverable(mail)
+            }
+            Mail::Ask { .. } | Mail::Write { .. } | Mail::Linked { .. } => false,
+        }
     }
 
     /// Whether what is on its way can arrive now.
@@ -298,7 +325,11 @@ impl World {
         if state.phase == Phase::Serving && state.epoch > last {
             self.published.push(state.clone().into());
         }
-        self.store = Some(Versioned { version, state }.into());
+        let written = Versioned { version, state };
+        let mut hasher = DefaultHasher::new();
+        format!("{written:?}").hash(&mut hasher);
+        self.store_print = hasher.finish();
+        self.store = Some(written.into());
         Written::Done(version)
     }
 

@@ -46,6 +46,8 @@ pub(super) struct Check {
     pub budget: Budget,
     /// The highest epoch that is explored.
     pub epochs: u64,
+    /// Whom faults hit.
+    pub victims: &'static [usize],
     /// L is checked from one state in so many; 0 is never.
     pub liveness: u64,
     start: Instant,
@@ -58,6 +60,7 @@ impl Check {
             lie,
             budget,
             epochs,
+            victims: &[0],
             liveness: 0,
             start: clock::now() + 10 * PASS,
         }
@@ -127,7 +130,7 @@ impl Check {
 
     fn faults(&self, world: &World, steps: &mut Vec<Step>) {
         let left = &world.left;
-        for node in 0..NODES {
+        for node in self.victims.iter().copied() {
             let redis = &world.redis[node];
             let agent = world.agents[node].is_some();
             match &redis.life {
@@ -148,9 +151,9 @@ impl Check {
             if agent && left.passes > 0 {
                 steps.push(Step::Pass(node));
             }
-            if left.wishes > 0 && world.wish.is_none() {
-                steps.push(Step::Wish(node));
-            }
+        }
+        if left.wishes > 0 && world.wish.is_none() {
+            steps.push(Step::Wish(1));
         }
     }
 
@@ -310,6 +313,7 @@ impl Model for Check {
         if !self.apply(&mut next, step) {
             return None;
         }
+        next.hurry(self.lie);
         next.settle();
         (next != *world).then_some(next)
     }

@@ -87,26 +87,79 @@ fn breaks(what: &str, check: Check, states_max: usize) {
 
 #[test]
 fn probe_all() {
-    let max: usize = std::env::var("STATES").ok().and_then(|s| s.parse().ok()).unwrap_or(60_000);
+    let max: usize = std::env::var("STATES")
+        .ok()
+        .and_then(|s| s.parse().ok())
+        .unwrap_or(60_000);
     let which = std::env::var("WHICH").unwrap_or_default();
     let kill = Budget { kills: 1, ..NOTHING };
     let cases = [
         ("kill", Check::new(1, Lie::None, 2, kill)),
-        ("kill e3 loss", Check::new(1, Lie::None, 3, Budget { losses: 1, ..kill })),
-        ("hang", Check::new(1, Lie::None, 2, Budget { hangs: 1, passes: 1, ..NOTHING })),
+        (
+            "kill e3 loss",
+            Check::new(1, Lie::None, 3, Budget { losses: 1, ..kill }),
+        ),
+        (
+            "hang",
+            Check::new(
+                1,
+                Lie::None,
+                2,
+                Budget {
+                    hangs: 1,
+                    passes: 1,
+                    ..NOTHING
+                },
+            ),
+        ),
         ("pass", Check::new(1, Lie::None, 2, Budget { passes: 1, ..NOTHING })),
         ("switch", Check::new(1, Lie::None, 2, Budget { wishes: 1, ..NOTHING })),
-        ("agent kill", Check::new(1, Lie::None, 3, Budget { agent_kills: 1, ..kill })),
-        ("lie park", Check::new(1, Lie::ParkNotDone, 2, Budget { passes: 1, ..NOTHING })),
-        ("lie fence", Check::new(1, Lie::FenceNotDone, 2, Budget { wishes: 1, ..NOTHING })),
-        ("lie nowait", Check::new(1, Lie::NoWait, 2, Budget { passes: 1, ..NOTHING })),
-        ("lie oldlife", Check::new(1, Lie::OldLife, 2, Budget { starts: 1, ..kill })),
-        ("lie forgotten", Check::new(1, Lie::Forgotten, 2, Budget { agent_kills: 1, passes: 1, ..NOTHING })),
+        (
+            "agent kill",
+            Check::new(1, Lie::None, 3, Budget { agent_kills: 1, ..kill }),
+        ),
+        (
+            "lie park",
+            Check::new(1, Lie::ParkNotDone, 2, Budget { passes: 1, ..NOTHING }),
+        ),
+        (
+            "lie fence",
+            Check::new(1, Lie::FenceNotDone, 2, Budget { wishes: 1, ..NOTHING }),
+        ),
+        (
+            "lie nowait",
+            Check::new(1, Lie::NoWait, 2, Budget { passes: 1, ..NOTHING }),
+        ),
+        (
+            "lie oldlife",
+            Check::new(1, Lie::OldLife, 2, Budget { starts: 1, ..kill }),
+        ),
+        (
+            "lie forgotten",
+            Check::new(
+                1,
+                Lie::Forgotten,
+                2,
+                Budget {
+                    agent_kills: 1,
+                    passes: 1,
+                    ..NOTHING
+                },
+            ),
+        ),
     ];
     for (what, mut check) in cases {
-        if !what.contains(&which) { continue; }
+        if !what.contains(&which) {
+            continue;
+        }
         check.liveness = 16;
         let found = search(check, max);
-        println!("{what}: {} states, depth {} {:.1?} {}", found.states, found.depth, clock::now() - found.began, found.broken.unwrap_or("holds".into()));
+        println!(
+            "{what}: {} states, depth {} {:.1?} {}",
+            found.states,
+            found.depth,
+            clock::now() - found.began,
+            found.broken.unwrap_or("holds".into())
+        );
     }
 }

@@ -8,7 +8,7 @@ use crate::agent::machine::obedience::{Ask, Mark};
 use crate::topology::{Addr, Epoch, NodeId, RunId};
 
 /// One life of one process.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Life {
     pub run_id: RunId,
     pub role: Role,
@@ -29,7 +29,7 @@ pub struct Life {
 }
 
 /// A Redis over its lives.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SimRedis {
     pub node: NodeId,
     pub addr: Addr,
