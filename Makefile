@@ -1,13 +1,14 @@
 # make up     build, and run all of it on this machine: ZooKeeper, redis-servers, agents, a proxy; until Ctrl-C
 #             (options: make up ARGS='--listen 127.0.0.1:6400 --shards 2')
 # make test   everything CI runs: format, lints, documentation, tests
+# make model  the model checks with wide bounds, some minutes (the narrow ones are part of make test)
 # make audit  licences and advisories of the dependencies (needs cargo-deny)
 
 SHELL := /bin/bash
 CARGO ?= cargo
 ARGS ?=
 
-.PHONY: setup build up test audit
+.PHONY: setup build up test model audit
 
 setup:
 	@conf/setup.sh
@@ -27,6 +28,10 @@ test: setup
 	else \
 		$(CARGO) test --locked; \
 	fi
+
+model: setup
+	$(CARGO) test --release --locked --test model -- --include-ignored --nocapture --test-threads 1
+	$(CARGO) test --release --locked --lib machine::check -- --include-ignored --nocapture --test-threads 1
 
 audit:
 	$(CARGO) deny check licenses bans

@@ -207,7 +207,6 @@ impl World {
                 self.tell(place, Input::Asked(ticket, ask));
             }
             Mail::Answer { to, id, reply } => {
-                let reply = self.distort(reply, lie);
                 self.tell(to, Input::Answered(id, reply));
             }
             Mail::Write { by, expect, state } => {
@@ -216,18 +215,7 @@ impl World {
             }
             Mail::Read { by } => {
                 let read = self.store.as_deref().cloned();
-                let old = self.published.first().cloned();
-                let forgetful = lie == Lie::Forgotten && self.lives[by.0] > 1;
-                match old.filter(|_| forgetful) {
-                    Some(state) => self.tell(
-                        by,
-                        Input::Synced(Some(Versioned {
-                            version: 0,
-                            state: (*state).clone(),
-                        })),
-                    ),
-                    None => self.tell(by, Input::Synced(read)),
-                };
+                self.tell(by, Input::Synced(read));
             }
             Mail::Act { by, job, ask } => self.carry_out(by, job, ask, lie),
             Mail::Linked { by, job } => {
@@ -264,7 +252,7 @@ impl World {
         let lied = match lie {
             Lie::ParkNotDone => matches!(ask, Ask::Park { .. }) && by.0 == 2,
             Lie::FenceNotDone => matches!(ask, Ask::Fence { .. }),
-            Lie::None | Lie::OldLife | Lie::Forgotten | Lie::NoWait => false,
+            Lie::None | Lie::NoWait => false,
         };
         let result = if lied {
             let life = self.redis[by.0].up();
@@ -283,31 +271,6 @@ impl World {
             (result, _) => {
                 self.tell(by, Input::Acted(job, result));
             }
-        }
-    }
-
-    fn distort(&self, reply: Reply, lie: Lie) -> Reply {
-        match (lie, reply) {
-            (Lie::OldLife, Reply::Done(mut facts)) => {
-                let state = self.store.as_ref().map(|known| &known.state);
-                let node = (0..NODES).find(|node| {
-                    self.redis[*node]
-                        .life
-                        .as_ref()
-                        .is_some_and(|life| life.run_id == facts.run_id)
-                });
-                let valid = state
-                    .zip(node)
-                    .and_then(|(state, node)| state.valid.get(&id(node)).cloned());
-                if let Some((valid, state)) = valid.zip(state) {
-                    if valid != facts.run_id {
-                        facts.replid = state.lineage.first().cloned().unwrap_or_default();
-                    }
-                    facts.run_id = valid;
-                }
-                Reply::Done(facts)
-            }
-            (_, reply) => reply,
         }
     }
 

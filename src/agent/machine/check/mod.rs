@@ -9,10 +9,11 @@
 //! arrives, in any order; the outcome of a compare-and-set or an answer is lost; a replica takes over one write; a
 //! client writes through a snapshot of any age, and is acknowledged; a Redis or an agent dies, hangs, comes back.
 //!
-//! Bounds, beside the budget of faults: an agent looks around only when that makes it act (so that not every mixture of
-//! old views is explored); time passes only by whole [`print::PASS`]es, and stagger is zero, so that agents duel; the
-//! third class of detection (a silent host) and proxies that tell of drains are left to the twin world; epochs end at
-//! a limit. `print` says which states are one.
+//! Bounds, beside the budget of faults: only some agents look around, and only when that makes them act (so that not every
+//! mixture of old views is explored); a question that is obeyed is carried out and, unless answers may be lost, answered at
+//! once; time passes only by whole [`print::PASS`]es, which is a false suspicion, too, and stagger is zero, so that agents
+//! duel; the third class of detection (a silent host) and proxies that tell of drains are left to the twin world; epochs
+//! end at a limit, and so do the states that are looked at. `print` says which states are one.
 //!
 //! Rules are not switched off in the machine. Instead the world lies ([`Lie`]) about what the rule rests on, which must
 //! be found. A counterexample is printed step by step with what the agents say; what matters of it belongs into a
@@ -31,10 +32,6 @@ enum Lie {
     None,
     /// A park is answered as if it had been carried out (F2: park before promote).
     ParkNotDone,
-    /// A restarted node says that it is in the life that is valid (R1).
-    OldLife,
-    /// A restarted agent and its Redis have forgotten the highest epoch, and it reads an old state (R10).
-    Forgotten,
     /// A fence is answered as if it had been carried out (R8).
     FenceNotDone,
     /// Acknowledgements are not waited for: W is 1 in the state, and 0 at the proxies.

@@ -46,6 +46,8 @@ pub(super) struct Check {
     pub budget: Budget,
     /// The highest epoch that is explored.
     pub epochs: u64,
+    /// Who looks around and may so come forward.
+    pub lookers: &'static [usize],
     /// Whom faults hit.
     pub victims: &'static [usize],
     /// L is checked from one state in so many; 0 is never.
@@ -60,6 +62,7 @@ impl Check {
             lie,
             budget,
             epochs,
+            lookers: &[0],
             victims: &[0],
             liveness: 0,
             start: clock::now() + 10 * PASS,
@@ -212,12 +215,6 @@ impl Check {
             Step::KillAgent(node) => {
                 world.left.agent_kills -= 1;
                 world.agents[node] = None;
-                if self.lie == Lie::Forgotten {
-                    world.disks[node] = Default::default();
-                    if let Some(life) = &mut world.redis_mut(node).life {
-                        life.epoch = Default::default();
-                    }
-                }
             }
             Step::StartAgent(node) => {
                 world.start_agent(node, self.start + PASS, self.w);
@@ -288,7 +285,9 @@ impl Model for Check {
             if world.behind(node) {
                 steps.push(Step::Learn(node));
             }
-            steps.push(Step::Look(node));
+            if self.lookers.contains(&node) {
+                steps.push(Step::Look(node));
+            }
             steps.push(Step::Replicate(node));
         }
         if world.left.writes > 0 {

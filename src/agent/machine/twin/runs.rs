@@ -200,13 +200,15 @@ fn a_node_that_was_promoted_twice_and_dies_unpublished_leaves_others_that_count(
             let found = masters.next().map(|(redis, _)| redis.node.clone());
             found.filter(|_| state.epoch == Epoch(epoch) && state.phase == Phase::Electing)
         };
+        // It is parked in time and has most, so it is promoted again.
+        world.run(LIMIT, |world| world.epoch() >= Epoch(2));
+        world.fail(Fault::Thaw(old.clone()));
         let once = world.run(LIMIT, |world| promoted(world, 2).is_some() || world.epoch() > Epoch(2));
-        let Some(first) = promoted(&world, 2).filter(|_| once) else {
+        let Some(first) = promoted(&world, 2).filter(|first| once && *first == old) else {
             continue;
         };
         let executor = world.store.as_ref().unwrap().state.executor.clone();
         world.fail(Fault::KillAgent(executor.clone()));
-        world.fail(Fault::Thaw(old));
         let fed = |world: &World, master: &NodeId| {
             let addr = &world.redis[master].addr;
             let others = world.redis.values().filter(|redis| redis.node != *master);
