@@ -382,7 +382,7 @@ impl World {
         self.writes[write].status = Status::Acked;
     }
 
-    /// What a restarted server has: nothing, or what it had less its last write.
+    /// A restarted server has nothing.
     pub fn restart(&mut self, node: usize) {
         let redis: &mut SimRedis = self.redis_mut(node);
         redis.start(Vec::new(), None);
