@@ -207,7 +207,7 @@ fn d6_an_epoch_without_new_users_on_the_master() {
 #[test]
 fn e2_a_target_verified_before_the_fence() {
     let off = Rules {
-        moving: Moving::VerifyFirst,
+        moving: Moving::VerifiedEarly,
         ..ALL
     };
     let bounds = Bounds {
@@ -220,7 +220,7 @@ fn e2_a_target_verified_before_the_fence() {
 #[test]
 fn e4_a_promotion_before_the_fence() {
     let off = Rules {
-        moving: Moving::PromoteFirst,
+        moving: Moving::Unfenced,
         ..ALL
     };
     let bounds = Bounds {

@@ -148,8 +148,8 @@ impl Protocol {
             Action::Publish { executor } => self.publish(world, executor),
             Action::Check { executor } => {
                 world.executors[usize::from(executor)].stage = match self.rules.moving {
-                    Moving::PromoteFirst => Stage::Promoting,
-                    Moving::FenceFirst | Moving::VerifyFirst => Stage::Fencing,
+                    Moving::Unfenced => Stage::Promoting,
+                    Moving::Fenced | Moving::VerifiedEarly => Stage::Fencing,
                 };
             }
             Action::Reached { executor } => world.executors[usize::from(executor)].stage = Stage::Promoting,
@@ -202,8 +202,8 @@ impl Protocol {
         world.shard.phase = Phase::Switching;
         world.shard.reserved = epoch;
         let stage = match self.rules.moving {
-            Moving::FenceFirst => Stage::Fencing,
-            Moving::VerifyFirst | Moving::PromoteFirst => Stage::Checking,
+            Moving::Fenced => Stage::Fencing,
+            Moving::VerifiedEarly | Moving::Unfenced => Stage::Checking,
         };
         let executor = Executor {
             kind: Kind::Switchover,
@@ -369,7 +369,7 @@ impl Protocol {
         server.clear_stuck(self.rules.blocks_kill);
         server.promote(own.target, own.epoch);
         (server.obeyed, server.step) = (own.epoch, Step::Done);
-        let marked = own.kind == Kind::Switchover && self.rules.moving == Moving::FenceFirst;
+        let marked = own.kind == Kind::Switchover && self.rules.moving == Moving::Fenced;
         let short = marked && !self.has_reached(&world.servers[usize::from(own.target)], own);
         let own = &mut world.executors[usize::from(executor)];
         if short {

@@ -28,11 +28,11 @@ pub enum Counting {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Moving {
     /// Fence, then verify, then promote.
-    FenceFirst,
+    Fenced,
     /// Verify (while writes are paused, which may end early), fence, promote.
-    VerifyFirst,
+    VerifiedEarly,
     /// Promote before the old master is fenced.
-    PromoteFirst,
+    Unfenced,
 }
 
 /// Each field is a rule; all are on in [`Rules::ALL`].
@@ -85,7 +85,7 @@ impl Rules {
         changes_are_epochs: true,
         changes_rotate: true,
         changes_prove: true,
-        moving: Moving::FenceFirst,
+        moving: Moving::Fenced,
         blocks_kill: true,
         agents_remember: true,
         wait_in_epoch: true,

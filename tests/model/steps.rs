@@ -432,5 +432,5 @@ fn admitted(world: &World, known: &Snapshot) -> bool {
 
 /// Whether a switchover verifies its target after the fence.
 pub fn verifies(moving: Moving) -> bool {
-    moving == Moving::FenceFirst
+    moving == Moving::Fenced
 }

@@ -53,7 +53,6 @@ pub struct Election {
 }
 
 #[derive(Clone, Debug)]
-#[expect(clippy::large_enum_variant, reason = "one per agent; never in a collection")]
 enum Step {
     /// The claim is being written. Next: parking.
     Claiming,

@@ -117,7 +117,7 @@ impl Check {
 
     /// L: without further faults a master comes to serve, or too few valid members are left for it.
     fn can_serve(&self, world: &World) -> bool {
-        if self.liveness == 0 || world.print % self.liveness != 0 || world.is_served() {
+        if self.liveness == 0 || !world.print.is_multiple_of(self.liveness) || world.is_served() {
             return true;
         }
         let mut world = world.clone();
