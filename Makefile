@@ -3,13 +3,14 @@
 # make test   everything CI runs: format, lints, documentation, tests
 # make chaos  faults drawn from a seed against a cluster on hosts of its own; needs root
 #             (options: make chaos ARGS='CHAOS_SEED=7 CHAOS_MINUTES=30 CHAOS_W=0 CHAOS_READS=causal')
+# make model  the model checks with wide bounds, some minutes (the narrow ones are part of make test)
 # make audit  licences and advisories of the dependencies (needs cargo-deny)
 
 SHELL := /bin/bash
 CARGO ?= cargo
 ARGS ?=
 
-.PHONY: setup build up test chaos audit
+.PHONY: setup build up test chaos model audit
 
 setup:
 	@conf/setup.sh
@@ -32,6 +33,10 @@ test: setup
 
 chaos: setup
 	env $(ARGS) $(CARGO) test --locked --test chaos -- --ignored --nocapture --exact seeds::many_seeds_break_no_promise
+
+model: setup
+	$(CARGO) test --release --locked --test model -- --include-ignored --nocapture --test-threads 1
+	$(CARGO) test --release --locked --lib machine::check -- --include-ignored --nocapture --test-threads 1
 
 audit:
 	$(CARGO) deny check licenses bans

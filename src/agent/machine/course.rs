@@ -52,10 +52,10 @@ impl Course {
     }
 
     /// What follows at once from the last write.
-    pub(super) fn resume(&self) -> Option<Order> {
+    pub(super) fn resume(&mut self) -> Vec<Order> {
         match self {
             Self::Election(election) => election.resume(),
-            Self::Switchover(_) => None,
+            Self::Switchover(_) => Vec::new(),
         }
     }
 

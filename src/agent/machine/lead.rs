@@ -254,7 +254,7 @@ impl Machine {
                 if written.state.phase == Phase::Switching {
                     self.actions.push_back(Action::Relay(written));
                 }
-                self.carry_out(now, next.into_iter().collect());
+                self.carry_out(now, next);
             }
         }
     }

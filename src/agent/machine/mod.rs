@@ -17,6 +17,8 @@
 //! 3. nobody is demoted because the store is away: without it there is no claim.
 
 pub mod action;
+#[cfg(test)]
+mod check;
 mod course;
 mod deputy;
 pub mod detector;
@@ -113,7 +115,7 @@ struct Question {
 }
 
 /// See the module's note.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Machine {
     me: Identity,
     timings: Timings,

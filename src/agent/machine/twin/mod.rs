@@ -9,7 +9,7 @@
 mod abandoned;
 mod clients;
 mod faults;
-mod redis;
+pub(super) mod redis;
 mod runs;
 mod store;
 mod strangers;
