@@ -1,13 +1,16 @@
 # make up     build, and run all of it on this machine: ZooKeeper, redis-servers, agents, a proxy; until Ctrl-C
 #             (options: make up ARGS='--listen 127.0.0.1:6400 --shards 2')
 # make test   everything CI runs: format, lints, documentation, tests
+# make chaos  faults drawn from a seed against a cluster on hosts of its own; needs root
+#             (options: make chaos ARGS='CHAOS_SEED=7 CHAOS_MINUTES=30 CHAOS_W=0 CHAOS_READS=causal')
+# make model  the model checks with wide bounds, some minutes (the narrow ones are part of make test)
 # make audit  licences and advisories of the dependencies (needs cargo-deny)
 
 SHELL := /bin/bash
 CARGO ?= cargo
 ARGS ?=
 
-.PHONY: setup build up test audit
+.PHONY: setup build up test chaos model audit
 
 setup:
 	@conf/setup.sh
@@ -27,6 +30,13 @@ test: setup
 	else \
 		$(CARGO) test --locked; \
 	fi
+
+chaos: setup
+	env $(ARGS) $(CARGO) test --locked --test chaos -- --ignored --nocapture --exact seeds::many_seeds_break_no_promise
+
+model: setup
+	$(CARGO) test --release --locked --test model -- --include-ignored --nocapture --test-threads 1
+	$(CARGO) test --release --locked --lib machine::check -- --include-ignored --nocapture --test-threads 1
 
 audit:
 	$(CARGO) deny check licenses bans

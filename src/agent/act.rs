@@ -45,6 +45,8 @@ pub struct Actor {
     /// Password of `pm-agent`, drawn anew for each life of an agent.
     password: String,
     warm: Option<Warm>,
+    /// The epoch and the life of the master that this Redis was told to follow last.
+    followed: Option<(Epoch, RunId)>,
 }
 
 /// A connection that is logged in as `pm-agent`, and the life at its other end.
@@ -66,6 +68,7 @@ impl Actor {
             secret,
             password,
             warm: None,
+            followed: None,
         }
     }
 
@@ -95,6 +98,15 @@ impl Actor {
         self.act_on(warm, ask).await
     }
 
+    /// The same over the connection of the last success only: whoever parked this Redis since has ended it, and what was
+    /// to follow an older park must not come after that.
+    pub async fn go_on(&mut self, ask: &Ask) -> Result<Facts, RedisError> {
+        match self.warm.take() {
+            Some(warm) => self.act_on(warm, ask).await,
+            None => Err(RedisError::Lost("it ended after the park".to_owned())),
+        }
+    }
+
     async fn act_on(&mut self, mut warm: Warm, ask: &Ask) -> Result<Facts, RedisError> {
         if let Ask::Promote { run_id, .. } | Ask::Fence { run_id, .. } | Ask::Renew { run_id, .. } = ask
             && warm.run_id != *run_id
@@ -116,6 +128,7 @@ impl Actor {
                 fence,
                 ..
             } => {
+                self.followed = Some((*epoch, run_id.clone()));
                 self.follow(&mut warm, *epoch, addr, run_id).await?;
                 await_link(&mut warm, *fence).await?
             }
@@ -237,11 +250,50 @@ impl Actor {
             .await?;
         let users = connection.ask(&["ACL", "USERS"], BLOCK_LIMIT).await?;
         let facts = read(&mut connection).await?;
-        Ok(Warm {
+        let mut warm = Warm {
             connection,
-            run_id: facts.run_id,
+            run_id: facts.run_id.clone(),
             users: internal_users(&users),
-        })
+        };
+        self.mend(&mut warm, &facts).await?;
+        Ok(warm)
+    }
+
+    /// Puts back what the epoch that this Redis serves in needs. A client's `ACL LOAD` removes what its file does not name, and
+    /// our own user and connection with it, so that this is where it shows. What was fenced or parked is neither a master nor
+    /// follows anybody, and gets nothing.
+    async fn mend(&self, warm: &mut Warm, facts: &Facts) -> Result<(), RedisError> {
+        let epoch = facts.epoch;
+        let (replicas, proxies) = (
+            peer::name(peer::Role::Replica, epoch),
+            peer::name(peer::Role::Proxy, epoch),
+        );
+        let followed = self.followed.as_ref().filter(|(known, _)| *known == epoch);
+        let life = match facts.role {
+            Role::Master if epoch.0 > 0 => warm.run_id.clone(),
+            Role::Replica if !facts.parked() => match followed {
+                Some((_, life)) => life.clone(),
+                None => return Ok(()),
+            },
+            Role::Master | Role::Replica => return Ok(()),
+        };
+        let mut block = Block::new(&[]);
+        let mut lacking = Vec::new();
+        if !warm.users.contains(&proxies) {
+            block.admit_proxies(&proxies, &self.token(peer::Role::Proxy, epoch, &life));
+            lacking.push(proxies);
+        }
+        if facts.role == Role::Master && !warm.users.contains(&replicas) {
+            block.admit_replicas(&replicas, &self.token(peer::Role::Replica, epoch, &life));
+            lacking.push(replicas);
+        }
+        if lacking.is_empty() {
+            return Ok(());
+        }
+        block.run(warm).await?;
+        tracing::warn!("somebody removed {} from redis: put back", lacking.join(", "));
+        warm.users.extend(lacking);
+        Ok(())
     }
 }
 
@@ -281,7 +333,7 @@ impl Block {
     /// is up to the user that the proxy logs in as after it.
     fn admit_proxies(&mut self, user: &str, token: &str) {
         let password = format!(">{token}");
-        let rights = "&* +@connection +@pubsub +role +info +time +config|get +wait +script +command";
+        let rights = "&* +@connection +@pubsub +role +info +time +config|get +@blocking +script +command";
         let mut command = vec!["ACL", "SETUSER", user, "reset", "on", &password];
         command.extend(rights.split(' '));
         self.push(&command);

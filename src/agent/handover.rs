@@ -1,7 +1,8 @@
 //! Giving a master away before its agent stops.
 //!
 //! Owns: asking for it and waiting for it, for a bounded time. Refuses: insisting: a handover that is refused or late is
-//! said, and the agent leaves all the same. Invariant: a node that is no master asks for nothing.
+//! said, and the agent leaves all the same. Invariants: a node that is no master asks for nothing; a request does not outlive
+//! the agent that asked.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use tokio::time::sleep;
 
 use super::petition::{Answer, Patience, Petition, PetitionError};
 use crate::clock;
-use crate::store::{Store, StoreError};
+use crate::store::{Lifetime, Store, StoreError};
 use crate::topology::codec::{Ending, Place, ShardState, decode};
 use crate::topology::{NodeId, Phase, ShardId};
 
@@ -67,7 +68,9 @@ enum Asked {
 }
 
 async fn ask(store: &Store, shard: &ShardId, node: &NodeId, deadline: Instant) -> Result<Asked, PetitionError> {
-    let mut petition = match Petition::make(store, shard, None, format!("node {node} stops")).await {
+    // It ends with this agent's session: who is gone hands nothing over.
+    let asked_by = format!("node {node} stops");
+    let mut petition = match Petition::make(store, shard, None, asked_by, Lifetime::Ephemeral).await {
         Err(PetitionError::Busy { .. }) => return Ok(Asked::Again),
         other => other?,
     };
@@ -101,7 +104,7 @@ async fn standing(store: &Store, shard: &ShardId, node: &NodeId) -> Result<Stand
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{Lifetime, Memory};
+    use crate::store::Memory;
     use crate::topology::codec::{Record, SwitchRequest, bare_record, encode};
 
     const LONG: Duration = Duration::from_secs(20);
@@ -178,6 +181,26 @@ mod tests {
         tokio::join!(bench.hand_over(LONG), bench.answer(Ending::Refused, "a"));
         assert!(clock::now() - start < LONG, "a refusal is an answer");
         bench.hand_over(SHORT).await;
+    }
+
+    #[tokio::test]
+    async fn a_request_does_not_outlive_the_agent_that_asked() {
+        let bench = Bench::start("a").await;
+        let asker = bench.ensemble.store();
+        let path = "/shards/s1/switch";
+        let mut watch = bench.store.watch(path);
+        let (shard, node) = (ShardId::from("s1"), NodeId::from("a"));
+        let asked = async {
+            while bench.store.get(path).await.unwrap().is_none() {
+                watch.changed().await;
+            }
+        };
+        tokio::select! {
+            () = hand_over(&asker, &shard, &node, LONG) => panic!("nobody answers"),
+            () = asked => {}
+        }
+        asker.close().await;
+        assert_eq!(bench.store.get(path).await.unwrap(), None);
     }
 
     #[tokio::test]

@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::act::Actor;
-use super::errands::{act, look_at_master, look_at_own};
+use super::errands::{Deputed, act, deputise, look_at_master, look_at_own};
 use super::guard::guard;
 use super::machine::action::{Action, Input, Job, Level, Registered, Reply, Suspicion, Ticket, Written};
 use super::machine::facts::Role;
@@ -28,12 +28,12 @@ use super::machine::outcome::Outcome;
 use super::machine::state::{MasterOf, State, Versioned};
 use super::machine::timings::Timings;
 use super::machine::{Identity, Machine};
-use super::memory::EpochFile;
+use super::memory::{EpochFile, StreamsFile};
 use super::mesh::Mesh;
 use super::probe::Probe;
 use super::redis::Login;
 use crate::clock;
-use crate::peer::{self, Attach, Inbound, Kind, News, Report, Request};
+use crate::peer::{self, Attach, Bulletin, Inbound, Kind, Report, Request};
 use crate::topology::codec::{ShardConfig, SwitchRequest};
 use crate::topology::{Addr, Epoch, NodeId, RunId, ShardId};
 
@@ -133,16 +133,17 @@ pub struct StoreSeam {
     pub requests: mpsc::Sender<StoreRequest>,
 }
 
-/// Runs the agent until `stop`. `listener` is its peer port, `news` what is told to all who are connected there.
+/// Runs the agent until `stop`, and then until what it executes has come to an end, which may take for ever: whoever calls
+/// gives up, by dropping this. `listener` is its peer port, `news` what is told to all who are connected there.
 pub async fn run(
     settings: Settings,
     listener: TcpListener,
-    news: watch::Receiver<Option<News>>,
+    news: watch::Receiver<Bulletin>,
     mut store: StoreSeam,
     stop: CancellationToken,
 ) -> io::Result<()> {
-    let stop = stop.child_token();
-    let _ends_with_us = stop.clone().drop_guard();
+    let end = CancellationToken::new();
+    let _ends_with_us = end.clone().drop_guard();
     let (inputs, mut incoming) = mpsc::channel(INPUTS_MAX);
     let (asked, mut requests) = mpsc::channel(INPUTS_MAX);
     tokio::spawn(peer::serve(
@@ -150,13 +151,20 @@ pub async fn run(
         Arc::clone(&settings.secret),
         asked,
         news,
-        stop.clone(),
+        end.clone(),
     ));
-    let mut host = Host::start(&settings, inputs, store.requests.clone(), &stop)?;
+    let mut host = Host::start(&settings, inputs, store.requests.clone(), &end)?;
+    let mut leaving = false;
     loop {
+        if leaving && host.machine.at_rest(clock::now()) {
+            return Ok(());
+        }
         let patience = host.machine.patience();
         let input = tokio::select! {
-            () = stop.cancelled() => return Ok(()),
+            () = stop.cancelled(), if !leaving => {
+                leaving = true;
+                Some(Input::Leave)
+            }
             Some(event) = store.events.recv() => host.store_said(event),
             Some(input) = incoming.recv() => Some(input),
             Some(inbound) = requests.recv() => host.peer_asked(inbound),
@@ -172,10 +180,12 @@ struct Host {
     shard: ShardId,
     machine: Machine,
     epochs: EpochFile,
+    streams: StreamsFile,
     mesh: Mesh,
     inputs: mpsc::Sender<Input>,
     store: mpsc::Sender<StoreRequest>,
     jobs: mpsc::Sender<(Job, Ask)>,
+    deputed: mpsc::Sender<Deputed>,
     watched: watch::Sender<Option<MasterOf>>,
     /// The epoch in which our Redis is the master and its replicas acknowledge.
     reign: watch::Sender<Option<Epoch>>,
@@ -194,6 +204,7 @@ impl Host {
         stop: &CancellationToken,
     ) -> io::Result<Self> {
         let epochs = EpochFile::in_dir(&settings.data_dir)?;
+        let streams = StreamsFile::in_dir(&settings.data_dir);
         let me = Identity {
             node: settings.node.clone(),
             addr: settings.redis.clone(),
@@ -207,7 +218,11 @@ impl Host {
         let (jobs, waiting) = mpsc::channel(JOBS_MAX);
         let (watched, watching) = watch::channel(None);
         let (shard, secret) = (settings.shard.clone(), settings.secret.to_vec());
-        let actor = Actor::new(settings.redis.clone(), shard, settings.login.clone(), secret, password);
+        let login = settings.login.clone();
+        let actor_at = move |addr| Actor::new(addr, shard.clone(), login.clone(), secret.clone(), password.clone());
+        let actor = actor_at(settings.redis.clone());
+        let (deputed, deputy_waits) = mpsc::channel(JOBS_MAX);
+        let deputising = deputise(actor_at, deputy_waits, inputs.clone());
         let own = Probe::new(settings.redis.clone(), settings.login.clone(), timings.probe, true);
         let acting = act(actor, waiting, inputs.clone());
         let looking = look_at_own(own, inputs.clone());
@@ -216,13 +231,15 @@ impl Host {
         let guarding = guard(settings.redis.clone(), settings.login.clone(), timings.probe, guarded);
         tokio::spawn(stop.clone().run_until_cancelled_owned(guarding));
         tokio::spawn(stop.clone().run_until_cancelled_owned(acting));
+        tokio::spawn(stop.clone().run_until_cancelled_owned(deputising));
         tokio::spawn(stop.clone().run_until_cancelled_owned(looking));
         tokio::spawn(stop.clone().run_until_cancelled_owned(watching));
         let secret = Arc::clone(&settings.secret);
         Ok(Self {
             shard: settings.shard.clone(),
-            machine: Machine::new(clock::now(), me, timings, epochs.read()?, seed),
+            machine: Machine::new(clock::now(), me, timings, epochs.read()?, seed).having_held(streams.read()?),
             epochs,
+            streams,
             mesh: Mesh::new(
                 settings.node.clone(),
                 secret,
@@ -233,6 +250,7 @@ impl Host {
             inputs,
             store,
             jobs,
+            deputed,
             watched,
             reign,
             described: None,
@@ -279,15 +297,15 @@ impl Host {
                     None
                 }
             },
-            Request::Drained(shard, epoch) => {
+            Request::Drained(shard, epoch, course) => {
                 send(inbound.reply, &"noted");
                 let ours = inbound.kind == Kind::Proxy && shard == self.shard;
-                ours.then_some(Input::Drained(inbound.id, epoch))
+                ours.then_some(Input::Drained(inbound.id, epoch, course))
             }
-            Request::Attached(shard, epoch) => {
+            Request::Attached(shard, epoch, course) => {
                 send(inbound.reply, &"noted");
                 let ours = inbound.kind == Kind::Proxy && shard == self.shard;
-                ours.then_some(Input::Attached(inbound.id, epoch))
+                ours.then_some(Input::Attached(inbound.id, epoch, course))
             }
             Request::Report(shard, epoch, report) => {
                 send(inbound.reply, &"noted");
@@ -350,18 +368,24 @@ impl Host {
             Action::ReadState => self.tell_store(StoreRequest::Read),
             Action::Suspect(suspicion) => self.tell_store(StoreRequest::Suspect(suspicion)),
             Action::Relay(state) => self.tell_store(StoreRequest::Relay(state)),
-            Action::Attach(epoch, target) => self.tell_store(StoreRequest::Attach(Attach {
+            Action::Attach(epoch, course, target) => self.tell_store(StoreRequest::Attach(Attach {
                 shard: self.shard.clone(),
                 epoch,
                 node: target.node,
                 addr: target.addr,
                 run_id: target.run_id,
+                course: Some(course),
             })),
             Action::Record(outcome) => self.tell_store(StoreRequest::Record(*outcome)),
             Action::Lost { epoch, bytes } => self.tell_store(StoreRequest::Lost(epoch, bytes)),
             Action::Ask { id, node, ask } => {
                 if let Err(why) = self.mesh.ask(&node, id, ask) {
                     self.come_back(Input::Answered(id, Reply::Failed(why.to_owned())));
+                }
+            }
+            Action::Deputise { id, addr, ask } => {
+                if self.deputed.try_send(Deputed { id, addr, ask }).is_err() {
+                    self.come_back(Input::Answered(id, Reply::Failed("too many jobs wait".to_owned())));
                 }
             }
             Action::Answer { ticket, reply } => {
@@ -377,6 +401,11 @@ impl Host {
             Action::Remember(epoch) => {
                 if let Err(error) = self.epochs.write(epoch) {
                     tracing::error!(%error, %epoch, "the highest epoch obeyed could not be kept on disk");
+                }
+            }
+            Action::Keep(streams) => {
+                if let Err(error) = self.streams.write(&streams) {
+                    tracing::error!(%error, "what the data is called could not be kept on disk");
                 }
             }
             Action::Say(Level::Info, sentence) => tracing::info!("{sentence}"),

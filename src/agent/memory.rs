@@ -1,8 +1,8 @@
-//! The highest epoch obeyed, on disk (rule R10).
+//! The highest epoch obeyed (rule R10), and what the data of our Redis has been called, on disk.
 //!
-//! Owns: one small file in the agent's data directory. Refuses: anything else of the agent's state: Redis
-//! itself carries the epoch too, for exactly as long as it has memory to protect. Invariant: the file is replaced
-//! whole, so a crash leaves the old number or the new one.
+//! Owns: two small files in the agent's data directory. Refuses: anything else of the agent's state: Redis
+//! itself carries the epoch too, for exactly as long as it has memory to protect. Invariant: a file is replaced
+//! whole, so a crash leaves what it held or what it was to hold.
 
 use std::fs;
 use std::io;
@@ -40,10 +40,43 @@ impl EpochFile {
 
     /// Remembers `epoch`.
     pub fn write(&self, epoch: Epoch) -> io::Result<()> {
-        let fresh = self.path.with_extension("new");
-        fs::write(&fresh, format!("{epoch}\n"))?;
-        fs::rename(&fresh, &self.path)
+        replace(&self.path, &format!("{epoch}\n"))
     }
+}
+
+/// The file of the replication ids that the data of our Redis has had in its shard.
+#[derive(Clone, Debug)]
+pub struct StreamsFile {
+    path: PathBuf,
+}
+
+impl StreamsFile {
+    /// The file in `dir`, which exists.
+    pub fn in_dir(dir: &Path) -> Self {
+        Self {
+            path: dir.join("streams"),
+        }
+    }
+
+    /// The ids remembered, the last one last; none if none ever were.
+    pub fn read(&self) -> io::Result<Vec<String>> {
+        match fs::read_to_string(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(error) => Err(error),
+            Ok(text) => Ok(text.split_whitespace().map(str::to_owned).collect()),
+        }
+    }
+
+    /// Remembers these.
+    pub fn write(&self, streams: &[String]) -> io::Result<()> {
+        replace(&self.path, &(streams.join("\n") + "\n"))
+    }
+}
+
+fn replace(path: &Path, text: &str) -> io::Result<()> {
+    let fresh = path.with_extension("new");
+    fs::write(&fresh, text)?;
+    fs::rename(&fresh, path)
 }
 
 #[cfg(test)]
@@ -57,6 +90,11 @@ mod tests {
         assert_eq!(file.read().unwrap(), Epoch(0));
         file.write(Epoch(7)).unwrap();
         assert_eq!(file.read().unwrap(), Epoch(7));
+        let streams = StreamsFile::in_dir(&dir.path().join("new"));
+        assert_eq!(streams.read().unwrap(), Vec::<String>::new());
+        streams.write(&["r1".to_owned(), "r2".to_owned()]).unwrap();
+        assert_eq!(streams.read().unwrap(), ["r1", "r2"]);
+        assert_eq!(file.read().unwrap(), Epoch(7), "a file of its own");
         fs::write(&file.path, "seven").unwrap();
         assert!(file.read().unwrap_err().to_string().contains("holds no epoch"));
     }

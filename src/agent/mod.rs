@@ -1,8 +1,8 @@
 //! The agent beside each Redis: registration, detection, failover.
 //!
 //! Owns: `machine` (what to do: pure), `act` (doing it to our own Redis), `redis`, `info` and `process` (seeing
-//! it), `seam` (the store), `petition` (asking for a switchover), `serve` (all of it, from settings to end). Refuses: touching another node's Redis;
-//! an agent asks the agent beside it. Invariant: decisions are made in `machine` only, from inputs that say when
+//! it), `seam` (the store), `petition` (asking for a switchover), `serve` (all of it, from settings to end). Refuses: touching another node's Redis:
+//! an agent asks the agent beside it, and stands in for one only where that is gone and its master lives (`machine::deputy`). Invariant: decisions are made in `machine` only, from inputs that say when
 //! they were true.
 
 pub mod act;

@@ -78,12 +78,14 @@ pub enum PetitionError {
 }
 
 impl Petition {
-    /// Asks that `to`, or the best replica, become the master of `shard`.
+    /// Asks that `to`, or the best replica, become the master of `shard`. An ephemeral request does not outlive the session
+    /// of `store`: for an asker that nobody answers once it is gone.
     pub async fn make(
         store: &Store,
         shard: &ShardId,
         to: Option<NodeId>,
         asked_by: String,
+        lifetime: Lifetime,
     ) -> Result<Self, PetitionError> {
         let id = getrandom::u64().map_err(|error| PetitionError::Random(error.to_string()))?;
         let request = SwitchRequest {
@@ -98,7 +100,7 @@ impl Petition {
             seen: None,
         };
         petition.seen = petition.records().await?.into_iter().max();
-        petition.create().await?;
+        petition.create(lifetime).await?;
         Ok(petition)
     }
 
@@ -141,18 +143,19 @@ impl Petition {
         .await
     }
 
-    async fn create(&self) -> Result<(), PetitionError> {
+    async fn create(&self, lifetime: Lifetime) -> Result<(), PetitionError> {
         let path = Place::Switch(self.shard.clone()).to_string();
         let bytes = encode(&self.request);
-        let created = self
-            .again(|| self.store.create(&path, bytes.clone(), Lifetime::Persistent))
-            .await;
+        let create = || self.again(|| self.store.create(&path, bytes.clone(), lifetime));
+        let mut created = create().await;
+        if let Err(StoreError::Exists(_)) = created
+            && self.remove_nonsense(&path).await?
+        {
+            created = create().await;
+        }
         match created {
             Err(StoreError::Exists(_)) => {}
             other => return Ok(other?),
-        }
-        if self.replace_nonsense(&path, bytes).await? {
-            return Ok(());
         }
         // It may be our own: the answer to an earlier attempt was lost.
         let standing = self.again(|| self.standing()).await?;
@@ -166,14 +169,14 @@ impl Petition {
     }
 
     /// What no agent can read, none will ever answer: it gives way. Says whether it did.
-    async fn replace_nonsense(&self, path: &str, bytes: Vec<u8>) -> Result<bool, StoreError> {
+    async fn remove_nonsense(&self, path: &str) -> Result<bool, StoreError> {
         let Some((version, None)) = self.again(|| self.standing()).await? else {
             return Ok(false);
         };
         tracing::warn!("{path} holds nonsense and gives way");
-        match self.store.set(path, bytes, version).await {
-            Ok(_) => Ok(true),
-            Err(StoreError::Conflict(_) | StoreError::Missing(_)) => Ok(false),
+        match self.store.delete(path, Some(version)).await {
+            Ok(()) | Err(StoreError::Missing(_)) => Ok(true),
+            Err(StoreError::Conflict(_)) => Ok(false),
             Err(error) => Err(error),
         }
     }
@@ -286,7 +289,8 @@ mod tests {
     };
 
     async fn make(store: &Store) -> Result<Petition, PetitionError> {
-        Petition::make(store, &ShardId::from("s1"), None, "a test".to_owned()).await
+        let asked_by = "a test".to_owned();
+        Petition::make(store, &ShardId::from("s1"), None, asked_by, Lifetime::Persistent).await
     }
 
     fn record(request: Option<&str>) -> Record {

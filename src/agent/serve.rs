@@ -1,13 +1,14 @@
 //! An agent, from its settings to its end.
 //!
 //! ```text
-//!  bind -> connect -> lay out -> any rival? -> register -> a rival before us? -> run -> [hand over] -> close the session
+//!  bind -> connect -> lay out -> any rival? -> register -> a rival before us? -> run -> [hand over]
+//!       -> end what is under way -> write the history -> close the session
 //! ```
 //!
 //! Owns: that order; the session is closed so that the registration goes at once. Refuses: running under a name that a
 //! living agent holds, or on a Redis that one has. Invariants: nothing is done to Redis before it is known that no other
 //! agent has it; ending changes nothing in Redis, unless the agent is to hand its master over, which is a switchover
-//! like any other.
+//! like any other, or executes one: that is taken back or brought to its end first. All of that has one time limit.
 
 use std::fs;
 use std::io;
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 use tokio::net::TcpListener;
+use tokio::time::{sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::handover::hand_over;
@@ -23,6 +25,7 @@ use super::host;
 use super::info;
 use super::redis::{Connection, text};
 use super::seam::{self, Presence, Rival, Rivals};
+use crate::clock;
 use crate::store::{self, Store, StoreError};
 use crate::topology::codec::{
     ClusterConfig, CodecError, NameError, NodeInfo, Place, ShardConfig, check_name, decode, encode,
@@ -31,6 +34,10 @@ use crate::topology::{Addr, NodeId, RunId};
 
 /// How long our Redis may take to say who it is before we register.
 const LIFE_LIMIT: Duration = Duration::from_secs(1);
+/// How much longer than a handover the end of what is under way may take.
+const WIND_DOWN: Duration = Duration::from_millis(500);
+/// Between two attempts to write the znodes that a shard needs.
+const AGAIN: Duration = Duration::from_millis(100);
 
 /// What an agent is started with.
 #[derive(Clone, Debug)]
@@ -45,20 +52,19 @@ pub struct Start {
     pub zone: String,
     /// What it does when it is to stop.
     pub on_stop: OnStop,
+    /// How long that may take, and what else it has under way.
+    pub stop_patience: Duration,
+    /// Ends it at once.
+    pub at_once: CancellationToken,
 }
 
-/// What an agent does when it is to stop.
-#[derive(Clone, Debug)]
+/// What an agent does when it is to stop, beside bringing what it executes to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnStop {
     /// It leaves; its Redis goes on as what it is.
     Leave,
     /// If its node is the master, another one is to be first.
-    HandOver {
-        /// How long that may take.
-        patience: Duration,
-        /// Ends the waiting.
-        at_once: CancellationToken,
-    },
+    HandOver,
 }
 
 /// Why an agent does not run.
@@ -111,33 +117,51 @@ pub async fn serve(start: Start, stop: CancellationToken) -> Result<(), AgentErr
     let connecting = stop.run_until_cancelled(Store::connect(&start.store));
     let Some(store) = connecting.await else { return Ok(()) };
     let store = store?;
-    let (shard, node, on_stop) = (start.host.shard.clone(), start.host.node.clone(), start.on_stop.clone());
+    let (shard, node, on_stop) = (start.host.shard.clone(), start.host.node.clone(), start.on_stop);
+    let (patience, at_once) = (start.stop_patience, start.at_once.clone());
     let runs = AtomicBool::new(false);
+    let leave = CancellationToken::new();
     let leaving = async {
         stop.cancelled().await;
-        if let OnStop::HandOver { patience, at_once } = on_stop
-            && runs.load(Ordering::Acquire)
-        {
+        if !runs.load(Ordering::Acquire) {
+            return;
+        }
+        let deadline = clock::now() + patience;
+        if on_stop == OnStop::HandOver {
             let handing = hand_over(&store, &shard, &node, patience);
             if at_once.run_until_cancelled(handing).await.is_none() {
-                tracing::warn!("asked to end at once: {shard} is not handed over");
+                return tracing::warn!("asked to end at once: {shard} is not handed over");
             }
+        }
+        leave.cancel();
+        tokio::select! {
+            () = sleep_until((deadline + WIND_DOWN).into()) => {
+                tracing::warn!("this agent stops before what it had under way has ended");
+            }
+            () = at_once.cancelled() => {}
         }
     };
     let ended = tokio::select! {
         biased;
         // What it hands over it still has to move itself.
-        ended = work(&store, start, listener, &runs) => ended,
+        ended = work(&store, start, listener, &runs, leave.clone()) => ended,
         () = leaving => Ok(()),
     };
     store.close().await;
     ended
 }
 
-async fn work(store: &Store, mut start: Start, listener: TcpListener, runs: &AtomicBool) -> Result<(), AgentError> {
+async fn work(
+    store: &Store,
+    mut start: Start,
+    listener: TcpListener,
+    runs: &AtomicBool,
+    leave: CancellationToken,
+) -> Result<(), AgentError> {
     let machine = |error| AgentError::Machine(start.host.node.clone(), error);
     let peer = published(&start, listener.local_addr().map_err(machine)?.port());
-    lay_out(store, &mut start.host).await?;
+    laid_out(store, &mut start.host).await?;
+    warn_of_open_znodes(store, &start).await;
     let (shard, node) = (start.host.shard.clone(), start.host.node.clone());
     let info = NodeInfo {
         host: kernel("hostname"),
@@ -169,8 +193,12 @@ async fn work(store: &Store, mut start: Start, listener: TcpListener, runs: &Ato
     tracing::info!(%node, %shard, %redis, "registered");
     let end = CancellationToken::new();
     let _ends_with_us = end.clone().drop_guard();
-    let (seam, news) = seam::start(store, &shard, &node, presence, &end);
-    let running = host::run(start.host.clone(), listener, news, seam, end.clone());
+    let (seam, news, recorded) = seam::start(store, &shard, &node, presence, &end);
+    let running = async {
+        host::run(start.host.clone(), listener, news, seam, leave).await?;
+        // The history is written at its own pace; what ended stands in it before the agent goes.
+        recorded.await.map_err(io::Error::other)
+    };
     runs.store(true, Ordering::Release);
     tokio::select! {
         ended = running => ended.map_err(|error| AgentError::Machine(node, error)),
@@ -197,6 +225,16 @@ fn published(start: &Start, port: u16) -> Addr {
         host => host,
     };
     Addr::new(host, port)
+}
+
+/// Does so as often as the store loses it: writing what is missing once more is right in any case.
+async fn laid_out(store: &Store, settings: &mut host::Settings) -> Result<(), AgentError> {
+    loop {
+        match lay_out(store, settings).await {
+            Err(AgentError::Store(StoreError::Away | StoreError::Unknown)) => sleep(AGAIN).await,
+            done => return done,
+        }
+    }
 }
 
 /// Makes the znodes that a shard needs, where they are missing, and takes over what the cluster says of it.
@@ -236,6 +274,43 @@ async fn lay_out(store: &Store, settings: &mut host::Settings) -> Result<(), Age
     Ok(())
 }
 
+/// Znodes that were made without credentials stay open to everybody, whoever has credentials now.
+async fn warn_of_open_znodes(store: &Store, start: &Start) {
+    let Some(credentials) = &start.store.credentials else {
+        return;
+    };
+    let shard = &start.host.shard;
+    let mut paths = vec![String::new()];
+    let places = [
+        Place::Config,
+        Place::Slots,
+        Place::Shards,
+        Place::ShardConfig(shard.clone()),
+        Place::State(shard.clone()),
+        Place::Switch(shard.clone()),
+        Place::Nodes(shard.clone()),
+        Place::Suspects(shard.clone()),
+        Place::Proxies,
+        Place::Histories,
+        Place::History(shard.clone()),
+    ];
+    paths.extend(places.iter().map(Place::to_string));
+    match store.exposed(&paths).await {
+        Ok(open) if open.is_empty() => {}
+        Ok(open) => {
+            let user = &credentials.user;
+            let world = if credentials.world_reads { ",world:anyone:r" } else { "" };
+            tracing::warn!(
+                "everybody who reaches ZooKeeper may use {}: they were made without credentials; in zkCli.sh run \
+                 'addauth digest {user}:PASSWORD' and 'setAcl -R /pointsman/{} auth:{user}:cdrwa{world}'",
+                open.join(", "),
+                start.store.cluster
+            );
+        }
+        Err(error) => tracing::debug!(%error, "it is not known which znodes are open"),
+    }
+}
+
 async fn taken(store: &Store, settings: &host::Settings) -> AgentError {
     let path = Place::Node(settings.shard.clone(), settings.node.clone()).to_string();
     let found = store.get(&path).await.ok().flatten();
@@ -257,4 +332,43 @@ async fn taken(store: &Store, settings: &host::Settings) -> AgentError {
 fn kernel(name: &str) -> String {
     let text = fs::read_to_string(format!("/proc/sys/kernel/{name}")).unwrap_or_default();
     text.trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::machine::timings::Timings;
+    use crate::agent::redis::Login;
+    use crate::store::{Loss, Memory};
+    use crate::topology::ShardId;
+
+    fn settings() -> host::Settings {
+        host::Settings {
+            node: NodeId::from("s1-a"),
+            shard: ShardId::from("s1"),
+            redis: Addr::new("127.0.0.1", 6379),
+            login: Login {
+                user: None,
+                password: None,
+            },
+            secret: std::sync::Arc::from(&b"a secret"[..]),
+            members: Default::default(),
+            ack_replicas: 0,
+            priority: 100,
+            data_dir: "/nonexistent".into(),
+            timings: Timings::default(),
+        }
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_starts_while_zookeeper_comes_and_goes_lays_out_what_is_missing_in_the_end() {
+        for loss in [Loss::Done, Loss::NotDone] {
+            let memory = Memory::default();
+            let store = memory.store();
+            memory.lose_next_write(loss);
+            laid_out(&store, &mut settings()).await.unwrap();
+            let place = Place::ShardConfig(ShardId::from("s1")).to_string();
+            assert!(store.get(&place).await.unwrap().is_some());
+        }
+    }
 }

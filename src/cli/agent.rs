@@ -15,7 +15,8 @@ use crate::agent::serve::{self, Start};
 use crate::config::{
     self, AgentFile, ConfigError, Document, Ensemble, File, Kind, Name, OnStop, TimingsFile, read_secret,
 };
-use crate::store;
+use crate::operate::read_credentials;
+use crate::store::{self, Credentials};
 use crate::topology::{Addr, NodeId, ShardId};
 
 #[derive(Debug, clap::Args)]
@@ -53,6 +54,9 @@ pub struct Args {
     /// How long ZooKeeper keeps the session of a silent client, in milliseconds [default: 4000].
     #[arg(long, value_name = "T", value_parser = clap::value_parser!(u64).range(200..=600_000))]
     session_timeout_ms: Option<u64>,
+    /// The file that holds user:password for ZooKeeper.
+    #[arg(long, value_name = "FILE", env = "POINTSMAN_ZOOKEEPER_AUTH_FILE")]
+    zookeeper_auth_file: Option<PathBuf>,
     /// The file that holds the cluster's secret.
     #[arg(long, value_name = "FILE")]
     secret_file: Option<PathBuf>,
@@ -137,6 +141,8 @@ impl Args {
             zookeeper: self.zookeeper.or(file.zookeeper),
             cluster: self.cluster.unwrap_or(file.cluster),
             session_timeout_ms: self.session_timeout_ms.unwrap_or(file.session_timeout_ms),
+            zookeeper_auth_file: self.zookeeper_auth_file.or(file.zookeeper_auth_file),
+            zookeeper_world_read: file.zookeeper_world_read,
             secret_file: self.secret_file.or(file.secret_file),
             zone: self.zone.or(file.zone),
             priority: self.priority.unwrap_or(file.priority),
@@ -177,25 +183,29 @@ fn build(checked: config::Agent, at_once: CancellationToken) -> Result<Start, Fa
     Ok(Start {
         host,
         listen: checked.listen,
-        store: store(&checked.zookeeper),
+        store: store(&checked.zookeeper)?,
         zone: checked.zone.map(|zone| zone.to_string()).unwrap_or_default(),
         on_stop: match checked.on_stop {
             OnStop::Leave => serve::OnStop::Leave,
-            OnStop::Handover => serve::OnStop::HandOver {
-                patience: checked.stop_patience,
-                at_once,
-            },
+            OnStop::Handover => serve::OnStop::HandOver,
         },
+        stop_patience: checked.stop_patience,
+        at_once,
     })
 }
 
 /// A checked cluster in ZooKeeper, as the store takes it.
-pub fn store(zookeeper: &config::ZooKeeper) -> store::Settings {
-    store::Settings {
+pub fn store(zookeeper: &config::ZooKeeper) -> Result<store::Settings, ConfigError> {
+    let credentials = zookeeper.auth_file.as_deref().map(read_credentials).transpose()?;
+    Ok(store::Settings {
         connect: zookeeper.connect.to_string(),
         cluster: zookeeper.cluster.to_string(),
         session_timeout: zookeeper.session_timeout,
-    }
+        credentials: credentials.map(|credentials| Credentials {
+            world_reads: zookeeper.world_read,
+            ..credentials
+        }),
+    })
 }
 
 fn timings(file: &TimingsFile) -> Timings {

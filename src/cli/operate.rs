@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::up::DIR;
 use super::{Failure, runtime, signals};
 use crate::config::{Ensemble, Name};
-use crate::operate::{Change, Cluster, OperateError, Switchover, Where};
+use crate::operate::{Change, Cluster, OperateError, Switchover, Where, read_credentials};
 use crate::store;
 use crate::topology::codec::WhenShort;
 use crate::topology::{NodeId, ShardId};
@@ -24,6 +24,9 @@ pub struct Args {
     /// The cluster's name there.
     #[arg(long, value_name = "NAME", requires = "zookeeper")]
     cluster: Option<Name>,
+    /// The file that holds user:password for ZooKeeper; an `up` keeps its own.
+    #[arg(long, value_name = "FILE", env = "POINTSMAN_ZOOKEEPER_AUTH_FILE")]
+    zookeeper_auth_file: Option<PathBuf>,
     /// The file of the cluster's secret: with it the agents are asked.
     #[arg(long, value_name = "FILE", requires = "zookeeper")]
     secret_file: Option<PathBuf>,
@@ -198,7 +201,11 @@ fn asked_by() -> String {
 fn ask<T>(args: Args, question: impl AsyncFn(&Cluster) -> Result<T, OperateError>) -> Result<T, Failure> {
     let place = match (args.zookeeper, args.cluster) {
         (Some(connect), Some(cluster)) => {
-            let settings = store::Settings::new(connect.as_str(), cluster.as_str());
+            let credentials = args.zookeeper_auth_file.as_deref().map(read_credentials).transpose()?;
+            let settings = store::Settings {
+                credentials,
+                ..store::Settings::new(connect.as_str(), cluster.as_str())
+            };
             Where::ZooKeeper(settings, args.secret_file)
         }
         _ => Where::Dir(args.dir.unwrap_or_else(|| DIR.into())),

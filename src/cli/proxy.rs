@@ -7,6 +7,7 @@ use super::agent::store;
 use super::{Failure, signals};
 use crate::admin::{self, Pages};
 use crate::config::{self, ConfigError, Document, Ensemble, File, Kind, Name, ProxyFile, Source, read_secret};
+use crate::proxy::shared::ControlLogin;
 use crate::proxy::source::Topology;
 use crate::proxy::{self, Settings, View};
 use crate::route::ReadPolicy;
@@ -29,6 +30,9 @@ pub struct Args {
     /// The cluster's name in ZooKeeper [default: main].
     #[arg(long, value_name = "NAME")]
     cluster: Option<Name>,
+    /// The file that holds user:password for ZooKeeper.
+    #[arg(long, value_name = "FILE", env = "POINTSMAN_ZOOKEEPER_AUTH_FILE")]
+    zookeeper_auth_file: Option<PathBuf>,
     /// The file that holds the cluster's secret: with it the proxy takes part in switchovers.
     #[arg(long, value_name = "FILE")]
     secret_file: Option<PathBuf>,
@@ -41,6 +45,15 @@ pub struct Args {
     /// Its replicas (may be given several times).
     #[arg(long, value_name = "HOST:PORT", requires = "master")]
     replica: Vec<Addr>,
+    /// Replicas that must acknowledge a write before its client is told, at least [default: what the shard asks for].
+    #[arg(long, value_name = "W", value_parser = clap::value_parser!(u64).range(0..=63))]
+    ack_replicas: Option<u64>,
+    /// The Redis user that the proxy's own connections are, where no agents make one for it.
+    #[arg(long, value_name = "USER")]
+    redis_user: Option<String>,
+    /// The file that holds its password.
+    #[arg(long, value_name = "FILE")]
+    redis_password_file: Option<PathBuf>,
     /// Where /healthz, /readyz, /topology and /metrics answer.
     #[arg(long, value_name = "HOST:PORT")]
     admin: Option<Addr>,
@@ -109,8 +122,12 @@ impl Args {
         }
         file.id = self.id.or(file.id);
         file.cluster = self.cluster.unwrap_or(file.cluster);
+        file.zookeeper_auth_file = self.zookeeper_auth_file.or(file.zookeeper_auth_file);
         file.secret_file = self.secret_file.or(file.secret_file);
+        file.redis_user = self.redis_user.or(file.redis_user);
+        file.redis_password_file = self.redis_password_file.or(file.redis_password_file);
         file.admin = self.admin.or(file.admin);
+        file.ack_replicas = self.ack_replicas.unwrap_or(file.ack_replicas);
         file.workers = self.workers.or(file.workers);
         file
     }
@@ -118,9 +135,19 @@ impl Args {
 
 fn build(checked: config::Proxy) -> Result<Settings, Failure> {
     let secret = checked.secret_file.as_deref().map(read_secret).transpose()?;
+    let login = match checked.redis_password.read()? {
+        Some(password) => Some((checked.redis_user.unwrap_or("default".to_owned()), password)),
+        None => None,
+    };
     let topology = match checked.source {
-        Source::ZooKeeper(zookeeper) => Topology::ZooKeeper(store(&zookeeper)),
-        Source::File(path) => Topology::File(path),
+        Source::ZooKeeper(zookeeper) => Topology::ZooKeeper(store(&zookeeper)?),
+        Source::File(path) => Topology::File(
+            path,
+            ControlLogin {
+                user: login.as_ref().map(|(user, _)| user.clone()),
+                password: login.as_ref().map(|(_, password)| password.clone()),
+            },
+        ),
         Source::Fixed { master, replicas } => Topology::Fixed { master, replicas },
     };
     let mut settings = Settings::new(checked.listen, topology);
@@ -134,8 +161,12 @@ fn build(checked: config::Proxy) -> Result<Settings, Failure> {
     }
     settings.max_lag_ms = u64::try_from(checked.max_lag.as_millis()).unwrap_or(u64::MAX);
     settings.hold_max_ms = u64::try_from(checked.hold_max.as_millis()).unwrap_or(u64::MAX);
+    settings.ack_replicas = checked.ack_replicas;
+    settings.ack_timeout_ms = u64::try_from(checked.ack_timeout.as_millis()).unwrap_or(u64::MAX);
+    settings.acks_on_disk = checked.ack_on_disk;
     settings.connect_timeout = checked.connect_timeout;
     settings.clients_max = checked.clients_max;
     settings.secret = secret;
+    settings.redis_login = login;
     Ok(settings)
 }

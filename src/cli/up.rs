@@ -6,7 +6,7 @@ use std::time::Duration;
 use tracing_subscriber::filter::LevelFilter;
 
 use super::{Failure, runtime, signals};
-use crate::config::{Ensemble, NO_ACKNOWLEDGEMENTS, Name};
+use crate::config::{Ensemble, Name};
 use crate::topology::{Addr, NodeId};
 use crate::up::{self, RedisOption, Settings};
 
@@ -36,9 +36,10 @@ pub struct Args {
     /// Servers of our own ZooKeeper ensemble: 1 or 3.
     #[arg(long, value_name = "1|3", default_value = "1", value_parser = ["1", "3"])]
     zookeepers: String,
-    /// Replicas that must acknowledge a write before the client is told.
-    #[arg(long, value_name = "W", default_value_t = 0)]
-    ack_replicas: u32,
+    /// Replicas that must acknowledge a write before the client is told [default: 1 where there are two replicas or more,
+    /// else 0].
+    #[arg(long, value_name = "W")]
+    ack_replicas: Option<u8>,
     /// How long ZooKeeper keeps the session of a silent client, in milliseconds.
     #[arg(long, value_name = "T", default_value_t = 4000, value_parser = clap::value_parser!(u64).range(200..=600_000))]
     session_timeout_ms: u64,
@@ -51,14 +52,19 @@ pub struct Args {
 }
 
 pub fn run(args: Args, log: LevelFilter) -> Result<(), Failure> {
-    if args.ack_replicas != 0 {
-        return Err(Failure::Usage(format!("--ack-replicas: {NO_ACKNOWLEDGEMENTS}")));
+    let ack_replicas = args.ack_replicas.unwrap_or(u8::from(args.replicas >= 2));
+    if ack_replicas > args.replicas {
+        return Err(Failure::Usage(format!(
+            "--ack-replicas: {ack_replicas} replicas can never acknowledge anything where there are {}: give at most that",
+            args.replicas
+        )));
     }
     let settings = Settings {
         dir: args.dir,
         listen: args.listen,
         shards: args.shards.into(),
         replicas: args.replicas.into(),
+        ack_replicas: ack_replicas.into(),
         proxies: args.proxies.into(),
         zookeeper: args.zookeeper,
         zookeepers: if args.zookeepers == "3" { 3 } else { 1 },

@@ -127,10 +127,12 @@ fn named(name: &str) -> Option<Class> {
         "auth" | "hello" | "select" | "reset" | "quit" | "readonly" | "readwrite" => Class::Session,
         // A lane is some other user than the session: only we know who is asking.
         "acl|whoami" => Class::Session,
+        // Of what the node says, users of ours are left out.
+        "acl|getuser" | "acl|list" | "acl|log" | "acl|users" => Class::Session,
 
         "info" | "debug" | "role" | "lastsave" | "bgsave" | "save" | "bgrewriteaof" | "pfdebug" => Class::Node,
         "config" | "config|get" | "acl" | "acl|cat" | "acl|dryrun" | "acl|genpass" => Class::Node,
-        "acl|getuser" | "acl|list" | "acl|log" | "acl|users" | "module" | "module|list" => Class::Node,
+        "module" | "module|list" => Class::Node,
         "function" | "function|dump" | "function|kill" | "function|list" | "function|stats" => Class::Node,
         "script" | "script|exists" | "script|kill" | "script|show" => Class::Node,
 

@@ -19,7 +19,7 @@ use super::spec::{Begin, Find, KeySpec};
 pub struct CommandId(pub u16);
 
 /// One command or subcommand.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Command {
     /// Its place in the table.
     pub id: CommandId,

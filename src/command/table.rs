@@ -4,7 +4,7 @@
 //! data file never become more permissive by a merge.
 
 use std::collections::HashMap;
-use std::sync::{Arc, LazyLock};
+use std::sync::LazyLock;
 
 use redis_protocol::resp2::types::BytesFrame;
 
@@ -35,16 +35,26 @@ pub enum Lookup<'t> {
 }
 
 #[allow(clippy::expect_used, reason = "the data is compiled in, and a test reads it")]
-static BUILTIN: LazyLock<Arc<Table>> = LazyLock::new(|| {
+static BUILTIN: LazyLock<Table> = LazyLock::new(|| {
     let rows: Vec<Row> = serde_json::from_str(include_str!("commands.json")).expect("the embedded data is valid");
     let commands = (0..).map(CommandId).zip(&rows);
-    Arc::new(Table::of(commands.map(|(id, row)| Command::decided(id, row)).collect()))
+    Table::of(commands.map(|(id, row)| Command::decided(id, row)).collect())
 });
 
 impl Table {
     /// The commands of the data file.
-    pub fn builtin() -> Arc<Self> {
-        BUILTIN.clone()
+    pub fn builtin() -> &'static Self {
+        &BUILTIN
+    }
+
+    /// Whether a command is one of the data file's, and not learnt from a server.
+    pub fn knows(command: &Command) -> bool {
+        usize::from(command.id.0) < BUILTIN.commands.len()
+    }
+
+    /// Whether every command is the same in both.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.commands == other.commands
     }
 
     /// Files the commands under their names. A subcommand whose parent is missing can be named by nobody.

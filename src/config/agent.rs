@@ -40,6 +40,10 @@ pub struct AgentFile {
     /// How long ZooKeeper keeps the session of a silent client.
     #[serde(deserialize_with = "within::<200, 600_000, _>")]
     pub session_timeout_ms: u64,
+    /// The file that holds user:password for ZooKeeper.
+    pub zookeeper_auth_file: Option<PathBuf>,
+    /// Whether anybody may read the znodes that are made with that.
+    pub zookeeper_world_read: bool,
     /// The file that holds the cluster's secret.
     pub secret_file: Option<PathBuf>,
     /// Where the node is, for proxies that prefer what is near.
@@ -169,6 +173,8 @@ impl Default for AgentFile {
             zookeeper: None,
             cluster: default_cluster(),
             session_timeout_ms: 4000,
+            zookeeper_auth_file: None,
+            zookeeper_world_read: false,
             secret_file: None,
             zone: None,
             priority: 100,
@@ -231,9 +237,7 @@ impl AgentFile {
             let what = format!("they do not name this node, {node}: list all nodes of the shard");
             return Err(Problem::new("members", what));
         }
-        if self.ack_replicas != 0 {
-            return Err(Problem::new("ack_replicas", super::NO_ACKNOWLEDGEMENTS));
-        }
+        let ack_replicas = self.ack_replicas()?;
         let redis = needed("redis", self.redis.as_ref(), "where its Redis listens, HOST:PORT")?;
         Ok(Agent {
             node,
@@ -251,6 +255,8 @@ impl AgentFile {
                 )?,
                 cluster: self.cluster.clone(),
                 session_timeout: Duration::from_millis(self.session_timeout_ms),
+                auth_file: self.zookeeper_auth_file.clone(),
+                world_read: self.zookeeper_world_read,
             },
             secret_file: needed(
                 "secret_file",
@@ -260,12 +266,26 @@ impl AgentFile {
             zone: self.zone.clone(),
             priority: u32::try_from(self.priority).unwrap_or(u32::MAX),
             members,
-            ack_replicas: 0,
+            ack_replicas,
             data_dir: self.data_dir.clone(),
             on_stop: self.on_stop,
             stop_patience: Duration::from_millis(self.stop_patience_ms),
             timings: self.timings,
         })
+    }
+
+    fn ack_replicas(&self) -> Result<u32, Problem> {
+        let (wanted, members) = (self.ack_replicas, self.members.len() as u64);
+        let what = match (wanted, members) {
+            (0, _) => return Ok(0),
+            (_, 0) => "members are not given: list them, so that it is known who acknowledges".to_owned(),
+            (_, _) if wanted >= members => format!(
+                "{wanted} replicas can never acknowledge anything where {members} members have {}: give at most that",
+                members - 1
+            ),
+            (_, _) => return u32::try_from(wanted).map_err(|_| Problem::new("ack_replicas", "it is too large")),
+        };
+        Err(Problem::new("ack_replicas", what))
     }
 
     fn password(&self) -> Result<Password, Problem> {

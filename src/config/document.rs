@@ -47,7 +47,6 @@ impl Kind {
 
 /// What a file says, unchecked.
 #[derive(Clone, Debug, PartialEq)]
-#[expect(clippy::large_enum_variant, reason = "one per process")]
 pub enum File {
     /// For a proxy.
     Proxy(ProxyFile),

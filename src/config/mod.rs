@@ -20,9 +20,5 @@ pub use agent::{Agent, AgentFile, OnStop, OnStopError, Password, TimingsFile};
 pub use document::{Document, File, Kind, agent_toml, proxy_toml};
 pub use error::{ConfigError, Problem};
 pub use proxy::{Proxy, ProxyFile, ReadPolicy, Source, ZooKeeper};
-pub use secret::{SECRET_BYTES_MIN, read_secret};
+pub use secret::{SECRET_BYTES_MAX, SECRET_BYTES_MIN, read_secret, read_user_and_password};
 pub use value::{Ensemble, EnsembleError, Name};
-
-/// Why replicas cannot be waited for.
-pub const NO_ACKNOWLEDGEMENTS: &str =
-    "acknowledgements by replicas are not built yet: only 0 (Redis' own asynchronous replication) works";

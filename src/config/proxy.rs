@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::agent::Password;
 use super::error::Problem;
 use super::value::{Ensemble, Name, maybe_within, within};
 use crate::topology::Addr;
@@ -40,6 +41,10 @@ pub struct ProxyFile {
     /// How long ZooKeeper keeps the session of a silent client.
     #[serde(deserialize_with = "within::<200, 600_000, _>")]
     pub session_timeout_ms: u64,
+    /// The file that holds user:password for ZooKeeper.
+    pub zookeeper_auth_file: Option<PathBuf>,
+    /// Whether anybody may read the znodes that are made with that.
+    pub zookeeper_world_read: bool,
     /// The file that holds the cluster's secret.
     pub secret_file: Option<PathBuf>,
     /// The file that knows the topology.
@@ -48,6 +53,10 @@ pub struct ProxyFile {
     pub master: Option<Addr>,
     /// Its replicas.
     pub replicas: Vec<Addr>,
+    /// The Redis user that the proxy's own connections are.
+    pub redis_user: Option<String>,
+    /// The file that holds its password.
+    pub redis_password_file: Option<PathBuf>,
     /// Where reads go.
     pub reads: ReadPolicy,
     /// How old the newest sample that a replica has passed may be.
@@ -56,6 +65,14 @@ pub struct ProxyFile {
     /// How long a command waits for a master before it is refused.
     #[serde(deserialize_with = "within::<1, 600_000, _>")]
     pub hold_max_ms: u64,
+    /// Replicas that must acknowledge a write, at least.
+    #[serde(deserialize_with = "within::<0, 63, _>")]
+    pub ack_replicas: u64,
+    /// How long a reply waits for that.
+    #[serde(deserialize_with = "within::<1, 600_000, _>")]
+    pub ack_timeout_ms: u64,
+    /// Whether only replicas count that have it on disk.
+    pub ack_on_disk: bool,
     /// How long opening a backend connection may take.
     #[serde(deserialize_with = "within::<1, 60_000, _>")]
     pub connect_timeout_ms: u64,
@@ -74,13 +91,20 @@ impl Default for ProxyFile {
             zookeeper: None,
             cluster: super::agent::default_cluster(),
             session_timeout_ms: 4000,
+            zookeeper_auth_file: None,
+            zookeeper_world_read: false,
             secret_file: None,
             topology: None,
             master: None,
             replicas: Vec::new(),
+            redis_user: None,
+            redis_password_file: None,
             reads: ReadPolicy::Causal,
             max_lag_ms: 1000,
             hold_max_ms: 5000,
+            ack_replicas: 0,
+            ack_timeout_ms: 1000,
+            ack_on_disk: false,
             connect_timeout_ms: 1000,
             clients_max: 10_000,
         }
@@ -96,6 +120,10 @@ pub struct ZooKeeper {
     pub cluster: Name,
     /// The session's timeout.
     pub session_timeout: Duration,
+    /// The file that holds user:password; yet to be read.
+    pub auth_file: Option<PathBuf>,
+    /// Whether anybody may read what is made with that.
+    pub world_read: bool,
 }
 
 /// Where a proxy learns the topology.
@@ -129,12 +157,22 @@ pub struct Proxy {
     pub source: Source,
     /// The file of the cluster's secret; `None`: agents are not talked to.
     pub secret_file: Option<PathBuf>,
+    /// The Redis user that the proxy's own connections are.
+    pub redis_user: Option<String>,
+    /// Its password.
+    pub redis_password: Password,
     /// Where reads go.
     pub reads: ReadPolicy,
     /// How old the newest sample that a replica has passed may be.
     pub max_lag: Duration,
     /// How long a command waits for a master.
     pub hold_max: Duration,
+    /// Replicas that must acknowledge a write, at least.
+    pub ack_replicas: u32,
+    /// How long a reply waits for that.
+    pub ack_timeout: Duration,
+    /// Whether only replicas count that have it on disk.
+    pub ack_on_disk: bool,
     /// How long opening a backend connection may take.
     pub connect_timeout: Duration,
     /// Clients at once.
@@ -147,6 +185,14 @@ impl ProxyFile {
         if self.listen.is_empty() {
             return Err(Problem::new("listen", "there is no address: name at least one"));
         }
+        let redis_password = match (&self.redis_user, &self.redis_password_file) {
+            (Some(_), None) => {
+                let what = "a user needs a password: give redis_password_file";
+                return Err(Problem::new("redis_user", what));
+            }
+            (_, Some(path)) => Password::File(path.clone()),
+            (None, None) => Password::None,
+        };
         let small = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
         Ok(Proxy {
             id: self.id.clone(),
@@ -155,9 +201,14 @@ impl ProxyFile {
             workers: self.workers.map(small),
             source: self.source()?,
             secret_file: self.secret_file.clone(),
+            redis_user: self.redis_user.clone(),
+            redis_password,
             reads: self.reads,
             max_lag: Duration::from_millis(self.max_lag_ms),
             hold_max: Duration::from_millis(self.hold_max_ms),
+            ack_replicas: u32::try_from(self.ack_replicas).unwrap_or(u32::MAX),
+            ack_timeout: Duration::from_millis(self.ack_timeout_ms),
+            ack_on_disk: self.ack_on_disk,
             connect_timeout: Duration::from_millis(self.connect_timeout_ms),
             clients_max: small(self.clients_max),
         })
@@ -178,6 +229,8 @@ impl ProxyFile {
                 connect: connect.clone(),
                 cluster: self.cluster.clone(),
                 session_timeout: Duration::from_millis(self.session_timeout_ms),
+                auth_file: self.zookeeper_auth_file.clone(),
+                world_read: self.zookeeper_world_read,
             })),
             (None, Some(path), None) => Ok(Source::File(path.clone())),
             (None, None, Some(master)) => Ok(Source::Fixed {

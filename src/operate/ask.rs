@@ -38,6 +38,8 @@ pub enum State {
     Syncing,
     /// It follows nobody and feeds nobody.
     Parked,
+    /// It holds data of another origin and is left alone until an operator empties it.
+    Foreign,
     /// It does not answer.
     Down,
 }
@@ -54,6 +56,9 @@ pub fn standing(status: &Status, master: Option<&NodeId>) -> (Role, State) {
     let Some(facts) = reading(status) else {
         return (Role::None, State::Down);
     };
+    if status.foreign {
+        return (Role::None, State::Foreign);
+    }
     match facts.role {
         facts::Role::Master if master == Some(&status.node) => (Role::Master, State::Serving),
         // Promoted, but not published (yet): nobody sends it anything.
@@ -103,6 +108,7 @@ mod tests {
             electing: None,
             seen: None,
             delay: None,
+            foreign: false,
         };
         change(&mut status, &mut facts);
         status.facts = Some(facts);

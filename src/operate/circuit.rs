@@ -15,6 +15,8 @@ pub const UP_FILE: &str = "up.json";
 pub const SOCKET_FILE: &str = "up.sock";
 /// The file of the cluster's secret.
 pub const SECRET_FILE: &str = "secret";
+/// The file that says who an `up` is for the ZooKeeper that it started itself.
+pub const AUTH_FILE: &str = "zookeeper-auth";
 
 /// What stands in the file. A process that does not run has no pid.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +38,17 @@ pub struct ZooKeeperAt {
     /// All servers that are ours, in the order of the connect string.
     #[serde(default)]
     pub pids: Vec<Option<i32>>,
+    /// The same with their addresses.
+    #[serde(default)]
+    pub servers: Vec<ServerAt>,
+}
+
+/// A server of an ensemble of our own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the names are the contract's")]
+pub struct ServerAt {
+    pub addr: Addr,
+    pub pid: Option<i32>,
 }
 
 /// A proxy.

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
-use super::circuit::{Circuit, CircuitError, SECRET_FILE};
+use super::circuit::{AUTH_FILE, Circuit, CircuitError, SECRET_FILE};
 use crate::agent::petition::PetitionError;
-use crate::config::{ConfigError, read_secret};
-use crate::store::{self, Store, StoreError};
+use crate::config::{ConfigError, read_secret, read_user_and_password};
+use crate::store::{self, Credentials, Store, StoreError};
 use crate::topology::codec::{CodecError, Place, Slots, Znode, decode};
 use crate::topology::{Addr, NodeId, ShardId};
 
@@ -62,6 +62,22 @@ pub enum OperateError {
     Petition(#[from] PetitionError),
 }
 
+/// Who we are for ZooKeeper, from the file that says so. What is created with that nobody else may read.
+pub fn read_credentials(path: &Path) -> Result<Credentials, ConfigError> {
+    let (user, password) = read_user_and_password(path)?;
+    Ok(Credentials {
+        user,
+        password,
+        world_reads: false,
+    })
+}
+
+/// Who the `up` in `dir` is for ZooKeeper; none if it uses an ensemble of others.
+pub fn own_credentials(dir: &Path) -> Result<Option<Credentials>, ConfigError> {
+    let path = dir.join(AUTH_FILE);
+    path.exists().then(|| read_credentials(&path)).transpose()
+}
+
 /// A cluster that was found.
 #[derive(Debug)]
 pub struct Cluster {
@@ -78,7 +94,10 @@ impl Cluster {
         let (settings, secret, circuit) = match place {
             Where::Dir(dir) => {
                 let circuit = Circuit::read(dir)?;
-                let settings = store::Settings::new(&circuit.zookeeper.connect, &circuit.cluster);
+                let settings = store::Settings {
+                    credentials: own_credentials(dir)?,
+                    ..store::Settings::new(&circuit.zookeeper.connect, &circuit.cluster)
+                };
                 (settings, Some(dir.join(SECRET_FILE)), Some(circuit))
             }
             Where::ZooKeeper(settings, secret) => (settings.clone(), secret.clone(), None),

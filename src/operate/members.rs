@@ -288,6 +288,7 @@ mod tests {
             valid: BTreeMap::new(),
             w,
             switch: None,
+            moved: None,
             shrunk_from: 0,
             accept: None,
         }

@@ -25,9 +25,10 @@ mod table;
 pub use accept::Accepted;
 pub use ask::{Role, State, ask, reading, standing};
 pub use circuit::{
-    AgentAt, Circuit, CircuitError, NodeAt, ProxyAt, RedisAt, SECRET_FILE, SOCKET_FILE, UP_FILE, ZooKeeperAt,
+    AUTH_FILE, AgentAt, Circuit, CircuitError, NodeAt, ProxyAt, RedisAt, SECRET_FILE, SOCKET_FILE, ServerAt, UP_FILE,
+    ZooKeeperAt,
 };
-pub use cluster::{Cluster, OperateError, Where};
+pub use cluster::{Cluster, OperateError, Where, own_credentials, read_credentials};
 pub use history::History;
 pub use members::{Change, Members};
 pub use status::{NodeStatus, ProxyStatus, ShardStatus, Status};

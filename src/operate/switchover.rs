@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::cluster::{Cluster, OperateError};
 use super::history::{counts, phases, took};
 use crate::agent::petition::{Answer, Patience, Petition};
+use crate::store::Lifetime;
 use crate::topology::codec::{Ending, Place, Record, ShardConfig, ShardState};
 use crate::topology::{NodeId, ShardId};
 
@@ -34,7 +35,7 @@ impl Cluster {
         stop: impl Future<Output = ()>,
     ) -> Result<Switchover, OperateError> {
         let state = self.known(shard, to).await?;
-        let mut petition = Petition::make(self.store(), shard, to.cloned(), asked_by).await?;
+        let mut petition = Petition::make(self.store(), shard, to.cloned(), asked_by, Lifetime::Persistent).await?;
         let answer = tokio::select! {
             answer = petition.answered(PATIENCE) => Some(answer?),
             () = stop => None,

@@ -7,8 +7,9 @@ use redis_protocol::resp2::types::BytesFrame;
 
 use serde::{Deserialize, Serialize};
 
+use super::Version;
 use super::frame::{array, parts};
-use crate::topology::{Addr, Epoch, NodeId, RunId, ShardId};
+use crate::topology::{Addr, Course, Epoch, NodeId, RunId, ShardId};
 
 /// Who connects to an agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +62,8 @@ pub struct Attach {
     pub addr: Addr,
     /// Which life of it.
     pub run_id: RunId,
+    /// Which move it is, from version 2 on.
+    pub course: Option<Course>,
 }
 
 /// What an agent tells everyone who is connected, unasked.
@@ -94,10 +97,11 @@ pub enum Request {
     State,
     /// A command of an executor (park, fence, reach, promote, follow), as JSON; the reply is JSON.
     Ask(Bytes),
-    /// This proxy has no write of an epoch below this one in flight any more.
-    Drained(ShardId, Epoch),
+    /// This proxy has no write of an epoch below this one in flight any more. From version 2 on it says for which move:
+    /// one that was given up may have reserved the same epoch.
+    Drained(ShardId, Epoch, Option<Course>),
     /// What hears at this proxy hears the node of [`News::Attach`] now.
-    Attached(ShardId, Epoch),
+    Attached(ShardId, Epoch, Option<Course>),
     /// This proxy's requests go to the master of this epoch.
     Report(ShardId, Epoch, Report),
     /// A state that the sender knows to stand in ZooKeeper.
@@ -105,15 +109,26 @@ pub enum Request {
 }
 
 impl Request {
-    pub(super) fn frame(&self) -> BytesFrame {
+    /// As an end of this version writes it.
+    pub(super) fn frame(&self, version: Version) -> BytesFrame {
         match self {
             Self::State => array(&[b"STATE"]),
             Self::Ask(json) => array(&[b"ASK", json]),
-            Self::Drained(shard, epoch) => {
-                array(&[b"DRAINED", shard.as_str().as_bytes(), epoch.to_string().as_bytes()])
+            Self::Drained(shard, epoch, course) => {
+                let epoch = epoch.to_string();
+                with_course(
+                    &[b"DRAINED", shard.as_str().as_bytes(), epoch.as_bytes()],
+                    course,
+                    version,
+                )
             }
-            Self::Attached(shard, epoch) => {
-                array(&[b"ATTACHED", shard.as_str().as_bytes(), epoch.to_string().as_bytes()])
+            Self::Attached(shard, epoch, course) => {
+                let epoch = epoch.to_string();
+                with_course(
+                    &[b"ATTACHED", shard.as_str().as_bytes(), epoch.as_bytes()],
+                    course,
+                    version,
+                )
             }
             Self::Report(shard, epoch, report) => {
                 let json = serde_json::to_vec(report).unwrap_or_default();
@@ -128,14 +143,18 @@ impl Request {
         }
     }
 
-    /// The request in a frame; none if it is none.
+    /// The request in a frame; none if it is none. What later versions may put behind it is passed over.
     pub(super) fn parse(frame: &BytesFrame) -> Option<Self> {
         match parts(frame)?.as_slice() {
-            [b"STATE"] => Some(Self::State),
-            [b"ASK", json] => Some(Self::Ask(Bytes::copy_from_slice(json))),
-            [b"DRAINED", shard, epoch] => Some(Self::Drained(shard_id(shard)?, Epoch(number(epoch)?))),
-            [b"ATTACHED", shard, epoch] => Some(Self::Attached(shard_id(shard)?, Epoch(number(epoch)?))),
-            [b"REPORT", shard, epoch, json] => {
+            [b"STATE", ..] => Some(Self::State),
+            [b"ASK", json, ..] => Some(Self::Ask(Bytes::copy_from_slice(json))),
+            [b"DRAINED", shard, epoch, more @ ..] => {
+                Some(Self::Drained(shard_id(shard)?, Epoch(number(epoch)?), course(more)))
+            }
+            [b"ATTACHED", shard, epoch, more @ ..] => {
+                Some(Self::Attached(shard_id(shard)?, Epoch(number(epoch)?), course(more)))
+            }
+            [b"REPORT", shard, epoch, json, ..] => {
                 let report = serde_json::from_slice(json).ok()?;
                 Some(Self::Report(shard_id(shard)?, Epoch(number(epoch)?), report))
             }
@@ -158,7 +177,7 @@ impl Relayed {
 
     pub(super) fn parse(frame: &BytesFrame) -> Option<Self> {
         let parts = parts(frame)?;
-        let [b"RELAY", shard, version, state] = parts.as_slice() else {
+        let [b"RELAY", shard, version, state, ..] = parts.as_slice() else {
             return None;
         };
         Some(Self {
@@ -170,20 +189,22 @@ impl Relayed {
 }
 
 impl Attach {
-    fn frame(&self) -> BytesFrame {
-        array(&[
+    fn frame(&self, version: Version) -> BytesFrame {
+        let (epoch, addr) = (self.epoch.to_string(), self.addr.to_string());
+        let parts: [&[u8]; 6] = [
             b"ATTACH",
             self.shard.as_str().as_bytes(),
-            self.epoch.to_string().as_bytes(),
+            epoch.as_bytes(),
             self.node.as_str().as_bytes(),
-            self.addr.to_string().as_bytes(),
+            addr.as_bytes(),
             self.run_id.as_str().as_bytes(),
-        ])
+        ];
+        with_course(&parts, &self.course, version)
     }
 
     fn parse(frame: &BytesFrame) -> Option<Self> {
         let parts = parts(frame)?;
-        let [b"ATTACH", shard, epoch, node, addr, run_id] = parts.as_slice() else {
+        let [b"ATTACH", shard, epoch, node, addr, run_id, more @ ..] = parts.as_slice() else {
             return None;
         };
         Some(Self {
@@ -192,15 +213,17 @@ impl Attach {
             node: NodeId::from(str::from_utf8(node).ok()?),
             addr: number(addr)?,
             run_id: RunId::from(str::from_utf8(run_id).ok()?),
+            course: course(more),
         })
     }
 }
 
 impl News {
-    pub(super) fn frame(&self) -> BytesFrame {
+    /// As an end of this version writes it.
+    pub(super) fn frame(&self, version: Version) -> BytesFrame {
         match self {
             Self::State(relayed) => relayed.frame(),
-            Self::Attach(attach) => attach.frame(),
+            Self::Attach(attach) => attach.frame(version),
         }
     }
 
@@ -213,6 +236,19 @@ impl News {
 fn shard_id(part: &[u8]) -> Option<ShardId> {
     let name = str::from_utf8(part).ok()?;
     (!name.is_empty()).then(|| ShardId::from(name))
+}
+
+/// Version 1 takes no part more than it knows.
+fn with_course(parts: &[&[u8]], course: &Option<Course>, version: Version) -> BytesFrame {
+    let course = course.as_ref().filter(|_| version >= Version::COURSES);
+    let course = course.map(|course| course.as_str().as_bytes());
+    let parts: Vec<&[u8]> = parts.iter().copied().chain(course).collect();
+    array(&parts)
+}
+
+fn course(more: &[&[u8]]) -> Option<Course> {
+    let name = str::from_utf8(more.first()?).ok()?;
+    (!name.is_empty()).then(|| Course::from(name))
 }
 
 fn number<N: str::FromStr>(part: &[u8]) -> Option<N> {
@@ -233,8 +269,9 @@ mod tests {
         for request in [
             Request::State,
             Request::Ask(Bytes::from_static(b"{\"park\":{}}")),
-            Request::Drained(ShardId::from("s1"), Epoch(3)),
-            Request::Attached(ShardId::from("s1"), Epoch(3)),
+            Request::Drained(ShardId::from("s1"), Epoch(3), None),
+            Request::Drained(ShardId::from("s1"), Epoch(3), Some(Course::from("c1"))),
+            Request::Attached(ShardId::from("s1"), Epoch(3), Some(Course::from("c1"))),
             Request::Report(
                 ShardId::from("s1"),
                 Epoch(3),
@@ -245,7 +282,7 @@ mod tests {
             ),
             Request::Relay(relayed.clone()),
         ] {
-            assert_eq!(Request::parse(&request.frame()), Some(request));
+            assert_eq!(Request::parse(&request.frame(Version::OURS)), Some(request));
         }
         let attach = Attach {
             shard: ShardId::from("s1"),
@@ -253,9 +290,10 @@ mod tests {
             node: NodeId::from("s1-b"),
             addr: Addr::new("127.0.0.1", 7002),
             run_id: RunId::from("b1"),
+            course: Some(Course::from("c1")),
         };
         for news in [News::State(relayed), News::Attach(attach)] {
-            assert_eq!(News::parse(&news.frame()), Some(news));
+            assert_eq!(News::parse(&news.frame(Version::OURS)), Some(news));
         }
         for nonsense in [
             array(&[]),
@@ -268,5 +306,23 @@ mod tests {
         ] {
             assert_eq!(Request::parse(&nonsense), None, "{nonsense:?}");
         }
+    }
+
+    #[test]
+    fn version_1_gets_no_part_that_it_does_not_know_and_later_ones_may_say_more() {
+        let course = Some(Course::from("c1"));
+        let drained = Request::Drained(ShardId::from("s1"), Epoch(3), course.clone());
+        assert_eq!(drained.frame(Version::FIRST), array(&[b"DRAINED", b"s1", b"3"]));
+        let more = array(&[b"DRAINED", b"s1", b"3", b"c1", b"and more"]);
+        assert_eq!(Request::parse(&more), Some(drained));
+        let plain = array(&[b"ATTACH", b"s1", b"3", b"s1-b", b"127.0.0.1:7002", b"b1"]);
+        let Some(news) = News::parse(&plain) else {
+            panic!("version 1 is understood");
+        };
+        assert_eq!(news.frame(Version::OURS), plain);
+        let News::Attach(attach) = news else { panic!("{news:?}") };
+        let named = News::Attach(Attach { course, ..attach });
+        assert_eq!(named.frame(Version::FIRST), plain);
+        assert_ne!(named.frame(Version::OURS), plain);
     }
 }

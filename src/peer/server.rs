@@ -16,10 +16,11 @@ use tokio::time::timeout;
 use tokio_util::codec::Framed;
 use tokio_util::sync::CancellationToken;
 
-use super::HANDSHAKE_LIMIT;
+use super::bulletin::Bulletin;
 use super::frame::{Bounded, array, parts};
-use super::message::{Kind, News, Request};
+use super::message::{Kind, Request};
 use super::proof::{End, Nonces, nonce, prove, proven};
+use super::{HANDSHAKE_LIMIT, Version};
 
 /// How many agents and proxies may be connected at a time.
 const CONNECTIONS_MAX: usize = 1024;
@@ -60,7 +61,7 @@ pub async fn serve(
     listener: TcpListener,
     secret: Arc<[u8]>,
     requests: mpsc::Sender<Inbound>,
-    news: watch::Receiver<Option<News>>,
+    news: watch::Receiver<Bulletin>,
     stop: CancellationToken,
 ) {
     let seats = Arc::new(Semaphore::new(CONNECTIONS_MAX));
@@ -103,19 +104,24 @@ async fn converse(
     wire: &mut Wire,
     secret: &[u8],
     requests: &mpsc::Sender<Inbound>,
-    mut news: watch::Receiver<Option<News>>,
+    mut news: watch::Receiver<Bulletin>,
 ) -> Result<(), Closed> {
     wire.get_ref().set_nodelay(true).map_err(|_| Closed::Gone)?;
-    let (kind, id) = timeout(HANDSHAKE_LIMIT, welcome(wire, secret))
+    let (kind, id, version) = timeout(HANDSHAKE_LIMIT, welcome(wire, secret))
         .await
         .map_err(|_| Closed::Slow)??;
     news.mark_changed();
+    let mut told = Bulletin::default();
     loop {
         tokio::select! {
             frame = wire.next() => {
                 let frame = frame.ok_or(Closed::Gone)??;
-                let request = Request::parse(&frame).ok_or(Closed::Refused("not a request"))?;
-                let reply = answer(requests, kind, &id, request).await;
+                let reply = match Request::parse(&frame) {
+                    Some(request) => answer(requests, kind, &id, request).await,
+                    // One that a later version knows.
+                    None if version > Version::FIRST => BytesFrame::Error("ERR not a request".into()),
+                    None => return Err(Closed::Refused("not a request")),
+                };
                 wire.send(reply).await?;
             }
             changed = news.changed() => {
@@ -123,20 +129,23 @@ async fn converse(
                     return Ok(());
                 }
                 let latest = news.borrow_and_update().clone();
-                if let Some(news) = latest {
-                    wire.send(news.frame()).await?;
+                for news in latest.since(&told) {
+                    wire.send(news.frame(version)).await?;
                 }
+                told = latest;
             }
         }
     }
 }
 
-async fn welcome(wire: &mut Wire, secret: &[u8]) -> Result<(Kind, String), Closed> {
+async fn welcome(wire: &mut Wire, secret: &[u8]) -> Result<(Kind, String, Version), Closed> {
     let hello = wire.next().await.ok_or(Closed::Gone)??;
     let hello = parts(&hello).ok_or(Closed::Refused("HELLO first"))?;
-    let [b"HELLO", b"1", kind, id, client] = hello.as_slice() else {
-        return Err(Closed::Refused("HELLO first, of version 1"));
+    let [b"HELLO", theirs, kind, id, client, ..] = hello.as_slice() else {
+        return Err(Closed::Refused("HELLO first"));
     };
+    let theirs = Version::parse(theirs).ok_or(Closed::Refused("HELLO first, of version 1 or later"))?;
+    let version = theirs.min(Version::OURS);
     let kind = Kind::parse(kind).ok_or(Closed::Refused("neither agent nor proxy"))?;
     let id = String::from_utf8_lossy(id).into_owned();
     let server = nonce().ok_or(Closed::Refused("no randomness"))?;
@@ -145,14 +154,18 @@ async fn welcome(wire: &mut Wire, secret: &[u8]) -> Result<(Kind, String), Close
         server,
     };
     let proof = prove(secret, End::Server, &nonces);
-    wire.send(array(&[&nonces.server, &proof])).await?;
+    let spoken = version.to_string();
+    // Version 1 takes two parts only.
+    let spoken = (version > Version::FIRST).then_some(spoken.as_bytes());
+    let welcome: Vec<&[u8]> = [nonces.server.as_slice(), &proof].into_iter().chain(spoken).collect();
+    wire.send(array(&welcome)).await?;
     let auth = wire.next().await.ok_or(Closed::Gone)??;
     match parts(&auth).as_deref() {
         Some([b"AUTH", proof]) if proven(secret, End::Client, &nonces, proof) => {}
         _ => return Err(Closed::Refused("wrong cluster secret")),
     }
     wire.send(BytesFrame::SimpleString(Bytes::from_static(b"OK"))).await?;
-    Ok((kind, id))
+    Ok((kind, id, version))
 }
 
 async fn answer(requests: &mpsc::Sender<Inbound>, kind: Kind, id: &str, request: Request) -> BytesFrame {

@@ -28,6 +28,7 @@ use super::settings::Settings;
 use super::shared::{ControlLogin, Replicas, SamplerSettings, sample};
 use super::source::{self, SourceError};
 use super::view::View;
+use super::vocabulary;
 use super::worker::Worker;
 use crate::peer::Relayed;
 use crate::route::{Fences, ReadPolicy};
@@ -97,6 +98,7 @@ where
     let (topology, snapshots) = watch::channel(Arc::new(Snapshot::empty()));
     let replicas = Arc::new(Replicas::new(Arc::new(Fences::new())));
     let (roll, questions) = Roll::of(settings.workers);
+    let (vocabulary, learner) = vocabulary::start();
     let view = View {
         snapshots: snapshots.clone(),
         unserved: Arc::default(),
@@ -104,6 +106,7 @@ where
         roll,
         pause: Arc::default(),
         scripts: Arc::default(),
+        vocabulary,
     };
     let scripts = view.scripts.clone();
     let (desk, ends) = desk(settings.workers);
@@ -151,6 +154,7 @@ where
         tokio::select! {
             Err(error) = source => Err(error.into()),
             () = scripts::load(scripts, snapshots.clone(), sampler_settings(&settings).login, shutdown.clone()) => Ok(()),
+            () = learner.learn(shutdown) => Ok(()),
             () = sample_all(&settings, replicas, snapshots.clone(), shutdown) => Ok(()),
             () = accept_all(listeners, workers, settings.clone(), shutdown) => Ok(()),
             Err(error) = pages => Err(ProxyError::Admin(error)),
@@ -345,6 +349,7 @@ fn work(
             () = worker.clone().close_idle_lanes() => {}
             () = worker.clone().answer_questions(inboxes.questions) => {}
             () = worker.clone().take_orders(inboxes.orders) => {}
+            () = worker.clone().follow_vocabulary() => {}
             () = shutdown.cancelled() => {}
         }
     });

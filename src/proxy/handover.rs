@@ -13,7 +13,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 use crate::peer::{Attach, Report};
-use crate::topology::{Epoch, ShardId};
+use crate::topology::{Course, Epoch, ShardId};
 
 /// What workers have told and the control thread has not taken. Who finds it full waits, in a task of its own.
 const TOLD_MAX: usize = 256;
@@ -32,10 +32,10 @@ pub enum Order {
 /// What a worker has done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum What {
-    /// It has no write in flight at the old master, and sends it none.
-    Drained,
-    /// What hears at it hears the next master.
-    Attached,
+    /// It has no write in flight at the old master, and sends it none; for which move.
+    Drained(Option<Course>),
+    /// What hears at it hears the next master; for which move.
+    Attached(Option<Course>),
     /// Its requests go to the new master; this is what the change cost it.
     Repointed(Report),
 }
@@ -108,11 +108,11 @@ pub struct Tally {
     open: BTreeMap<(ShardId, Epoch, Kind), Count>,
 }
 
-/// [`What`], without its data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// [`What`], without what it cost.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
-    Drained,
-    Attached,
+    Drained(Option<Course>),
+    Attached(Option<Course>),
     Repointed,
 }
 
@@ -139,9 +139,9 @@ impl Tally {
             epoch,
             what,
         } = told;
-        let kind = match what {
-            What::Drained => Kind::Drained,
-            What::Attached => Kind::Attached,
+        let kind = match &what {
+            What::Drained(course) => Kind::Drained(course.clone()),
+            What::Attached(course) => Kind::Attached(course.clone()),
             What::Repointed(_) => Kind::Repointed,
         };
         let key = (shard, epoch, kind);
@@ -162,7 +162,7 @@ impl Tally {
         let report = self.open.remove(&key)?.report;
         let what = match what {
             What::Repointed(_) => What::Repointed(report),
-            What::Drained | What::Attached => what,
+            What::Drained(_) | What::Attached(_) => what,
         };
         Some((key.0, key.1, what))
     }
@@ -203,15 +203,23 @@ mod tests {
     #[test]
     fn it_is_true_of_the_proxy_once_every_worker_has_said_it() {
         let mut tally = Tally::new(2);
-        assert_eq!(tally.take(told(0, 2, What::Drained)), None);
-        assert_eq!(tally.take(told(0, 2, What::Drained)), None, "twice is not two");
-        assert_eq!(tally.take(told(1, 3, What::Drained)), None, "another epoch");
-        assert_eq!(tally.take(told(1, 2, What::Attached)), None, "another thing");
-        assert_eq!(tally.take(told(1, 2, What::Drained)), all(2, What::Drained));
+        assert_eq!(tally.take(told(0, 2, What::Drained(None))), None);
+        assert_eq!(tally.take(told(0, 2, What::Drained(None))), None, "twice is not two");
+        assert_eq!(tally.take(told(1, 3, What::Drained(None))), None, "another epoch");
+        assert_eq!(tally.take(told(1, 2, What::Attached(None))), None, "another thing");
+        assert_eq!(tally.take(told(1, 2, What::Drained(None))), all(2, What::Drained(None)));
+        let named = |name: &str| What::Drained(Some(Course::from(name)));
+        assert_eq!(tally.take(told(0, 2, named("c1"))), None);
+        assert_eq!(
+            tally.take(told(1, 2, named("c2"))),
+            None,
+            "another move to the same epoch"
+        );
+        assert_eq!(tally.take(told(1, 2, named("c1"))), all(2, named("c1")));
         // A move to the same epoch after a rollback is asked for anew.
-        assert_eq!(tally.take(told(1, 2, What::Drained)), None);
+        assert_eq!(tally.take(told(1, 2, What::Drained(None))), None);
         tally.forget_move(&ShardId::from("s1"));
-        assert_eq!(tally.take(told(0, 2, What::Drained)), None);
+        assert_eq!(tally.take(told(0, 2, What::Drained(None))), None);
     }
 
     #[test]
@@ -233,11 +241,14 @@ mod tests {
     fn what_is_never_finished_is_forgotten() {
         let mut tally = Tally::new(2);
         for epoch in 0..=COUNTED_MAX as u64 {
-            assert_eq!(tally.take(told(0, epoch, What::Drained)), None);
+            assert_eq!(tally.take(told(0, epoch, What::Drained(None))), None);
         }
         assert_eq!(tally.open.len(), COUNTED_MAX);
-        assert_eq!(tally.take(told(1, 0, What::Drained)), None, "the oldest went");
+        assert_eq!(tally.take(told(1, 0, What::Drained(None))), None, "the oldest went");
         let newest = COUNTED_MAX as u64;
-        assert_eq!(tally.take(told(1, newest, What::Drained)), all(newest, What::Drained));
+        assert_eq!(
+            tally.take(told(1, newest, What::Drained(None))),
+            all(newest, What::Drained(None))
+        );
     }
 }

@@ -163,8 +163,8 @@ impl Liaison {
             return;
         };
         let request = match what {
-            What::Drained => Request::Drained(id, epoch),
-            What::Attached => Request::Attached(id, epoch),
+            What::Drained(course) => Request::Drained(id, epoch, course),
+            What::Attached(course) => Request::Attached(id, epoch, course),
             What::Repointed(report) => Request::Report(id, epoch, report),
         };
         debug!(?request, "an agent is told");

@@ -21,6 +21,7 @@ pub mod shared;
 pub mod source;
 mod spares;
 mod view;
+mod vocabulary;
 mod wake;
 mod worker;
 

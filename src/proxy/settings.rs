@@ -29,12 +29,20 @@ pub struct Settings {
     pub max_lag_ms: u64,
     /// How long a command waits for a master before it is refused, in milliseconds.
     pub hold_max_ms: u64,
+    /// Replicas that must acknowledge a write before its client is told, at least: a shard may ask for more.
+    pub ack_replicas: u32,
+    /// How long a reply waits for that, in milliseconds.
+    pub ack_timeout_ms: u64,
+    /// Whether only replicas count that have it on disk (WAITAOF).
+    pub acks_on_disk: bool,
     /// How long opening a backend connection may take.
     pub connect_timeout: Duration,
     /// Clients at once.
     pub clients_max: usize,
     /// The cluster's secret, where the proxy knows it.
     pub secret: Option<Arc<[u8]>>,
+    /// Who the proxy's own connections are at servers that no agent makes its user on; none: whoever everybody is.
+    pub redis_login: Option<(String, String)>,
 }
 
 impl Settings {
@@ -51,14 +59,18 @@ impl Settings {
             workers: (cores / 2).clamp(1, 4),
             reads: match &topology {
                 Topology::Fixed { replicas, .. } if replicas.is_empty() => ReadPolicy::Master,
-                Topology::Fixed { .. } | Topology::File(_) | Topology::ZooKeeper(_) => ReadPolicy::Causal,
+                Topology::Fixed { .. } | Topology::File(..) | Topology::ZooKeeper(_) => ReadPolicy::Causal,
             },
             topology,
             max_lag_ms: 1000,
             hold_max_ms: 5000,
+            ack_replicas: 0,
+            ack_timeout_ms: 1000,
+            acks_on_disk: false,
             connect_timeout: Duration::from_millis(1000),
             clients_max: 10_000,
             secret: None,
+            redis_login: None,
         }
     }
 
@@ -66,13 +78,17 @@ impl Settings {
     pub fn agents_secret(&self) -> Option<&Arc<[u8]>> {
         match &self.topology {
             Topology::ZooKeeper(_) => self.secret.as_ref(),
-            Topology::Fixed { .. } | Topology::File(_) => None,
+            Topology::Fixed { .. } | Topology::File(..) => None,
         }
     }
 
-    /// Name and password of the proxies' user at the servers of an epoch, if the secret and its master's life are known.
+    /// Name and password of the proxies' user at the servers of an epoch, if the secret and its master's life
+    /// are known; without a secret those of the settings.
     pub fn pass(&self, shard: &ShardId, epoch: Epoch, master: Option<&RunId>) -> Option<(String, String)> {
-        let (secret, master) = (self.agents_secret()?, master?);
+        let Some(secret) = self.agents_secret() else {
+            return self.redis_login.clone();
+        };
+        let master = master?;
         let token = peer::token(secret, peer::Role::Proxy, shard, epoch, master);
         Some((peer::name(peer::Role::Proxy, epoch), token))
     }

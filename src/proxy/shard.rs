@@ -13,10 +13,12 @@
 //! woken when there is a master, or told after `hold_max_ms` that there is none.
 //!
 //! `seek` looks for the master, `moving` is what a switchover adds, `lanes` what becomes of connections, `witness` the one
-//! that proves the epoch, `toll` what a change cost.
+//! that proves the epoch and, in `rounds`, acknowledges writes, `acks` who waits for that, `toll` what a change cost.
 
+mod acks;
 mod lanes;
 mod moving;
+mod rounds;
 mod seek;
 mod toll;
 mod witness;
@@ -36,9 +38,12 @@ use super::client::Session;
 use super::shared::ReplicaFacts;
 use super::spares::Spares;
 use super::worker::Worker;
+use acks::{Doubtful, Holder};
 use moving::{Ahead, Move};
 use toll::Toll;
 use witness::Witness;
+
+pub use rounds::Ticket;
 
 use crate::route::{Ask, Choice, ShardFences, Standing, Stickiness, choose};
 use crate::topology::{self, Epoch, Phase, RunId, ShardId};
@@ -93,6 +98,12 @@ pub struct Shard {
     ahead: RefCell<Option<Ahead>>,
     /// What proves that the master is still one.
     witness: RefCell<Option<Witness>>,
+    /// W of the last epoch that was heard of.
+    acks: Cell<u32>,
+    /// Who holds replies that are not acknowledged.
+    holders: RefCell<Vec<Holder>>,
+    /// What may be lost yet although its client heard of it.
+    doubtful: RefCell<Option<Doubtful>>,
     /// What the change under way costs.
     toll: RefCell<Toll>,
     /// How many shards of all workers have no master that serves.
@@ -129,6 +140,9 @@ impl Shard {
             drains: Cell::new(false),
             ahead: RefCell::default(),
             witness: RefCell::default(),
+            acks: Cell::new(0),
+            holders: RefCell::default(),
+            doubtful: RefCell::default(),
             toll: RefCell::default(),
             unserved,
             seeking: Cell::new(false),
@@ -243,16 +257,16 @@ impl Shard {
             session.wake();
             return;
         }
-        self.count_held(1);
         self.holding.borrow_mut().push(session);
         self.start_seeking(worker);
     }
 
     /// Follows what topology says of the shard.
     pub fn follow(self: &Rc<Self>, worker: &Rc<Worker>, offered: &topology::Shard) {
+        self.acks.set(worker.acks(offered.ack_replicas));
         let named = offered.master.as_ref().map(|master| {
             let pass = worker.pass(&self.id, offered.epoch, master.run_id.as_ref());
-            Target::master(master, offered.epoch, pass)
+            Target::master(master, offered.epoch, worker.acks(offered.ack_replicas), pass)
         });
         match (offered.phase, named, &offered.switch) {
             (Phase::Serving, Some(named), _) => self.go_to(worker, named, offered),
@@ -300,6 +314,7 @@ impl Shard {
         self.removed.set(true);
         self.unserved.fetch_sub(1, Ordering::Relaxed);
         self.abandon_lanes(None);
+        self.witness.take();
         for lane in self.readers.take().iter().flat_map(|gone| gone.lanes.values()) {
             lane.abandon();
         }
@@ -384,7 +399,8 @@ impl Shard {
         let serves = |who: &Mastership| matches!(who, Mastership::Serving(_) | Mastership::Leaving(_));
         let now = serves(&next);
         if !now {
-            self.witness.take();
+            // One that acknowledges goes on for as long as its lanes may.
+            self.witness.borrow_mut().take_if(|witness| !witness.acknowledges());
         }
         let before = self.mastership.replace(next);
         match (serves(&before), now) {

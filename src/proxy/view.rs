@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use super::pause::Pause;
 use super::roll::Roll;
 use super::scripts::Scripts;
+use super::vocabulary::Vocabulary;
 use crate::topology::Snapshot;
 
 /// A view of a running proxy; cheap to clone.
@@ -19,6 +20,7 @@ pub struct View {
     pub(super) roll: Roll,
     pub(super) pause: Arc<Pause>,
     pub(super) scripts: Arc<Scripts>,
+    pub(super) vocabulary: Vocabulary,
 }
 
 impl View {

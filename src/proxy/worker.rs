@@ -18,6 +18,7 @@ use super::settings::Settings;
 use super::shard::Shard;
 use super::shared::Replicas;
 use super::view::View;
+use super::vocabulary::Vocabulary;
 use crate::clock;
 use crate::command::{Command, KeyPositions, Table};
 use crate::resp::{Args, RequestLimits, RequestScanner, Span};
@@ -44,7 +45,8 @@ const DATABASES: u32 = 16;
 /// One worker's state.
 pub struct Worker {
     settings: Arc<Settings>,
-    commands: Arc<Table>,
+    commands: Cell<&'static Table>,
+    vocabulary: Vocabulary,
     snapshot: RefCell<Arc<Snapshot>>,
     /// In the order of the snapshot's; a nameless one, which only holds, until there is a snapshot.
     shards: RefCell<Vec<Rc<Shard>>>,
@@ -94,7 +96,8 @@ impl Worker {
         let nobody = Shard::new(nameless.clone(), replicas.fences().shard(&nameless), unserved.clone());
         Rc::new(Self {
             settings,
-            commands: Table::builtin(),
+            commands: Cell::new(Table::builtin()),
+            vocabulary: view.vocabulary.clone(),
             snapshot: RefCell::new(Arc::new(Snapshot::empty())),
             shards: RefCell::new(vec![nobody]),
             auth_required: Cell::new(false),
@@ -248,7 +251,7 @@ impl Worker {
                     let worker = self.clone();
                     tokio::task::spawn_local(async move {
                         attach(&worker, &shard, &order).await;
-                        worker.tell(&shard.id, order.epoch, What::Attached);
+                        worker.tell(&shard.id, order.epoch, What::Attached(order.course.clone()));
                     });
                 }
                 None => std::future::pending::<()>().await,
@@ -364,14 +367,46 @@ impl Worker {
         self.settings.hold_max_ms
     }
 
+    /// How many replicas must acknowledge a write at a shard that asks for `wanted` itself.
+    pub fn acks(&self, wanted: u32) -> u32 {
+        wanted.max(self.settings.ack_replicas)
+    }
+
+    /// How long a reply waits for that, in milliseconds.
+    pub fn ack_timeout_ms(&self) -> u64 {
+        self.settings.ack_timeout_ms
+    }
+
+    /// Whether only replicas count that have it on disk.
+    pub fn acks_on_disk(&self) -> bool {
+        self.settings.acks_on_disk
+    }
+
     /// How many databases the servers have.
     pub fn databases(&self) -> u32 {
         self.databases.get()
     }
 
-    /// The command table.
-    pub fn commands(&self) -> &Arc<Table> {
-        &self.commands
+    /// The command table. It may be another one at the next call: commands keep their ids in it.
+    #[inline]
+    pub fn commands(&self) -> &'static Table {
+        self.commands.get()
+    }
+
+    /// Which commands there are, as masters say.
+    pub fn vocabulary(&self) -> &Vocabulary {
+        &self.vocabulary
+    }
+
+    /// Takes over each new table, for as long as the worker lives.
+    pub async fn follow_vocabulary(self: Rc<Self>) {
+        let mut tables = self.vocabulary.tables();
+        loop {
+            self.commands.set(*tables.borrow_and_update());
+            if tables.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
     }
 
     /// What a client may send.

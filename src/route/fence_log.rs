@@ -162,6 +162,44 @@ impl FenceLog {
         }
     }
 
+    /// Moves what the next `commands` hold raised into a log of its own, if anything: they were executed and answered, and
+    /// may yet be lost, so that nobody may take them for settled.
+    pub fn set_aside(&mut self, commands: u32) -> Option<Self> {
+        self.answered = self.answered.wrapping_add(commands);
+        let mut aside = Self::new(self.cells.fences.clone(), self.cells.shard.clone());
+        while self.first_is_answered() {
+            aside.held.extend(self.held.pop_front());
+        }
+        if aside.held.is_empty() {
+            return None;
+        }
+        if !self.held.is_empty() {
+            // One mark for each of them.
+            self.cells.shard.any().raise();
+        }
+        Some(aside)
+    }
+
+    /// Takes over what another log of the same shard holds raised, for as long as itself. What is too much to be
+    /// remembered is every key.
+    pub fn absorb(&mut self, mut other: Self) {
+        let number = self.cells.fences.number_after_loss();
+        if !self.held.is_empty() && !other.held.is_empty() {
+            self.cells.shard.any().settle(number);
+        }
+        self.held.append(&mut other.held);
+        if self.held.len() > QUEUED_MAX {
+            self.cells.raise(Change::Every);
+            for held in self.held.drain(..) {
+                self.cells.settle(held.change, number);
+            }
+            self.held.push_back(Held {
+                command: 0,
+                change: Change::Every,
+            });
+        }
+    }
+
     /// How many changes are held raised.
     pub fn held(&self) -> usize {
         self.held.len()
@@ -358,6 +396,43 @@ mod tests {
         assert!(fences.need_of(b"a").is_master() && fences.need_of(b"b").is_master());
         log.answered(1);
         assert!(!fences.need_of(b"a").is_master() && !is_open(&fences, fences.need_of(b"b")));
+    }
+
+    #[test]
+    fn what_is_set_aside_stays_raised_until_it_is_let_go() {
+        let (fences, shard) = ground();
+        let mut log = FenceLog::new(fences.clone(), shard.clone());
+        log.appended(3, &writes(&fences, &[(0, "a"), (1, "b"), (2, "c")]));
+        let aside = log.set_aside(2).unwrap();
+        log.answered(1);
+        assert!(fences.need_of(b"a").is_master() && fences.need_of(b"b").is_master());
+        assert!(!fences.need_of(b"c").is_master() && shard.need_of_any().is_master());
+        assert!(log.set_aside(0).is_none());
+        log.appended(1, &writes(&fences, &[(0, "d")]));
+        let mut all = log.set_aside(1).unwrap();
+        assert!(shard.need_of_any().is_master());
+        all.absorb(aside);
+        assert!(fences.need_of(b"a").is_master() && fences.need_of(b"d").is_master());
+        drop(all);
+        for need in [fences.need_of(b"a"), fences.need_of(b"d"), shard.need_of_any()] {
+            assert!(!need.is_master());
+        }
+    }
+
+    #[test]
+    fn more_than_can_be_remembered_of_what_was_set_aside_is_every_key() {
+        let (fences, shard) = ground();
+        let mut all = FenceLog::new(fences.clone(), shard.clone());
+        for round in 0..=QUEUED_MAX {
+            let mut log = FenceLog::new(fences.clone(), shard.clone());
+            log.appended(1, &writes(&fences, &[(0, &round.to_string())]));
+            all.absorb(log.set_aside(1).unwrap());
+            assert_eq!(shard.need_of_keyed().is_master(), round == QUEUED_MAX);
+        }
+        assert_eq!(all.held(), 1);
+        drop(all);
+        assert!(!shard.need_of_keyed().is_master() && !shard.need_of_any().is_master());
+        assert!(!fences.need_of(b"0").is_master());
     }
 
     #[test]

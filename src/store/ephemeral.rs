@@ -15,6 +15,8 @@ use crate::clock;
 
 /// Until what failed is tried again, and a znode that is taken is looked at again.
 const AGAIN: Duration = Duration::from_millis(100);
+/// The same after a refusal, which stays one until somebody changes something.
+const REFUSED_AGAIN: Duration = Duration::from_secs(2);
 
 /// Whether the znode is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,6 +117,8 @@ struct Worker<F> {
 
 impl<F: Fn(&[u8]) -> bool> Worker<F> {
     async fn run(mut self) {
+        // The last refusal, so that each is said once.
+        let mut said = None;
         loop {
             let wanted = self.wishes.borrow_and_update().clone();
             self.connection.borrow_and_update();
@@ -131,15 +135,23 @@ impl<F: Fn(&[u8]) -> bool> Worker<F> {
                 *told = standing;
                 changed
             });
-            if let Err(error) = &settled {
-                tracing::debug!(%error, path = %self.path, "an ephemeral is not there yet");
+            let mut again = (settled != Ok(true)).then_some(AGAIN);
+            match settled {
+                Err(error @ (StoreError::Forbidden { .. } | StoreError::Refused { .. })) => {
+                    again = Some(REFUSED_AGAIN);
+                    if said.as_ref() != Some(&error) {
+                        tracing::warn!("{error}; until then others do not see this here");
+                        said = Some(error);
+                    }
+                }
+                Err(error) => tracing::debug!(%error, path = %self.path, "an ephemeral is not there yet"),
+                Ok(_) => said = None,
             }
-            let patience = settled != Ok(true);
             tokio::select! {
                 changed = self.wishes.changed() => if changed.is_err() { return },
                 changed = self.connection.changed() => if changed.is_err() { return },
                 Hint::Everything | Hint::Paths(_) = self.watch.changed() => {}
-                () = sleep(AGAIN), if patience => {}
+                () = sleep(again.unwrap_or_default()), if again.is_some() => {}
             }
         }
     }

@@ -36,6 +36,14 @@ pub enum StoreError {
     /// There is no such znode.
     #[error("{0} does not exist")]
     Missing(String),
+    /// Its ACL does not let us.
+    #[error("ZooKeeper refuses {path} {why}")]
+    Forbidden {
+        /// Which znode, from the ensemble's root.
+        path: String,
+        /// To whom, and the remedy.
+        why: String,
+    },
     /// The server refuses for another reason.
     #[error("ZooKeeper refuses {path}: {why}")]
     Refused {
@@ -66,6 +74,7 @@ impl StoreError {
             | Self::Conflict(_)
             | Self::Exists(_)
             | Self::Missing(_)
+            | Self::Forbidden { .. }
             | Self::Refused { .. } => Effect::NotWritten,
         }
     }

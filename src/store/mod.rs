@@ -11,6 +11,7 @@
 //! write whose outcome was lost says so ([`StoreError::Unknown`]) and is never repeated here; only a server says
 //! that a session has expired; queues are bounded (hints coalesce).
 
+mod access;
 mod connection;
 mod ephemeral;
 mod error;
@@ -21,6 +22,7 @@ mod zookeeper;
 
 use std::time::Duration;
 
+pub use access::Credentials;
 pub use connection::Connection;
 pub use ephemeral::{Ephemeral, Standing};
 pub use error::{Effect, StoreError};
@@ -42,6 +44,8 @@ pub struct Settings {
     pub cluster: String,
     /// How long a session outlives its connection.
     pub session_timeout: Duration,
+    /// Who we are there; none: nobody, and everybody may do everything with our znodes.
+    pub credentials: Option<Credentials>,
 }
 
 impl Settings {
@@ -51,6 +55,7 @@ impl Settings {
             connect: connect.to_owned(),
             cluster: cluster.to_owned(),
             session_timeout: SESSION_TIMEOUT,
+            credentials: None,
         }
     }
 }
@@ -159,6 +164,15 @@ impl Store {
         match &self.0 {
             Inner::ZooKeeper(store) => store.children(path).await,
             Inner::Memory(store) => store.children(path),
+        }
+    }
+
+    /// Which of these znodes let everybody do more than our own ones do. None without credentials, and those that do
+    /// not exist or do not show it are left out.
+    pub async fn exposed(&self, paths: &[String]) -> Result<Vec<String>, StoreError> {
+        match &self.0 {
+            Inner::ZooKeeper(store) => store.exposed(paths).await,
+            Inner::Memory(_) => Ok(Vec::new()),
         }
     }
 

@@ -182,6 +182,11 @@ fn connector(settings: &Settings, session: Option<SessionInfo>) -> Connector {
     let connector = Client::connector()
         .with_session_timeout(settings.session_timeout)
         .with_fail_eagerly();
+    // Shown in each connection: a server knows who we are by connection.
+    let connector = match &settings.credentials {
+        Some(credentials) => connector.with_auth("digest", &credentials.digest()),
+        None => connector,
+    };
     match session {
         Some(session) => connector.with_session(session),
         None => connector,

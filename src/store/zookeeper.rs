@@ -11,9 +11,10 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use zookeeper_client::{
-    Acls, AddWatchMode, Client, CreateMode, CreateOptions, Error, EventType, PersistentWatcher, SessionState,
+    AddWatchMode, Client, CreateMode, CreateOptions, Error, EventType, PersistentWatcher, SessionState,
 };
 
+use super::access::Access;
 use super::hints::Hints;
 use super::session::{Keeper, Link, Told};
 use super::{Connection, Lifetime, Owner, Settings, StoreError, Value, Watch};
@@ -23,12 +24,14 @@ const WATCH_AGAIN: Duration = Duration::from_millis(100);
 /// How long the end of the keeper is waited for.
 const CLOSE_LIMIT: Duration = Duration::from_secs(1);
 
-const PERSISTENT: CreateOptions<'static> = CreateMode::Persistent.with_acls(Acls::anyone_all());
+/// Above the roots of all clusters.
+const TOP: &str = "/pointsman";
 
 /// One session; clones share it.
 #[derive(Clone, Debug)]
 pub(super) struct ZooKeeper {
     root: Arc<str>,
+    access: Arc<Access>,
     link: watch::Receiver<Link>,
     connection: watch::Receiver<Connection>,
     session_timeout: Duration,
@@ -45,7 +48,8 @@ impl ZooKeeper {
             session_timeout,
         } = Keeper::start(settings, stop.clone()).await?;
         Ok(Self {
-            root: format!("/pointsman/{}", settings.cluster).into(),
+            root: format!("{TOP}/{}", settings.cluster).into(),
+            access: Arc::new(Access::new(settings.credentials.as_ref())),
             link,
             connection,
             session_timeout,
@@ -75,41 +79,48 @@ impl ZooKeeper {
                 Err(error) => Err(error),
             }
         };
-        self.run(reading).await.map_err(|ended| ended.of_read(path))
+        self.run(reading).await.map_err(|ended| self.read_failed(ended, path))
     }
 
     pub(super) async fn set(&self, path: &str, bytes: Vec<u8>, version: i32) -> Result<i32, StoreError> {
         let at = self.at(path);
         let writing = |client: Client| async move { client.set_data(&at, &bytes, Some(version)).await };
-        let stat = self.run(writing).await.map_err(|ended| ended.of_write(path))?;
+        let stat = self
+            .run(writing)
+            .await
+            .map_err(|ended| self.write_failed(ended, path))?;
         Ok(stat.version)
     }
 
     pub(super) async fn create(&self, path: &str, bytes: Vec<u8>, lifetime: Lifetime) -> Result<(), StoreError> {
         let at = self.at(path);
-        let options = match lifetime {
-            Lifetime::Persistent => PERSISTENT,
-            Lifetime::Ephemeral => CreateMode::Ephemeral.with_acls(Acls::anyone_all()),
+        let mode = match lifetime {
+            Lifetime::Persistent => CreateMode::Persistent,
+            Lifetime::Ephemeral => CreateMode::Ephemeral,
         };
-        let writing = |client: Client| async move { create(&client, &at, &bytes, &options).await };
+        let access = &self.access;
+        let writing = |client: Client| async move { create(&client, &at, &bytes, mode, access).await };
         self.run(writing)
             .await
-            .map_err(|ended| ended.of_write(path))
+            .map_err(|ended| self.write_failed(ended, path))
             .map(|_| ())
     }
 
     pub(super) async fn append(&self, parent: &str, bytes: Vec<u8>) -> Result<u64, StoreError> {
         let at = format!("{}/", self.at(parent));
-        let options = CreateMode::PersistentSequential.with_acls(Acls::anyone_all());
-        let writing = |client: Client| async move { create(&client, &at, &bytes, &options).await };
-        let sequence = self.run(writing).await.map_err(|ended| ended.of_write(parent))?;
+        let (mode, access) = (CreateMode::PersistentSequential, &self.access);
+        let writing = |client: Client| async move { create(&client, &at, &bytes, mode, access).await };
+        let sequence = self
+            .run(writing)
+            .await
+            .map_err(|ended| self.write_failed(ended, parent))?;
         Ok(u64::try_from(sequence).unwrap_or(0))
     }
 
     pub(super) async fn delete(&self, path: &str, version: Option<i32>) -> Result<(), StoreError> {
         let at = self.at(path);
         let writing = |client: Client| async move { client.delete(&at, version).await };
-        self.run(writing).await.map_err(|ended| ended.of_write(path))
+        self.run(writing).await.map_err(|ended| self.write_failed(ended, path))
     }
 
     pub(super) async fn children(&self, path: &str) -> Result<Vec<String>, StoreError> {
@@ -121,15 +132,37 @@ impl ZooKeeper {
                 Err(error) => Err(error),
             }
         };
-        let mut names = self.run(reading).await.map_err(|ended| ended.of_read(path))?;
+        let mut names = self.run(reading).await.map_err(|ended| self.read_failed(ended, path))?;
         names.sort_unstable();
         Ok(names)
+    }
+
+    pub(super) async fn exposed(&self, paths: &[String]) -> Result<Vec<String>, StoreError> {
+        let mut exposed = Vec::new();
+        for path in paths {
+            let at = self.at(path);
+            let reading = |client: Client| async move {
+                match client.get_acl(&at).await {
+                    Ok((acls, _)) => Ok(acls),
+                    Err(Error::NoNode | Error::NoAuth) => Ok(Vec::new()),
+                    Err(error) => Err(error),
+                }
+            };
+            let acls = self.run(reading).await;
+            if self
+                .access
+                .is_wider(&acls.map_err(|ended| self.read_failed(ended, path))?)
+            {
+                exposed.push(self.at(path));
+            }
+        }
+        Ok(exposed)
     }
 
     pub(super) async fn sync(&self) -> Result<(), StoreError> {
         let at = self.at("");
         let reading = |client: Client| async move { client.sync(&at).await };
-        self.run(reading).await.map_err(|ended| ended.of_read("/"))
+        self.run(reading).await.map_err(|ended| self.read_failed(ended, "/"))
     }
 
     pub(super) fn watch(&self, path: &str) -> Watch {
@@ -156,6 +189,23 @@ impl ZooKeeper {
         let ended = async { while link.changed().await.is_ok() {} };
         if timeout(CLOSE_LIMIT, ended).await.is_err() {
             tracing::debug!("the ZooKeeper session is still being closed");
+        }
+    }
+
+    fn read_failed(&self, ended: Ended, path: &str) -> StoreError {
+        match self.write_failed(ended, path) {
+            // A read leaves nothing behind.
+            StoreError::Unknown => StoreError::Away,
+            error => error,
+        }
+    }
+
+    fn write_failed(&self, ended: Ended, path: &str) -> StoreError {
+        match ended {
+            Ended::NotSent => StoreError::Away,
+            Ended::Lost => StoreError::Unknown,
+            Ended::Answered(Error::NoAuth) => self.access.refusal(self.at(path)),
+            Ended::Answered(error) => answered(error, path),
         }
     }
 
@@ -192,52 +242,43 @@ enum Ended {
     Answered(Error),
 }
 
-impl Ended {
-    fn of_read(self, path: &str) -> StoreError {
-        match self.of_write(path) {
-            // A read leaves nothing behind.
-            StoreError::Unknown => StoreError::Away,
-            error => error,
-        }
-    }
-
-    fn of_write(self, path: &str) -> StoreError {
-        let error = match self {
-            Self::NotSent => return StoreError::Away,
-            Self::Lost => return StoreError::Unknown,
-            Self::Answered(error) => error,
-        };
-        match error {
-            Error::BadVersion => StoreError::Conflict(path.to_owned()),
-            Error::NodeExists => StoreError::Exists(path.to_owned()),
-            Error::NoNode => StoreError::Missing(path.to_owned()),
-            Error::NoAuth
-            | Error::NoChildrenForEphemerals
-            | Error::NotEmpty
-            | Error::InvalidAcl
-            | Error::AuthFailed
-            | Error::NotReadOnly
-            | Error::QuotaExceeded
-            | Error::Throttled
-            | Error::MarshallingError
-            | Error::Unimplemented
-            | Error::BadArguments(_) => StoreError::Refused {
-                path: path.to_owned(),
-                why: error.to_string(),
-            },
-            // Also "session expired": the crate says so by its own clock, of requests that were sent.
-            _ => StoreError::Unknown,
-        }
+/// What a server's error means for an operation on `path`.
+fn answered(error: Error, path: &str) -> StoreError {
+    match error {
+        Error::BadVersion => StoreError::Conflict(path.to_owned()),
+        Error::NodeExists => StoreError::Exists(path.to_owned()),
+        Error::NoNode => StoreError::Missing(path.to_owned()),
+        Error::NoAuth
+        | Error::NoChildrenForEphemerals
+        | Error::NotEmpty
+        | Error::InvalidAcl
+        | Error::AuthFailed
+        | Error::NotReadOnly
+        | Error::QuotaExceeded
+        | Error::Throttled
+        | Error::MarshallingError
+        | Error::Unimplemented
+        | Error::BadArguments(_) => StoreError::Refused {
+            path: path.to_owned(),
+            why: error.to_string(),
+        },
+        // Also "session expired": the crate says so by its own clock, of requests that were sent.
+        _ => StoreError::Unknown,
     }
 }
 
 /// Creates a znode, and its parents first where they are missing. The number is that of a sequential one.
-async fn create(client: &Client, at: &str, bytes: &[u8], options: &CreateOptions<'_>) -> Result<i64, Error> {
-    let created = match client.create(at, bytes, options).await {
+async fn create(client: &Client, at: &str, bytes: &[u8], mode: CreateMode, access: &Access) -> Result<i64, Error> {
+    let options: CreateOptions<'_> = access.own(mode);
+    let created = match client.create(at, bytes, &options).await {
         Err(Error::NoNode) => {
             let (parent, _) = at.rsplit_once('/').ok_or(Error::NoNode)?;
-            client.mkdir(parent, &PERSISTENT).await?;
-            client.create(at, bytes, options).await
+            match client.create(TOP, &[], &access.shared()).await {
+                Ok(_) | Err(Error::NodeExists) => {}
+                Err(error) => return Err(error),
+            }
+            client.mkdir(parent, &access.own(CreateMode::Persistent)).await?;
+            client.create(at, bytes, &options).await
         }
         other => other,
     };

@@ -56,6 +56,11 @@ name_type! {
     /// The `run_id` a redis-server draws at each start (40 hex digits): one life of one process.
     RunId
 }
+name_type! {
+    /// The name of one claim on a shard, drawn by who makes it. Two moves of a master may reserve the same epoch, one of
+    /// them given up; they never have the same course.
+    Course
+}
 
 /// A shard's fencing number. Only grows; 0 means that no master was ever published.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -11,6 +11,6 @@ mod slots;
 mod snapshot;
 
 pub use addr::{Addr, AddrError};
-pub use ids::{Epoch, NodeId, ReplOffset, RunId, ShardId};
+pub use ids::{Course, Epoch, NodeId, ReplOffset, RunId, ShardId};
 pub use slots::{SLOT_COUNT, Slot, SlotMap, SlotMapError, slot_of_key};
 pub use snapshot::{Master, Node, Phase, Shard, ShardIndex, Snapshot, Switch};

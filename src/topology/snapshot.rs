@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::addr::Addr;
-use super::ids::{Epoch, NodeId, RunId, ShardId};
+use super::ids::{Course, Epoch, NodeId, RunId, ShardId};
 use super::slots::SlotMap;
 
 /// A shard's place in [`Snapshot::shards`]; stable while the set of shards is.
@@ -35,6 +35,9 @@ pub struct Switch {
     /// The request that it answers.
     #[serde(default)]
     pub request: String,
+    /// Which of several claims it is, in a snapshot; in ZooKeeper the nonce of the state says it.
+    #[serde(skip)]
+    pub course: Option<Course>,
 }
 
 /// The master that a `serving` state names.

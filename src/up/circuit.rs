@@ -21,7 +21,9 @@ use super::logs::Logs;
 use super::plan::{Part, Plan};
 use super::program::Programs;
 use super::settings::Settings;
-use crate::operate::{Circuit, SECRET_FILE, ZooKeeperAt};
+use crate::operate::{Circuit, SECRET_FILE, ServerAt, ZooKeeperAt, own_credentials};
+use crate::store::Credentials;
+use crate::topology::Addr;
 
 /// Ends and restarts that were not looked at yet.
 const EVENTS_MAX: usize = 64;
@@ -60,6 +62,7 @@ pub(super) struct Run {
     pub(super) dir: PathBuf,
     pub(super) plan: Plan,
     pub(super) secret: Arc<[u8]>,
+    pub(super) credentials: Option<Credentials>,
     pub(super) children: Children,
     pub(super) logs: Logs,
     pub(super) ended: mpsc::Receiver<Ended>,
@@ -78,6 +81,7 @@ impl Run {
         let plan = Plan::new(settings, u16::try_from(seed % 65_536).unwrap_or_default(), free)?;
         folder.prepare(&plan).map_err(refused)?;
         let secret = fs::read(dir.join(SECRET_FILE)).map_err(refused)?;
+        let credentials = own_credentials(dir).map_err(|error| refused(io::Error::other(error)))?;
         let programs = Programs::new(dir, settings, ground);
         let (tell, ended) = mpsc::channel(EVENTS_MAX);
         let (due, restarts) = mpsc::channel(EVENTS_MAX);
@@ -88,6 +92,7 @@ impl Run {
             dir: dir.to_owned(),
             plan,
             secret: secret.into(),
+            credentials,
             children: Children::new(tell),
             logs: Logs::default(),
             ended,
@@ -140,6 +145,7 @@ impl Run {
             zookeeper: ZooKeeperAt {
                 connect: self.plan.connect.clone(),
                 pid: pids.first().copied().flatten(),
+                servers: servers_at(&self.plan, &pids),
                 pids,
             },
             proxies,
@@ -218,6 +224,16 @@ impl Run {
             .await;
         self.children.end(|_| true, END_PATIENCE).await;
     }
+}
+
+fn servers_at(plan: &Plan, pids: &[Option<i32>]) -> Vec<ServerAt> {
+    let servers = plan.zookeepers.iter().zip(pids);
+    servers
+        .map(|(member, pid)| ServerAt {
+            addr: Addr::new("127.0.0.1", member.port),
+            pid: *pid,
+        })
+        .collect()
 }
 
 /// Tells the operator. Whether anybody reads it changes nothing.

@@ -1,6 +1,6 @@
 //! DIR: who may use it, what is cleared away before, what is removed after.
 //!
-//! Owns: the lock, the secret, the clearing. Refuses: removing what it did not make. Invariant: one `up` at a time holds
+//! Owns: the lock, the secrets, the clearing. Refuses: removing what it did not make. Invariant: one `up` at a time holds
 //! DIR's lock; a DIR made by an `up` that was killed is still known as made by one.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -12,7 +12,7 @@ use nix::fcntl::{Flock, FlockArg};
 
 use super::error::UpError;
 use super::plan::{Part, Plan};
-use crate::operate::{SECRET_FILE, SOCKET_FILE, UP_FILE};
+use crate::operate::{AUTH_FILE, SECRET_FILE, SOCKET_FILE, UP_FILE};
 
 /// Held as long as an `up` runs in the folder.
 const LOCK_FILE: &str = "lock";
@@ -84,17 +84,20 @@ impl Folder {
             remove(&folder.join("epoch"))?;
             remove(&folder.join(log))?;
         }
-        self.write_secret()
+        self.write_private(SECRET_FILE, &random()?)?;
+        remove(&self.path.join(AUTH_FILE))?;
+        // In an ensemble of others its znodes outlive this folder: closed, nobody could delete them any more.
+        match plan.zookeepers.is_empty() {
+            true => Ok(()),
+            false => self.write_private(AUTH_FILE, &format!("pointsman:{}", random()?)),
+        }
     }
 
-    fn write_secret(&self) -> io::Result<()> {
-        let mut random = [0u8; 32];
-        getrandom::fill(&mut random).map_err(|error| io::Error::other(error.to_string()))?;
-        let hex: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
-        let path = self.path.join(SECRET_FILE);
+    fn write_private(&self, name: &str, text: &str) -> io::Result<()> {
+        let path = self.path.join(name);
         remove(&path)?;
         let mut file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(path)?;
-        file.write_all(hex.as_bytes())
+        file.write_all(text.as_bytes())
     }
 
     /// Leaves the folder: removed if an `up` made it, else with nothing in it that says that one runs.
@@ -107,6 +110,13 @@ impl Folder {
         }
         Ok(())
     }
+}
+
+/// 256 bits in hex.
+fn random() -> io::Result<String> {
+    let mut random = [0u8; 32];
+    getrandom::fill(&mut random).map_err(|error| io::Error::other(error.to_string()))?;
+    Ok(random.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 fn remove(path: &Path) -> io::Result<()> {

@@ -194,6 +194,7 @@ mod tests {
             listen: Addr::new("127.0.0.1", 10_001),
             shards: 2,
             replicas: 1,
+            ack_replicas: 0,
             proxies: 2,
             zookeeper: None,
             zookeepers: 3,

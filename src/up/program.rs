@@ -12,7 +12,7 @@ use super::settings::Settings;
 use super::zookeeper;
 use crate::agent::machine::facts::PARKED_AT;
 use crate::config::{AgentFile, Name, OnStop, ProxyFile, agent_toml, proxy_toml};
-use crate::operate::{NodeAt, ProxyAt, SECRET_FILE};
+use crate::operate::{AUTH_FILE, NodeAt, ProxyAt, SECRET_FILE};
 
 /// Knows Redis' `enable-debug-command`.
 const REDIS_WITH_DEBUG_SWITCH: Version = Version(7, 0);
@@ -103,8 +103,10 @@ impl Programs {
             zookeeper: Some(plan.connect.parse().map_err(io::Error::other)?),
             cluster: plan.cluster.parse().map_err(io::Error::other)?,
             session_timeout_ms: self.session_timeout_ms(),
+            zookeeper_auth_file: (!plan.zookeepers.is_empty()).then(|| self.dir.join(AUTH_FILE)),
             secret_file: Some(self.dir.join(SECRET_FILE)),
             members: members.map_err(io::Error::other)?,
+            ack_replicas: self.settings.ack_replicas.into(),
             // The agent makes a folder named after its node in there, which is the node's.
             data_dir: self.dir.clone(),
             // An `up` that ends has nobody to hand anything over to.
@@ -121,6 +123,7 @@ impl Programs {
             zookeeper: Some(plan.connect.parse().map_err(io::Error::other)?),
             cluster: plan.cluster.parse().map_err(io::Error::other)?,
             session_timeout_ms: self.session_timeout_ms(),
+            zookeeper_auth_file: (!plan.zookeepers.is_empty()).then(|| self.dir.join(AUTH_FILE)),
             secret_file: Some(self.dir.join(SECRET_FILE)),
             ..ProxyFile::default()
         })

@@ -98,6 +98,7 @@ pub async fn one_linked(addr: &Addr, secret: &[u8]) -> Result<(), String> {
         (_, State::Syncing) => Err("it is catching up with its master".to_owned()),
         (_, State::Parked) => Err("it follows nobody yet".to_owned()),
         (_, State::Down) => Err("its redis-server does not answer".to_owned()),
+        (_, State::Foreign) => Err("its redis-server holds data of another origin".to_owned()),
     }
 }
 

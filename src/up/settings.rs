@@ -20,6 +20,8 @@ pub struct Settings {
     pub shards: usize,
     /// Replicas of each shard.
     pub replicas: usize,
+    /// How many of them must acknowledge a write; at most as many as there are.
+    pub ack_replicas: u32,
     /// How many proxies.
     pub proxies: usize,
     /// An ensemble that runs already; none: `up` starts one.

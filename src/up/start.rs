@@ -69,6 +69,7 @@ impl Run {
             connect: self.plan.connect.clone(),
             cluster: self.plan.cluster.clone(),
             session_timeout: self.settings.session_timeout,
+            credentials: self.credentials.clone(),
         };
         Store::connect(&settings).await
     }
@@ -76,7 +77,8 @@ impl Run {
     async fn found(&mut self) -> Result<(), UpError> {
         let store = self.store().await?;
         let plan = self.plan.clone();
-        let look = async || match founding::found(&store, &plan).await {
+        let acks = self.settings.ack_replicas;
+        let look = async || match founding::found(&store, &plan, acks).await {
             // It may have been written: writing what is missing once more is right in any case.
             Err(error @ (StoreError::Away | StoreError::Unknown)) => Err(error.to_string()),
             other => Ok(other),

@@ -300,3 +300,40 @@ async fn a_frozen_server_is_silent_and_a_paused_one_is_alive() {
     server.signal("-CONT");
     sees(&mut probe, "up again", LIMIT, |seen| matches!(seen, Seen::Up { .. })).await;
 }
+
+#[tokio::test]
+async fn users_that_an_acl_load_removes_are_put_back_unless_the_node_was_fenced() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("users.acl");
+    std::fs::write(&file, "user default on nopass ~* &* +@all\n").unwrap();
+    let server = Server::start_on(
+        crate::support::free_port(),
+        &["--replicaof", "127.0.0.1", "1", "--aclfile", file.to_str().unwrap()],
+    )
+    .await;
+    let mut actor = server.actor();
+    let life = actor.act(&park(1)).await.unwrap().run_id;
+    actor.act(&promote(1, &life)).await.unwrap();
+    let users = async || {
+        let mut connection = Connection::open(&server.addr, &Login::default(), LIMIT).await.unwrap();
+        let reply = connection.ask(&["ACL", "USERS"], LIMIT).await.unwrap();
+        let names = pointsman::agent::redis::texts(&reply).into_iter().map(str::to_owned);
+        names.filter(|name| name.ends_with("-1")).collect::<Vec<String>>()
+    };
+    let before = users().await;
+    assert_eq!(before.len(), 2, "{before:?}");
+    assert_eq!(server.ask(&["ACL", "LOAD"]).await, "OK");
+    assert_eq!(users().await.len(), 0);
+    tokio::time::timeout(LIMIT, actor.cooled()).await.unwrap();
+    actor.warm_up().await.unwrap();
+    assert_eq!(users().await, before);
+    let fence = Ask::Fence {
+        epoch: Epoch(2),
+        run_id: life,
+    };
+    actor.act(&fence).await.unwrap();
+    assert_eq!(server.ask(&["ACL", "LOAD"]).await, "OK");
+    tokio::time::timeout(LIMIT, actor.cooled()).await.unwrap();
+    actor.warm_up().await.unwrap();
+    assert_eq!(users().await.len(), 0, "nothing for who was fenced");
+}

@@ -62,6 +62,8 @@ pub fn start(id: &NodeId, port: u16, redis: Addr, zookeeper: &str, dir: &Path) -
         store: Settings::new(zookeeper, "test"),
         zone: "z1".to_owned(),
         on_stop: OnStop::Leave,
+        stop_patience: Duration::from_secs(5),
+        at_once: CancellationToken::new(),
     }
 }
 

@@ -37,8 +37,8 @@ fn sentence(output: &Output, code: i32) -> String {
 fn wrong_flags_end_with_2_and_say_what_is_right() {
     for (args, wanted) in [
         (
-            &["up", "--ack-replicas", "1"][..],
-            "--ack-replicas: acknowledgements by replicas are not built yet",
+            &["up", "--replicas", "1", "--ack-replicas", "2"][..],
+            "--ack-replicas: 2 replicas can never acknowledge anything where there are 1: give at most that",
         ),
         (&["up", "--zookeepers", "2"], "[possible values: 1, 3]"),
         (

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use pointsman::config::{AgentFile, Document, File, ProxyFile, agent_toml, read_secret};
+use pointsman::config::{AgentFile, Document, File, ProxyFile, agent_toml, read_secret, read_user_and_password};
 use tempfile::TempDir;
 
 use crate::support::Pointsman;
@@ -71,8 +71,27 @@ fn the_documented_configs_hold_every_key_with_its_default() {
 #[test]
 fn what_stands_behind_a_hash_is_allowed_there() {
     for (name, keys) in [
-        ("proxy.toml", &["id", "admin", "workers"][..]),
-        ("agent.toml", &["redis_user", "redis_password_file", "admin", "zone"]),
+        (
+            "proxy.toml",
+            &[
+                "id",
+                "admin",
+                "workers",
+                "zookeeper_auth_file",
+                "redis_user",
+                "redis_password_file",
+            ][..],
+        ),
+        (
+            "agent.toml",
+            &[
+                "redis_user",
+                "redis_password_file",
+                "admin",
+                "zone",
+                "zookeeper_auth_file",
+            ],
+        ),
     ] {
         let (path, mut text) = documented(name);
         for key in keys {
@@ -175,8 +194,11 @@ fn check_config_tells_the_kind_or_names_line_key_and_remedy() {
         ),
         (
             "[agent]\nnode = 'a'\nack_replicas = 1\n",
-            "f.toml:3: ack_replicas: acknowledgements by replicas are not built yet: only 0 (Redis' own asynchronous \
-             replication) works",
+            "f.toml:3: ack_replicas: members are not given: list them, so that it is known who acknowledges",
+        ),
+        (
+            "[agent]\nnode = 'a'\nmembers = ['a', 'b']\nack_replicas = 2\n",
+            "f.toml:4: ack_replicas: 2 replicas can never acknowledge anything where 2 members have 1: give at most that",
         ),
         (
             "[agent]\nnode = 'a'\n[agent.timings]\nprobe_ms = 0\n",
@@ -216,6 +238,26 @@ fn check_config_tells_the_kind_or_names_line_key_and_remedy() {
 }
 
 #[test]
+fn a_password_is_one_line_and_a_user_stands_before_a_colon() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("auth");
+    let write = |text: &str| {
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        let said = read_user_and_password(&path).map_err(|error| error.to_string());
+        said.inspect_err(|said| assert!(said.starts_with(path.to_str().unwrap()), "{said}"))
+    };
+    let pair = |user: &str, password: &str| Ok((user.to_owned(), password.to_owned()));
+    assert_eq!(write("a:b"), pair("a", "b"));
+    assert_eq!(write("a:b:c \r\n"), pair("a", "b:c "));
+    for text in ["a", ":b", "a:", "a\n"] {
+        assert!(write(text).unwrap_err().contains("user:password"), "{text:?}");
+    }
+    assert!(write("a:b\nc:d\n").unwrap_err().contains("several lines"));
+    assert!(write("\n").unwrap_err().contains("empty"));
+}
+
+#[test]
 fn a_secret_is_long_and_nobody_elses() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("secret");
@@ -232,7 +274,28 @@ fn a_secret_is_long_and_nobody_elses() {
             .unwrap_err()
             .contains("has 15 bytes, 16 are needed")
     );
-    assert!(write("0123456789abcdef", 0o644).unwrap_err().contains("chmod o="));
+    assert_eq!(write("  0123456789abcdef\r\n\n", 0o400).unwrap(), b"0123456789abcdef");
+    let remedy = format!("run 'chmod 600 {}'", path.display());
+    for (mode, who) in [
+        (0o644, "everybody"),
+        (0o602, "everybody"),
+        (0o640, "its group"),
+        (0o660, "its group"),
+    ] {
+        let said = write("0123456789abcdef", mode).unwrap_err();
+        assert!(said.contains(&remedy) && said.contains(who), "{mode:o}: {said}");
+    }
+    for (text, why) in [
+        (String::new(), "has 0 bytes, 16 are needed"),
+        (" \n".repeat(20), "has 0 bytes, 16 are needed"),
+        ("x".repeat(4097), "at most 4096 are read"),
+    ] {
+        assert!(write(&text, 0o600).unwrap_err().contains(why), "{why}");
+    }
+    assert_eq!(write(&"x".repeat(4096), 0o600).unwrap().len(), 4096);
+    fs::write(&path, [0xff; 32]).unwrap();
+    assert!(read_secret(&path).unwrap_err().to_string().contains("no text"));
+    assert!(read_secret(dir.path()).unwrap_err().to_string().contains("no file"));
     fs::remove_file(&path).unwrap();
     assert!(
         read_secret(&path)

@@ -3,6 +3,7 @@
 //! Each test says which warnings it expects of agents and proxies; any other, and any sentence said again and again,
 //! fails it.
 
+mod acknowledged;
 mod agents;
 mod clients;
 mod ensemble;

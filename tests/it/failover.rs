@@ -123,7 +123,7 @@ impl Shard {
                 store.lock().unwrap().handle(&from, request);
             }
         });
-        let (news, heard) = watch::channel(None);
+        let (news, heard) = watch::channel(pointsman::peer::Bulletin::default());
         let seam = StoreSeam { events, requests };
         let running = run(settings, listener, heard, seam, stop.clone());
         tokio::spawn(async move {

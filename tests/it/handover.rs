@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use pointsman::peer::{self, Attach, Inbound, News, Relayed, Report, Request, Role};
+use pointsman::peer::{self, Attach, Bulletin, Inbound, News, Relayed, Report, Request, Role};
 use pointsman::store::{Lifetime, Settings, Store};
 use pointsman::topology::codec::{self, ClusterConfig, NodeInfo, Place, ProxyInfo, ShardState, decode};
-use pointsman::topology::{Addr, Epoch, NodeId, Phase, RunId, ShardId, Switch};
+use pointsman::topology::{Addr, Course, Epoch, NodeId, Phase, RunId, ShardId, Switch};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
@@ -20,11 +20,13 @@ use crate::support::{Client, Pointsman, Redis, START_DEADLINE, Value, ZooKeeper,
 const SOON: Duration = Duration::from_secs(20);
 const SECRET: &[u8] = b"a secret of the cluster";
 const NAMES: [&str; 2] = ["a", "b"];
+/// The name of each claim.
+const COURSE: &str = "n";
 
 /// An agent's ear and mouth: what it is told, and what it tells.
 struct Agent {
     addr: Addr,
-    news: watch::Sender<Option<News>>,
+    news: watch::Sender<Bulletin>,
 }
 
 /// Two nodes, of which one is master, and a proxy of two workers before them.
@@ -65,7 +67,7 @@ async fn agent(told: Arc<Mutex<Vec<(String, Request)>>>, name: &'static str) -> 
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = Addr::new("127.0.0.1", listener.local_addr().unwrap().port());
     let (requests, mut asked) = mpsc::channel::<Inbound>(16);
-    let (news, heard) = watch::channel(None);
+    let (news, heard) = watch::channel(Bulletin::default());
     tokio::spawn(peer::serve(
         listener,
         SECRET.into(),
@@ -217,7 +219,7 @@ impl Bench {
             epoch: Epoch(self.epoch),
             phase,
             executor: NodeId::from(NAMES[self.master]),
-            nonce: "n".to_owned(),
+            nonce: COURSE.to_owned(),
             master: Some(NodeId::from(NAMES[self.master])),
             addr: Some(addr(&self.nodes[self.master])),
             run_id: Some(self.lives[self.master].clone()),
@@ -228,6 +230,7 @@ impl Bench {
             switch,
             shrunk_from: 0,
             accept: None,
+            moved: None,
         }
     }
 
@@ -245,6 +248,7 @@ impl Bench {
             to: NodeId::from(NAMES[self.target()]),
             epoch: Epoch(self.epoch + 1),
             request: String::new(),
+            course: None,
         };
         self.publish(Phase::Switching, Some(switch));
     }
@@ -262,7 +266,7 @@ impl Bench {
     }
 
     fn is_drained(&self) -> bool {
-        let drained = Request::Drained(shard(), Epoch(self.epoch + 1));
+        let drained = Request::Drained(shard(), Epoch(self.epoch + 1), Some(Course::from(COURSE)));
         self.has_told(|agent, request| agent == NAMES[self.master] && *request == drained)
     }
 
@@ -306,9 +310,12 @@ impl Bench {
             node: NodeId::from(NAMES[target]),
             addr: addr(&self.nodes[target]),
             run_id: self.lives[target].clone(),
+            course: Some(Course::from(COURSE)),
         };
-        let attached = Request::Attached(shard(), attach.epoch);
-        self.agents[self.master].news.send_replace(Some(News::Attach(attach)));
+        let attached = Request::Attached(shard(), attach.epoch, attach.course.clone());
+        self.agents[self.master]
+            .news
+            .send_if_modified(|told| told.post(News::Attach(attach)));
         eventually(SOON, || self.has_told(|_, request| *request == attached));
     }
 
@@ -534,7 +541,7 @@ fn a_proxy_cut_off_from_zookeeper_follows_what_agents_relay() {
         version: 1,
         state: codec::encode(&bench.state(Phase::Serving, None)).into(),
     });
-    bench.agents[1].news.send_replace(Some(relayed));
+    bench.agents[1].news.send_if_modified(|told| told.post(relayed));
     assert_eq!(client.command(&["SET", "k", "2"]), Value::ok());
     assert_eq!(bench.nodes[1].command(&["GET", "k"]), Value::bulk("2"));
     eventually(SOON, || bench.report().is_some());

@@ -1,7 +1,9 @@
-//! The one integration-test binary: real servers, one module per subject.
+//! The integration tests: real servers, one module per subject. (`tests/chaos` has those that need hosts of their own.)
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
+mod access;
+mod acks;
 mod agent;
 mod agent_lives;
 mod agent_store;
@@ -15,6 +17,7 @@ mod fences;
 mod framing;
 mod handover;
 mod houses;
+mod leaving;
 mod limits;
 mod members;
 mod moves;
@@ -32,4 +35,5 @@ mod support;
 mod support_check;
 mod switchover;
 mod switchover_command;
+mod tracking;
 mod up;

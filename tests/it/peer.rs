@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use pointsman::peer::{Client, FRAME_MAX, Inbound, Kind, News, PeerError, Relayed, Request, serve};
+use pointsman::peer::{Bulletin, Client, FRAME_MAX, Inbound, Kind, News, PeerError, Relayed, Request, serve};
 use pointsman::topology::{Addr, Epoch, ShardId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -16,7 +16,7 @@ const LIMIT: Duration = Duration::from_secs(5);
 struct Agent {
     addr: Addr,
     requests: mpsc::Receiver<Inbound>,
-    news: watch::Sender<Option<News>>,
+    news: watch::Sender<Bulletin>,
     stop: CancellationToken,
 }
 
@@ -25,7 +25,7 @@ impl Agent {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = Addr::new("127.0.0.1", listener.local_addr().unwrap().port());
         let (to_agent, requests) = mpsc::channel(4);
-        let (news, heard) = watch::channel(None);
+        let (news, heard) = watch::channel(Bulletin::default());
         let stop = CancellationToken::new();
         let secret: Arc<[u8]> = Arc::from(b"secret".as_slice());
         tokio::spawn(serve(listener, secret, to_agent, heard, stop.clone()));
@@ -65,7 +65,7 @@ fn relayed(version: i32) -> News {
 #[tokio::test]
 async fn requests_are_answered_and_news_is_told_between_them() {
     let mut agent = Agent::start().await;
-    agent.news.send_replace(Some(relayed(1)));
+    agent.news.send_if_modified(|told| told.post(relayed(1)));
     let mut client = agent.connect(b"secret").await.unwrap();
     assert_eq!(
         client.hear().await.unwrap(),
@@ -75,14 +75,14 @@ async fn requests_are_answered_and_news_is_told_between_them() {
     let answering = tokio::spawn(async move {
         let inbound = agent.requests.recv().await.unwrap();
         assert_eq!((inbound.kind, inbound.id.as_str()), (Kind::Proxy, "proxy-1"));
-        assert_eq!(inbound.request, Request::Drained(ShardId::from("s1"), Epoch(3)));
-        agent.news.send_replace(Some(relayed(2)));
+        assert_eq!(inbound.request, Request::Drained(ShardId::from("s1"), Epoch(3), None));
+        agent.news.send_if_modified(|told| told.post(relayed(2)));
         tokio::task::yield_now().await;
         inbound.reply.send(Bytes::from_static(b"noted")).unwrap();
         agent
     });
     let reply = client
-        .ask(&Request::Drained(ShardId::from("s1"), Epoch(3)), LIMIT)
+        .ask(&Request::Drained(ShardId::from("s1"), Epoch(3), None), LIMIT)
         .await
         .unwrap();
     assert_eq!(reply, "noted");
@@ -98,7 +98,7 @@ async fn requests_are_answered_and_news_is_told_between_them() {
 #[tokio::test]
 async fn who_does_not_know_the_secret_is_not_heard_and_is_told_nothing() {
     let mut agent = Agent::start().await;
-    agent.news.send_replace(Some(relayed(1)));
+    agent.news.send_if_modified(|told| told.post(relayed(1)));
     assert!(matches!(agent.connect(b"wrong").await, Err(PeerError::Stranger(_))));
     let hello = b"*5\r\n$5\r\nHELLO\r\n$1\r\n1\r\n$5\r\nproxy\r\n$1\r\nx\r\n$1\r\nn\r\n";
     let auth = b"*2\r\n$4\r\nAUTH\r\n$4\r\nabcd\r\n*1\r\n$5\r\nSTATE\r\n";
@@ -116,7 +116,7 @@ async fn nonsense_is_refused_and_closed() {
     assert!(agent.raw(b"*1\r\n$5\r\nSTATE\r\n").await.contains("HELLO first"));
     assert!(
         agent
-            .raw(b"*5\r\n$5\r\nHELLO\r\n$1\r\n9\r\n$5\r\nproxy\r\n$1\r\nx\r\n$1\r\nn\r\n")
+            .raw(b"*5\r\n$5\r\nHELLO\r\n$1\r\n0\r\n$5\r\nproxy\r\n$1\r\nx\r\n$1\r\nn\r\n")
             .await
             .contains("version 1")
     );

@@ -34,8 +34,8 @@ fn a_client_sees_what_redis_says() {
     assert!(client.command(&["REPLICAOF", "NO", "ONE"]).is_error("NOPERM"));
     assert!(
         client
-            .command(&["CLIENT", "CACHING", "YES"])
-            .is_error("ERR pointsman does not support 'client|caching' yet")
+            .command(&["CLIENT", "TRACKING", "ON", "REDIRECT", "1"])
+            .is_error("ERR pointsman does not support 'client|tracking' yet")
     );
     assert_eq!(client.command(&["GET", "k"]), Value::bulk("v"));
 }

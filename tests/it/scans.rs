@@ -425,3 +425,22 @@ fn a_server_started_anew_is_another_life_also_if_nobody_was_connected_meanwhile(
         scan.has_all("key:");
     }
 }
+
+#[test]
+fn a_subscribers_page_that_is_passed_on_in_parts_has_its_cursor_too() {
+    let circuit = Circuit::start(&[]);
+    let mut client = circuit.client();
+    let value = "v".repeat(100_000);
+    for n in 0..200 {
+        assert_eq!(client.command(&["HSET", "h", &format!("f{n}"), &value]), Value::Int(1));
+    }
+    let mut subscriber = circuit.client();
+    subscriber.command(&["HELLO", "3"]);
+    assert!(matches!(subscriber.command(&["SUBSCRIBE", "c"]), Value::Push(_)));
+    let (next, elements) = page(&subscriber.command(&["HSCAN", "h", "0", "COUNT", "60"]));
+    assert!(next >= TAGGED && elements.len() >= 2, "{next}");
+    assert_eq!(subscriber.command(&["PING"]), Value::Simple("PONG".to_owned()));
+    let (_, rest) = page(&client.command(&["HSCAN", "h", &next.to_string(), "COUNT", "200"]));
+    let seen: HashSet<String> = elements.into_iter().chain(rest).step_by(2).collect();
+    assert_eq!(seen.len(), 200);
+}

@@ -187,6 +187,7 @@ impl Znodes {
             switch: None,
             shrunk_from: 0,
             accept: None,
+            moved: None,
         }
     }
 
@@ -366,7 +367,7 @@ async fn a_file_names_the_nodes_and_their_role_the_master() {
     let (a, b) = (Server::start().await, Server::start().await);
     a.ask(&["REPLICAOF", "NO", "ONE"]).await;
     write(&path, &[&a.addr]);
-    let source = Source::start(Topology::File(path.clone()));
+    let source = Source::start(Topology::File(path.clone(), Default::default()));
     let points_to = |snapshot: &Snapshot, addr: Option<&Addr>| {
         snapshot
             .shards
@@ -406,7 +407,11 @@ async fn a_file_names_the_nodes_and_their_role_the_master() {
 #[tokio::test]
 async fn a_source_that_cannot_begin_says_why_in_a_sentence() {
     let missing = Path::new("/nowhere/topology.toml").to_owned();
-    let error = Source::start(Topology::File(missing)).task.await.unwrap().unwrap_err();
+    let error = Source::start(Topology::File(missing, Default::default()))
+        .task
+        .await
+        .unwrap()
+        .unwrap_err();
     let sentence = error.to_string();
     assert!(
         sentence.starts_with("cannot read the topology file /nowhere/topology.toml: No such file"),
@@ -415,7 +420,7 @@ async fn a_source_that_cannot_begin_says_why_in_a_sentence() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("topology.toml");
     fs::write(&path, "[topology]\nshard = 1\n").unwrap();
-    let error = Source::start(Topology::File(path.clone()))
+    let error = Source::start(Topology::File(path.clone(), Default::default()))
         .task
         .await
         .unwrap()

@@ -76,7 +76,7 @@ fn a_killed_master_is_replaced_under_a_client_and_up_node_brings_it_back() {
     let shard = &status["shards"][0];
     assert_eq!(
         (&shard["phase"], &shard["ack_replicas"]),
-        (&"serving".into(), &0.into())
+        (&"serving".into(), &1.into())
     );
     assert_eq!(shard["slots"], serde_json::json!([[0, 16383]]));
     let master = shard["master"].as_str().unwrap().to_owned();

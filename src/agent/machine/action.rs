@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use crate::topology::codec::{ShardConfig, SwitchRequest};
-use crate::topology::{Addr, Epoch, NodeId, RunId};
+use crate::topology::{Addr, Course, Epoch, NodeId, RunId};
 
 use super::detector::{PeerSeen, Seen};
 use super::facts::Facts;
@@ -105,6 +105,16 @@ pub enum Action {
         /// What.
         ask: Ask,
     },
+    /// Carry this out on another node's Redis, whose agent is gone: a park over a fresh connection, anything else only over
+    /// the one that parked. The answer is an [`Input::Answered`].
+    Deputise {
+        /// To be given back with the answer.
+        id: AskId,
+        /// Where that Redis listens.
+        addr: Addr,
+        /// What.
+        ask: Ask,
+    },
     /// Answer another agent.
     Answer {
         /// Which question.
@@ -121,10 +131,12 @@ pub enum Action {
     },
     /// Keep the highest epoch obeyed on disk.
     Remember(Epoch),
+    /// Keep on disk what the data of our Redis has been called in this shard; all of it, the last one last.
+    Keep(Vec<String>),
     /// Tell proxies and agents of a state that stands in ZooKeeper, faster than its watch does.
     Relay(Versioned),
     /// Tell proxies that those who hear are to move to this node, which will be the master of this epoch.
-    Attach(Epoch, Target),
+    Attach(Epoch, Course, Target),
     /// Write a history record; afterwards the request that it ends is deleted.
     Record(Box<Outcome>),
     /// Add to the history how much our Redis had that the master of this epoch did not, if it was master before.
@@ -143,6 +155,8 @@ pub enum Action {
 pub enum Input {
     /// Time has passed.
     Tick,
+    /// The agent is to end once [`super::Machine::at_rest`].
+    Leave,
     /// The store is connected, and this is what it says after a `sync` begun after that.
     Synced(Option<Versioned>),
     /// The store is away; nothing is known of it until the next `Synced`.
@@ -159,10 +173,10 @@ pub enum Input {
     Wanted(ShardConfig),
     /// The proxies that tell of drains.
     Proxies(BTreeSet<String>),
-    /// A proxy has no write of an epoch below this one in flight.
-    Drained(String, Epoch),
+    /// A proxy has no write of an epoch below this one in flight; for which move, if it says so.
+    Drained(String, Epoch, Option<Course>),
     /// Those who hear through a proxy hear the node that will be the master of this epoch.
-    Attached(String, Epoch),
+    Attached(String, Epoch, Option<Course>),
     /// The outcome of the last [`Action::Write`].
     Written(Written),
     /// What the probe of our own Redis found.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Instant;
 
-use crate::topology::{Addr, Epoch, NodeId};
+use crate::topology::{Addr, Course as Name, Epoch, NodeId};
 
 use super::action::Reply;
 use super::election::{Election, Order};
@@ -40,6 +40,15 @@ impl Course {
         }
     }
 
+    /// Whether nobody waits for its end but who can do as well without this agent.
+    pub(super) fn dispensable(&self, now: Instant, timings: &Timings) -> bool {
+        match self {
+            Self::Election(election) => election.stuck(now, timings),
+            Self::Switchover(switchover) => switchover.sounding(),
+            Self::Reform(_) => false,
+        }
+    }
+
     pub(super) fn handle_written(&mut self, now: Instant, written: &State) -> Option<Outcome> {
         match self {
             Self::Election(election) => election.handle_written(now, written),
@@ -49,10 +58,10 @@ impl Course {
     }
 
     /// What follows at once from the last write.
-    pub(super) fn resume(&self) -> Option<Order> {
+    pub(super) fn resume(&mut self) -> Vec<Order> {
         match self {
             Self::Election(election) => election.resume(),
-            Self::Switchover(_) | Self::Reform(_) => None,
+            Self::Switchover(_) | Self::Reform(_) => Vec::new(),
         }
     }
 
@@ -80,20 +89,20 @@ impl Course {
     }
 
     /// A proxy has nothing in flight that may change something.
-    pub(super) fn handle_drained(&mut self, proxy: String, epoch: Epoch) {
+    pub(super) fn handle_drained(&mut self, proxy: String, epoch: Epoch, course: Option<&Name>) {
         match self {
             Self::Election(_) => {}
-            Self::Switchover(switchover) => switchover.handle_drained(proxy, epoch),
-            Self::Reform(reform) => reform.handle_drained(proxy, epoch),
+            Self::Switchover(switchover) => switchover.handle_drained(proxy, epoch, course),
+            Self::Reform(reform) => reform.handle_drained(proxy, epoch, course),
         }
     }
 
     /// Those who hear through a proxy have moved.
-    pub(super) fn handle_attached(&mut self, proxy: String, epoch: Epoch) {
+    pub(super) fn handle_attached(&mut self, proxy: String, epoch: Epoch, course: Option<&Name>) {
         match self {
             Self::Election(_) => {}
-            Self::Switchover(switchover) => switchover.handle_attached(proxy, epoch),
-            Self::Reform(reform) => reform.handle_attached(proxy, epoch),
+            Self::Switchover(switchover) => switchover.handle_attached(proxy, epoch, course),
+            Self::Reform(reform) => reform.handle_attached(proxy, epoch, course),
         }
     }
 

@@ -74,6 +74,9 @@ pub struct Status {
     /// What keeps the shard from being as it is wanted; only the master's agent knows.
     #[serde(default)]
     pub delay: Option<String>,
+    /// Its Redis holds data that never was this shard's.
+    #[serde(default)]
+    pub foreign: bool,
 }
 
 /// What is known of another agent.
@@ -342,6 +345,7 @@ mod tests {
             electing: None,
             seen: None,
             delay: None,
+            foreign: false,
         }))
     }
 

@@ -1,23 +1,25 @@
 //! One election, seen from its executor: claim, park, choose, promote, prove, publish (F1 to F6).
 //!
 //! ```text
-//! claiming -> parking -> [adopting] -> promoting -> proving -> publishing -> done
-//!     |          |           |             |            |           |
-//!     +----------+-----------+-------------+------------+-----------+--> abandoned (a newer claim follows)
+//! claiming -> parking -> [adopting] -> promoting -> [announcing] -> proving -> publishing -> done
+//!     |          |           |             |             |             |           |
+//!     +----------+-----------+-------------+-------------+-------------+-----------+--> abandoned (a newer claim follows)
 //! ```
 //!
 //! Owns: the steps of one epoch and the answers to them. Refuses: I/O, deciding *whether* to elect
 //! (`machine`), and a second candidate: another one is another claim (rule R7). Invariants: nobody is
 //! promoted before the quorum is parked; at most one node is promoted per epoch; nothing is published
-//! but what was promoted; each compare-and-set is conditional on the version of the one before it.
+//! but what was promoted; each compare-and-set is conditional on the version of the one before it; over an
+//! unfinished election nobody follows a stream that is not in the lineage yet.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use crate::topology::codec::{Ending, Kind};
-use crate::topology::{Addr, Epoch, NodeId, Phase};
+use crate::topology::{Addr, Course, Epoch, NodeId, Phase};
 
 use super::action::{Level, Reply};
+use super::facts::Facts;
 use super::obedience::Ask;
 use super::outcome::{Marks, Outcome};
 use super::proving::{self, Proving};
@@ -49,10 +51,11 @@ pub struct Election {
     stakes: Stakes,
     /// Who accepted the loss that the choice brings, and what is known of that.
     allowed: Option<(String, String)>,
+    /// What follows from the last write.
+    next: Vec<Order>,
 }
 
 #[derive(Clone, Debug)]
-#[expect(clippy::large_enum_variant, reason = "one per agent; never in a collection")]
 enum Step {
     /// The claim is being written. Next: parking.
     Claiming,
@@ -60,8 +63,10 @@ enum Step {
     Parking { since: Instant },
     /// The candidate's stream is being added to the lineage. Next: promoting.
     Adopting { choice: Choice },
-    /// The candidate was told. Next: proving.
+    /// The candidate was told. Next: announcing, proving.
     Promoting { choice: Choice },
+    /// The stream it began is being added to the lineage. Next: proving.
+    Announcing { choice: Choice, addr: Addr, facts: Facts },
     /// The others attach to it. Next: publishing.
     Proving { choice: Choice, proving: Proving },
     /// The `serving` state is being written. Next: done.
@@ -76,7 +81,7 @@ pub enum Order {
     /// Write this state over the last one.
     Write(State),
     /// Tell proxies where those who hear are to move.
-    Attach(Epoch, Target),
+    Attach(Epoch, Course, Target),
     /// Claim the epoch of the switchover.
     Claim,
     /// Give up what was not begun yet, because of this, which may pass.
@@ -112,6 +117,7 @@ impl Election {
             said: None,
             stakes,
             allowed: None,
+            next: Vec::new(),
         }
     }
 
@@ -134,9 +140,15 @@ impl Election {
             Step::Parking { .. }
             | Step::Adopting { .. }
             | Step::Promoting { .. }
+            | Step::Announcing { .. }
             | Step::Proving { .. }
             | Step::Publishing { .. } => self.owns(read),
         }
+    }
+
+    /// Whether it has waited for members for long and has promoted nobody.
+    pub fn stuck(&self, now: Instant, timings: &Timings) -> bool {
+        matches!(self.step, Step::Parking { since } if now.saturating_duration_since(since) >= timings.patience)
     }
 
     fn owns(&self, read: &State) -> bool {
@@ -153,7 +165,12 @@ impl Election {
             }
             Step::Adopting { choice } => {
                 let choice = choice.clone();
+                self.next.push(self.promotion(&choice));
                 self.step = Step::Promoting { choice };
+            }
+            Step::Announcing { choice, addr, facts } => {
+                let (choice, addr, facts) = (choice.clone(), addr.clone(), facts.clone());
+                self.next = self.prove(now, choice, addr, facts);
             }
             Step::Publishing { choice } => {
                 self.marks.end("publish", now);
@@ -164,12 +181,9 @@ impl Election {
         None
     }
 
-    /// The first promotion order after an adoption; nothing otherwise.
-    pub fn resume(&self) -> Option<Order> {
-        match &self.step {
-            Step::Promoting { choice } => Some(self.promotion(choice)),
-            _ => None,
-        }
+    /// What follows at once from the last write.
+    pub fn resume(&mut self) -> Vec<Order> {
+        std::mem::take(&mut self.next)
     }
 
     /// An agent answered, or the question was given up.
@@ -237,6 +251,24 @@ impl Election {
         };
         self.marks.end("promote", now);
         let choice = choice.clone();
+        if !self.over_unfinished() || self.state.lineage.contains(&facts.replid) {
+            return self.prove(now, choice, addr, facts);
+        }
+        // Its stream does not go back to an accepted one in one step, so who attaches is synchronised as a whole and names
+        // no other afterwards: were it unknown when this node dies, too few would count.
+        let mut state = self.state.clone();
+        state.lineage.push(facts.replid.clone());
+        self.step = Step::Announcing { choice, addr, facts };
+        vec![Order::Write(state)]
+    }
+
+    /// Whether a half-promoted node may exist, and there is a lineage to keep.
+    fn over_unfinished(&self) -> bool {
+        matches!(self.from, Some(Phase::Electing | Phase::Switching)) && !self.state.founding()
+    }
+
+    fn prove(&mut self, now: Instant, choice: Choice, addr: Addr, facts: Facts) -> Vec<Order> {
+        let node = &choice.node;
         let parked = self
             .answers
             .iter()
@@ -257,7 +289,11 @@ impl Election {
                 orders
             }
             Step::Proving { .. } => self.publish(now, timings).into_iter().collect(),
-            Step::Claiming | Step::Adopting { .. } | Step::Promoting { .. } | Step::Publishing { .. } => Vec::new(),
+            Step::Claiming
+            | Step::Adopting { .. }
+            | Step::Promoting { .. }
+            | Step::Announcing { .. }
+            | Step::Publishing { .. } => Vec::new(),
         }
     }
 
@@ -313,9 +349,7 @@ impl Election {
             Grounds::LastResort | Grounds::Accepted => Level::Warn,
         };
         let unknown = !self.state.lineage.contains(&choice.replid);
-        let begun = matches!(self.from, Some(Phase::Electing | Phase::Switching));
-        let adopt = begun && unknown && !self.state.founding();
-        let order = if adopt {
+        let order = if unknown && self.over_unfinished() {
             let mut state = self.state.clone();
             state.lineage.push(choice.replid.clone());
             self.step = Step::Adopting { choice };

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::topology::{Addr, Epoch, RunId};
 
 /// The role Redis itself reports.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     /// Takes writes.

@@ -1,16 +1,15 @@
 //! What this agent's own Redis should be doing.
 //!
 //! Owns: carrying out what executors ask (within `obedience`), and following the published master on its own.
-//! Refuses: any other node's Redis, and the node's seat (`membership`). Invariants: one piece of work at a time, and a newer one ends the older; a node that holds data of another origin
-//! and never belonged to this shard is not attached, since that would wipe it.
+//! Refuses: any other node's Redis, and the node's seat (`membership`). Invariants: one piece of work at a time, and a
+//! newer one ends the older; a node that holds data of another origin (`origin`) is left alone.
 
 use std::time::{Duration, Instant};
 
 use super::action::{Action, Job, Level, Reply};
 use super::detector::{Health, Seen};
 use super::facts::Facts;
-use super::obedience::Ask;
-use super::state::State;
+use super::obedience::{Ask, Refusal};
 use super::stray::Stray;
 use super::{Machine, Running, Source};
 
@@ -24,6 +23,14 @@ impl Machine {
         let life = self.detector.own_life().cloned();
         if let Err(refusal) = self.obedience.admit(&ask, ready, life.as_ref()) {
             return self.answer(source, Reply::Refused(refusal));
+        }
+        match ask {
+            Ask::Reach { .. } => {}
+            _ if self.is_foreign() => return self.answer(source, Reply::Refused(Refusal::Foreign)),
+            _ if self.origin_unknown() && self.detector.health() != Health::Dead => {
+                return self.answer(source, Reply::Refused(Refusal::NotReady));
+            }
+            Ask::Park { .. } | Ask::Fence { .. } | Ask::Promote { .. } | Ask::Renew { .. } | Ask::Follow { .. } => {}
         }
         match (&ask, self.running.as_ref().map(|running| &running.ask)) {
             (Ask::Follow { .. }, Some(Ask::Promote { .. } | Ask::Renew { .. })) => {
@@ -77,6 +84,7 @@ impl Machine {
             Ok(mut facts) => {
                 facts.priority = self.me.priority;
                 self.cleanliness.judge(&mut facts);
+                self.note_origin(&facts);
                 if let Ask::Park { epoch } | Ask::Fence { epoch, .. } = &running.ask {
                     self.obedience.parked(*epoch, facts.run_id.clone());
                 }
@@ -86,7 +94,12 @@ impl Machine {
                     asked_at: now,
                 };
                 self.detector.handle_own(now, &seen);
-                Reply::Done(facts)
+                if matches!(running.ask, Ask::Park { .. }) && self.is_foreign() {
+                    // It was restarted with it just before.
+                    Reply::Refused(Refusal::Foreign)
+                } else {
+                    Reply::Done(facts)
+                }
             }
             Err(why) => {
                 if running.source == Source::Published {
@@ -123,7 +136,7 @@ impl Machine {
             return;
         }
         let (facts, state) = (facts.clone(), state.clone());
-        if self.refuses_foreign_data(&facts, &state) {
+        if self.holds_foreign_data(&facts, &state) {
             return;
         }
         let ask = Ask::Follow {
@@ -158,26 +171,5 @@ impl Machine {
             self.say(Level::Warn, sentence);
         }
         self.actions.push_back(Action::Lost { epoch, bytes });
-    }
-
-    /// The same, said aloud.
-    pub(super) fn refuses_foreign_data(&mut self, facts: &Facts, state: &State) -> bool {
-        let foreign = self.holds_foreign_data(facts, state);
-        if foreign {
-            let sentence = format!(
-                "{} holds {} keys of another origin and never belonged to this shard; following would wipe \
-                 them: empty it to let it join",
-                self.me.node, facts.keys
-            );
-            self.shout(Level::Error, sentence);
-        }
-        foreign
-    }
-
-    /// Whether following would wipe data that never was this shard's.
-    pub(super) fn holds_foreign_data(&self, facts: &Facts, state: &State) -> bool {
-        let newcomer = self.obedience.epoch().0 == 0 && facts.epoch.0 == 0;
-        let known = |replid: &String| state.lineage.contains(replid);
-        newcomer && facts.keys > 0 && !known(&facts.replid) && !known(&facts.replid2)
     }
 }

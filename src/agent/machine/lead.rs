@@ -19,13 +19,19 @@ use super::obedience::Ask;
 use super::outcome::Outcome;
 use super::quorum::{Grounds, Stakes};
 use super::state::{MasterOf, State, Versioned};
-use super::writing::Purpose;
-use super::{Knowledge, Machine, Source};
+use super::writing::{Pending, Purpose};
+use super::{Knowledge, Machine, Question, Source};
 
 impl Machine {
     pub(super) fn consider_claim(&mut self, now: Instant) {
         let free = self.pending.is_none() && self.course.is_none() && now >= self.claim_again;
         if !free || !self.connected || !self.ready() {
+            return;
+        }
+        let unfinished = self
+            .state()
+            .is_some_and(|known| known.state.phase != Phase::Serving && known.state.executor == self.me.node);
+        if self.leaving && !unfinished {
             return;
         }
         match &self.knowledge {
@@ -39,6 +45,31 @@ impl Machine {
                 }
             }
         }
+    }
+
+    /// The agent is to end: what can be taken back is, the rest comes to its end.
+    pub(super) fn wind_down(&mut self, now: Instant) {
+        if self.leaving
+            && let Some(course) = &mut self.course
+            && let Some(order) = course.interrupt(now, "its agent stops".to_owned())
+        {
+            self.asks.clear();
+            self.carry_out(now, vec![order]);
+        }
+    }
+
+    /// Whether nobody is left waiting if this agent ends now.
+    pub fn at_rest(&self, now: Instant) -> bool {
+        let writing = self.pending.as_ref().is_some_and(Pending::of_course);
+        let over = self
+            .course
+            .as_ref()
+            .is_none_or(|course| course.dispensable(now, &self.timings));
+        let state = self.state().map(|known| &known.state);
+        // What it gave up it takes up again itself: nobody else knows as soon.
+        let left = state.is_some_and(|state| state.phase != Phase::Serving && state.executor == self.me.node);
+        let resumes = left && self.course.is_none() && self.connected;
+        over && !writing && !resumes
     }
 
     /// The shard has no state yet: whoever creates it holds the first election.
@@ -75,6 +106,7 @@ impl Machine {
             switch: None,
             shrunk_from: 0,
             accept: None,
+            moved: None,
         };
         self.begin(now, state, None, "the shard is new".to_owned());
     }
@@ -231,7 +263,7 @@ impl Machine {
                 if written.state.phase == Phase::Switching {
                     self.actions.push_back(Action::Relay(written));
                 }
-                self.carry_out(now, next.into_iter().collect());
+                self.carry_out(now, next);
             }
         }
     }
@@ -293,9 +325,13 @@ impl Machine {
     }
 
     pub(super) fn handle_answered(&mut self, now: Instant, id: AskId, reply: Reply) {
-        let Some((node, ask, _)) = self.asks.remove(&id) else {
+        let Some(Question { node, ask, direct, .. }) = self.asks.remove(&id) else {
             return;
         };
+        let mut reply = reply;
+        if direct {
+            self.handle_deputy(&node, &ask, &mut reply);
+        }
         let at = self.addr_of(&node);
         let Some(course) = &mut self.course else { return };
         let orders = course.handle_reply(now, &node, &ask, reply, at.as_ref());
@@ -307,7 +343,9 @@ impl Machine {
             match order {
                 Order::Ask(node, ask) => self.ask(now, node, ask),
                 Order::Write(state) => self.write(state, Purpose::Course),
-                Order::Attach(epoch, target) => self.actions.push_back(Action::Attach(epoch, target)),
+                Order::Attach(epoch, course, target) => {
+                    self.actions.push_back(Action::Attach(epoch, course, target));
+                }
                 Order::Say(level, sentence) => self.say(level, sentence),
                 Order::Claim => self.claim_switchover(now),
                 Order::Retreat(why) => self.retreat(now, why),
@@ -334,17 +372,23 @@ impl Machine {
 
     fn ask(&mut self, now: Instant, node: NodeId, ask: Ask) {
         let id = AskId(self.next_id());
-        self.asks
-            .insert(id, (node.clone(), ask.clone(), now + self.timings.ask));
-        if node == self.me.node {
-            self.obey(Source::Course(id), ask);
-        } else {
-            self.actions.push_back(Action::Ask { id, node, ask });
+        let past = self.deputises(&node, &ask).then(|| self.addr_of(&node)).flatten();
+        let question = Question {
+            node: node.clone(),
+            ask: ask.clone(),
+            until: now + self.timings.ask,
+            direct: past.is_some(),
+        };
+        self.asks.insert(id, question);
+        match past {
+            _ if node == self.me.node => self.obey(Source::Course(id), ask),
+            Some(addr) => self.actions.push_back(Action::Deputise { id, addr, ask }),
+            None => self.actions.push_back(Action::Ask { id, node, ask }),
         }
     }
 
     pub(super) fn expire_asks(&mut self, now: Instant) {
-        let late = self.asks.iter().filter(|(_, (_, _, until))| now >= *until);
+        let late = self.asks.iter().filter(|(_, question)| now >= question.until);
         let late: Vec<AskId> = late.map(|(id, _)| *id).collect();
         for id in late {
             self.handle_answered(now, id, Reply::Failed("no answer in time".to_owned()));

@@ -153,7 +153,7 @@ impl Machine {
             return;
         };
         let follows = facts.follows_in(&feeder, state.epoch);
-        if follows || facts.loading || self.refuses_foreign_data(&facts, &state) {
+        if follows || facts.loading || self.holds_foreign_data(&facts, &state) {
             return;
         }
         let ask = Ask::Follow {
@@ -242,7 +242,14 @@ impl Machine {
     pub(super) fn consider_reform(&mut self, now: Instant) {
         let free = self.pending.is_none() && self.course.is_none() && now >= self.write_again.max(self.reform_again);
         let asked = self.wish.as_ref().is_some_and(|wish| !wish.is_over());
-        if !free || asked || !self.connected || !self.ready() || self.proxies.is_none() || self.running.is_some() {
+        if !free
+            || asked
+            || self.leaving
+            || !self.connected
+            || !self.ready()
+            || self.proxies.is_none()
+            || self.running.is_some()
+        {
             return;
         }
         let Some(state) = self.state().map(|known| known.state.clone()) else {

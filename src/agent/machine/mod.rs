@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Owns: what this agent knows and decides. Refuses: I/O; an agent does things only to its own Redis, and
-//! asks the agents of the others. Invariants (`obedience`, `quorum`, `election` state their own):
+//! asks the agents of the others (`deputy` has the one exception). Invariants (`obedience`, `quorum`, `election` state their own):
 //! 1. the epoch obeyed never goes back, and nothing but a park is obeyed before the agent knows what it
 //!    obeyed in an earlier life (rule R10);
 //! 2. at most one write to the state is outstanding, conditional on the version it was derived from, and
@@ -18,7 +18,10 @@
 //! 3. nobody is demoted because the store is away: without it there is no claim.
 
 pub mod action;
+#[cfg(test)]
+mod check;
 mod course;
+mod deputy;
 pub mod detector;
 pub mod election;
 pub mod facts;
@@ -26,6 +29,7 @@ mod follow;
 mod lead;
 mod membership;
 pub mod obedience;
+mod origin;
 pub mod outcome;
 mod proving;
 pub mod quorum;
@@ -51,6 +55,7 @@ use course::Course;
 use detector::{Detector, Health, PeerSeen, Seen, Status};
 use facts::Cleanliness;
 use obedience::{Ask, Obedience, Step};
+use origin::Origin;
 use state::{MasterOf, Versioned};
 use stray::Stray;
 use timings::Timings;
@@ -103,8 +108,19 @@ struct Running {
     source: Source,
 }
 
+/// A question to another agent, or to the Redis of one that is gone.
+#[derive(Clone, Debug)]
+struct Question {
+    node: NodeId,
+    ask: Ask,
+    /// When it is given up.
+    until: Instant,
+    /// Whether it went past the agent.
+    direct: bool,
+}
+
 /// See the module's note.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Machine {
     me: Identity,
     timings: Timings,
@@ -148,11 +164,14 @@ pub struct Machine {
     /// The proxies that tell of drains; none before they were read.
     proxies: Option<BTreeSet<String>>,
     claim_again: Instant,
-    asks: BTreeMap<AskId, (NodeId, Ask, Instant)>,
+    asks: BTreeMap<AskId, Question>,
+    /// The node whose Redis this agent parked in place of its own agent, and in which epoch.
+    deputy: Option<(NodeId, Epoch)>,
 
     obedience: Obedience,
     remembered: Epoch,
     cleanliness: Cleanliness,
+    origin: Origin,
     running: Option<Running>,
     /// Answers of our own Redis to what this agent executes, on their way back to it.
     own_answers: Vec<(AskId, action::Reply)>,
@@ -163,6 +182,8 @@ pub struct Machine {
     /// What our Redis held when it was told to follow, until it is known what of it the master lacks.
     stray: Option<Stray>,
     shouted: BTreeSet<String>,
+    /// The agent is to end: what it executes comes to its end, and nothing is begun.
+    leaving: bool,
 
     actions: VecDeque<Action>,
 }
@@ -205,9 +226,11 @@ impl Machine {
             proxies: None,
             claim_again: now,
             asks: BTreeMap::new(),
+            deputy: None,
             obedience: Obedience::new(epoch),
             remembered: epoch,
             cleanliness: Cleanliness::default(),
+            origin: Origin::default(),
             running: None,
             own_answers: Vec::new(),
             own_since: now,
@@ -215,6 +238,7 @@ impl Machine {
             follow_again: now,
             stray: None,
             shouted: BTreeSet::new(),
+            leaving: false,
             actions: VecDeque::new(),
         }
     }
@@ -224,6 +248,7 @@ impl Machine {
         self.detector.handle_time(now);
         match input {
             Input::Tick => {}
+            Input::Leave => self.leaving = true,
             Input::Synced(state) => self.handle_synced(now, state),
             Input::StoreLost => self.handle_store_lost(now),
             Input::State(state) => self.learn(now, state),
@@ -232,14 +257,14 @@ impl Machine {
             Input::Wish(request) => self.handle_wish(now, request),
             Input::Wanted(wanted) => self.handle_wanted(wanted),
             Input::Proxies(proxies) => self.proxies = Some(proxies),
-            Input::Drained(proxy, epoch) => {
+            Input::Drained(proxy, epoch, name) => {
                 if let Some(course) = &mut self.course {
-                    course.handle_drained(proxy, epoch);
+                    course.handle_drained(proxy, epoch, name.as_ref());
                 }
             }
-            Input::Attached(proxy, epoch) => {
+            Input::Attached(proxy, epoch, name) => {
                 if let Some(course) = &mut self.course {
-                    course.handle_attached(proxy, epoch);
+                    course.handle_attached(proxy, epoch, name.as_ref());
                 }
             }
             Input::Written(written) => self.handle_written(now, written),
@@ -283,6 +308,7 @@ impl Machine {
             electing: self.course.as_ref().filter(|_| self.connected).map(Course::epoch),
             seen: self.seen.clone(),
             delay: self.planned.clone(),
+            foreign: self.is_foreign(),
         }
     }
 
@@ -321,7 +347,9 @@ impl Machine {
     /// Draws conclusions. Every handler ends here, so it does not matter which input came first.
     fn settle(&mut self, now: Instant) {
         self.expire_asks(now);
+        self.doubt_on(now);
         self.hear_own_answers(now);
+        self.wind_down(now);
         self.advance_course(now);
         self.hear_own_answers(now);
         self.consider_wish(now);
@@ -359,6 +387,7 @@ impl Machine {
             } else {
                 facts.priority = self.me.priority;
                 self.cleanliness.judge(facts);
+                self.note_origin(&facts.clone());
                 self.own_reading = Some(*asked_at);
                 let step = match facts.role {
                     facts::Role::Master => Step::Promoted,

@@ -131,6 +131,9 @@ pub enum Refusal {
     /// The agent started and has not yet learnt what it obeyed before (rule R10).
     #[error("the agent does not know yet what it obeyed before it started")]
     NotReady,
+    /// Redis holds data that never was this shard's.
+    #[error("it holds data of another origin")]
+    Foreign,
 }
 
 /// The memory of what was obeyed.

@@ -20,7 +20,7 @@ use std::collections::BTreeSet;
 use std::time::Instant;
 
 use crate::topology::codec::{Ending, Kind};
-use crate::topology::{Epoch, NodeId, Phase, Switch};
+use crate::topology::{Course, Epoch, NodeId, Phase, Switch};
 
 use super::action::{Level, Reply};
 use super::election::Order;
@@ -111,8 +111,13 @@ impl Reform {
             to: master.node.clone(),
             epoch,
             request: String::new(),
+            course: None,
         };
-        let state = known.switched_by(&master.node, nonce, switch);
+        let state = State {
+            // No request is met by this, and what the last one led to is still to be known.
+            moved: known.moved.clone(),
+            ..known.switched_by(&master.node, nonce, switch)
+        };
         let reform = Self {
             state: state.clone(),
             epoch,
@@ -149,17 +154,22 @@ impl Reform {
     }
 
     /// A proxy has nothing in flight that may change something.
-    pub fn handle_drained(&mut self, proxy: String, epoch: Epoch) {
-        if epoch == self.epoch {
+    pub fn handle_drained(&mut self, proxy: String, epoch: Epoch, course: Option<&Course>) {
+        if self.is_meant(epoch, course) {
             self.drained.insert(proxy);
         }
     }
 
     /// Those who hear through a proxy hear it by the new epoch's connections.
-    pub fn handle_attached(&mut self, proxy: String, epoch: Epoch) {
-        if epoch == self.epoch {
+    pub fn handle_attached(&mut self, proxy: String, epoch: Epoch, course: Option<&Course>) {
+        if self.is_meant(epoch, course) {
             self.attached.insert(proxy);
         }
+    }
+
+    /// Whether a proxy speaks of this change, as in a switchover.
+    fn is_meant(&self, epoch: Epoch, course: Option<&Course>) -> bool {
+        epoch == self.epoch && course.is_none_or(|course| course.as_str() == self.state.nonce)
     }
 
     /// The last order to write was carried out. Gives the outcome if that ends it.
@@ -240,7 +250,8 @@ impl Reform {
             addr: self.master.addr.clone(),
             run_id: self.master.run_id.clone(),
         };
-        orders.push(Order::Attach(self.epoch, target));
+        let course = Course::from(self.state.nonce.as_str());
+        orders.push(Order::Attach(self.epoch, course, target));
         self.step = Step::Settling {
             offset,
             proving,

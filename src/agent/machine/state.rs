@@ -39,6 +39,8 @@ pub struct State {
     pub shrunk_from: u32,
     /// The operator's word that the election under way may lose acknowledged writes.
     pub accept: Option<Accept>,
+    /// The last move that was claimed, whatever became of it: its request is not begun again by who did not see it.
+    pub moved: Option<Switch>,
 }
 
 /// A published master.
@@ -114,6 +116,7 @@ impl State {
             phase: Phase::Switching,
             executor: executor.clone(),
             nonce,
+            moved: Some(switch.clone()),
             switch: Some(switch),
             ..self.clone()
         }

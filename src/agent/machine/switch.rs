@@ -27,7 +27,7 @@ use std::collections::BTreeSet;
 use std::time::Instant;
 
 use crate::topology::codec::{Ending, Kind, SwitchRequest};
-use crate::topology::{Addr, Epoch, NodeId, Phase, RunId, Switch};
+use crate::topology::{Addr, Course, Epoch, NodeId, Phase, RunId, Switch};
 
 use super::action::{Level, Reply};
 use super::election::Order;
@@ -125,6 +125,7 @@ impl Switchover {
             to: self.target.node.clone(),
             epoch: self.epoch,
             request: self.request.id.clone(),
+            course: None,
         };
         self.state = known.switched_by(executor, nonce, switch);
         self.marks = Marks::new(now);
@@ -158,6 +159,16 @@ impl Switchover {
     /// Whether nothing was written yet: it may be tried again as if it had not been.
     pub fn untouched(&self) -> bool {
         matches!(self.step, Step::Sounding { .. } | Step::Claiming)
+    }
+
+    /// Whether it is still being found out if the target keeps up.
+    pub fn sounding(&self) -> bool {
+        matches!(self.step, Step::Sounding { .. })
+    }
+
+    /// The id of the request that it meets.
+    pub fn request(&self) -> &String {
+        &self.request.id
     }
 
     /// Whether the old master may still go on as if nothing had been.
@@ -210,17 +221,23 @@ impl Switchover {
     }
 
     /// A proxy has nothing in flight that may change something.
-    pub fn handle_drained(&mut self, proxy: String, epoch: Epoch) {
-        if epoch == self.epoch {
+    pub fn handle_drained(&mut self, proxy: String, epoch: Epoch, course: Option<&Course>) {
+        if self.is_meant(epoch, course) {
             self.drained.insert(proxy);
         }
     }
 
     /// Those who hear through a proxy hear the target.
-    pub fn handle_attached(&mut self, proxy: String, epoch: Epoch) {
-        if epoch == self.epoch {
+    pub fn handle_attached(&mut self, proxy: String, epoch: Epoch, course: Option<&Course>) {
+        if self.is_meant(epoch, course) {
             self.attached.insert(proxy);
         }
+    }
+
+    /// Whether a proxy speaks of this move. One that names no course is older than courses are: then the epoch has to
+    /// do, which this agent reserves for one move only for as long as it lives.
+    fn is_meant(&self, epoch: Epoch, course: Option<&Course>) -> bool {
+        epoch == self.epoch && course.is_none_or(|course| course.as_str() == self.state.nonce)
     }
 
     /// An agent answered, or the question was given up.
@@ -332,7 +349,8 @@ impl Switchover {
                 let mark = mark.clone();
                 self.marks.end("reach", now);
                 self.step = Step::Attaching { mark, since: now };
-                vec![Order::Attach(self.epoch, self.target.clone())]
+                let course = Course::from(self.state.nonce.as_str());
+                vec![Order::Attach(self.epoch, course, self.target.clone())]
             }
             _ => Vec::new(),
         }

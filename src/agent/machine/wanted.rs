@@ -182,6 +182,7 @@ mod tests {
             valid: Default::default(),
             ack_replicas: w,
             switch: None,
+            moved: None,
             shrunk_from,
             accept: None,
         }

@@ -2,7 +2,8 @@
 //!
 //! Owns: the judgement of a request, and who ends it. Refuses: moving anything (`switch`), and the znode, which is
 //! deleted by whoever keeps the history. Invariants: only the agent of the present master executes; each request ends with
-//! a record that carries its id, also one whose executor died: whoever is the master's agent next ends that.
+//! a record that carries its id, also one whose executor died: whoever is the master's agent next ends that, or who
+//! elected a master whose agent is gone.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -20,7 +21,7 @@ use super::state::{MasterOf, State};
 use super::switch::{Switchover, Target};
 use super::writing::Purpose;
 
-/// How long an executor that is still registered may take to end what it began.
+/// How long an executor that is still registered may take to say how what it began ended, once the shard serves.
 const ORPHAN_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Until a target that did not keep up is sounded out again.
@@ -36,6 +37,8 @@ pub(super) struct Wish {
     begun: Option<(NodeId, Switch)>,
     /// Why the target was found not to keep up, and when it is sounded out again.
     retreat: Option<(String, Instant)>,
+    /// Since when the shard is known to serve again after it was begun.
+    over: Option<Instant>,
     /// This agent has ended it; the znode is on its way out.
     ended: bool,
 }
@@ -69,8 +72,21 @@ impl Machine {
             since: now,
             begun: None,
             retreat: None,
+            over: None,
             ended: false,
         });
+        let wanted = self.wish.as_ref().map(|wish| &wish.request.id);
+        if let Some(Course::Switchover(switchover)) = &self.course
+            && switchover.sounding()
+            && wanted != Some(switchover.request())
+        {
+            self.say(
+                Level::Info,
+                "the switchover that was about to begin is not wanted any more".to_owned(),
+            );
+            self.course = None;
+            self.asks.clear();
+        }
         if let Some(known) = self.state().map(|known| known.state.clone()) {
             self.note_begun(&known);
         }
@@ -80,6 +96,7 @@ impl Machine {
         self.connected = false;
         if let Some(wish) = &mut self.wish {
             wish.since = now;
+            wish.over = None;
         }
         // Nobody is demoted because the store is away: what can be taken back is, as soon as it can be written.
         if let Some(course) = &mut self.course
@@ -92,10 +109,15 @@ impl Machine {
 
     /// A state that says who executes the request.
     pub(super) fn note_begun(&mut self, state: &State) {
-        if let (Some(wish), Some(switch)) = (&mut self.wish, &state.switch)
+        // Who sees only what came of it must not begin it anew.
+        if let (Some(wish), Some(switch)) = (&mut self.wish, state.switch.as_ref().or(state.moved.as_ref()))
             && switch.request == wish.request.id
         {
-            wish.begun = Some((state.executor.clone(), switch.clone()));
+            let executor = match (&wish.begun, &state.switch) {
+                (Some((known, _)), None) => known.clone(),
+                (Some(_), Some(_)) | (None, _) => state.executor.clone(),
+            };
+            wish.begun = Some((executor, switch.clone()));
         }
     }
 
@@ -118,7 +140,7 @@ impl Machine {
             return;
         };
         let busy = self.pending.is_some() || self.course.is_some() || now < self.write_again;
-        if !self.connected || !self.ready() {
+        if !self.connected || !self.ready() || self.leaving {
             return;
         }
         let waited = now.saturating_duration_since(wish.since);
@@ -127,14 +149,23 @@ impl Machine {
             if state.executor == self.me.node && wish.begun.is_none() && waited >= self.timings.switch_wait {
                 self.refuse(&wish.request, &state, "the shard has no master now".to_owned());
             }
+            if let Some(wish) = &mut self.wish {
+                wish.over = None;
+            }
             return;
         };
-        if busy || master.node != self.me.node || self.proxies.is_none() {
+        // A master that lives on without its agent has nobody to end what was begun but who elected it.
+        let deputy = state.executor == self.me.node && wish.begun.is_some() && self.detector.refused_by(&master.node);
+        if busy || (master.node != self.me.node && !deputy) || self.proxies.is_none() {
             return;
         }
         if let Some((executor, switch)) = &wish.begun {
             let alive = *executor != self.me.node && self.registered.contains(executor);
-            if !alive || waited >= ORPHAN_PATIENCE {
+            let over = wish.over.unwrap_or(now);
+            if let Some(wish) = &mut self.wish {
+                wish.over = Some(over);
+            }
+            if !alive || now.saturating_duration_since(over) >= ORPHAN_PATIENCE {
                 self.end_orphan(&wish.request, executor, switch, &state);
             }
             return;
@@ -205,7 +236,8 @@ impl Machine {
     /// Its executor died or forgot it. What became of it shows in the state.
     fn end_orphan(&mut self, request: &SwitchRequest, executor: &NodeId, switch: &Switch, state: &State) {
         let master = state.master.as_ref().map(|master| master.node.clone());
-        let done = state.epoch == switch.epoch && master.as_ref() == Some(&switch.to);
+        let met = request.to.is_none() || request.to == master;
+        let done = state.epoch == switch.epoch && master.as_ref() == Some(&switch.to) && met;
         let (result, why) = if done {
             (
                 Ending::Done,

@@ -10,14 +10,17 @@ use super::action::{Action, Level, Written};
 use super::state::{State, Versioned};
 use super::{Knowledge, Machine};
 
+/// Until a read that decides over a write is asked for again.
+const READ_AGAIN: Duration = Duration::from_millis(500);
+
 /// A write whose outcome is not known yet.
 #[derive(Clone, Debug)]
 pub(super) struct Pending {
     expect: Option<i32>,
     state: State,
     purpose: Purpose,
-    /// The outcome was lost or contradicted; the next synchronised read decides.
-    doubtful: bool,
+    /// The outcome was lost or contradicted; the next synchronised read decides, which is asked for again after this.
+    doubtful: Option<Instant>,
 }
 
 /// What a write is for.
@@ -34,6 +37,11 @@ pub(super) enum Purpose {
 }
 
 impl Pending {
+    /// Whether an election or a switchover waits for it.
+    pub(super) fn of_course(&self) -> bool {
+        self.purpose == Purpose::Course
+    }
+
     /// Whether a state that was read shows that this write happened, perhaps with another on top.
     fn landed(&self, read: &State) -> bool {
         let ours = read.epoch == self.state.epoch && read.nonce == self.state.nonce;
@@ -52,7 +60,7 @@ impl Machine {
             expect,
             state: state.clone(),
             purpose,
-            doubtful: false,
+            doubtful: None,
         });
         self.actions.push_back(Action::Write { expect, state });
     }
@@ -65,7 +73,7 @@ impl Machine {
                 self.settle_pending(now, Versioned { version, state });
             }
             Written::Conflict | Written::Unknown => {
-                pending.doubtful = true;
+                pending.doubtful = Some(now + READ_AGAIN);
                 self.actions.push_back(Action::ReadState);
             }
         }
@@ -95,6 +103,11 @@ impl Machine {
     /// A state came. Older ones than the one known are lags of the source, not news.
     pub(super) fn learn(&mut self, now: Instant, read: Versioned) {
         if self.state().is_some_and(|known| known.version >= read.version) {
+            return;
+        }
+        // Overtaken by a command of a newer epoch, or the ensemble was restored: a synchronised read tells which (R10).
+        if read.state.reach() < self.obedience.epoch() {
+            self.actions.push_back(Action::ReadState);
             return;
         }
         if self.course.as_ref().is_some_and(|course| !course.stands(&read.state)) {
@@ -150,8 +163,19 @@ impl Machine {
         back
     }
 
+    /// Asks again for the read that decides: the question may have been lost on its way.
+    pub(super) fn doubt_on(&mut self, now: Instant) {
+        let again = self.pending.as_mut().and_then(|pending| pending.doubtful.as_mut());
+        if self.connected
+            && let Some(again) = again.filter(|again| now >= **again)
+        {
+            *again = now + READ_AGAIN;
+            self.actions.push_back(Action::ReadState);
+        }
+    }
+
     fn resolve_doubt(&mut self, now: Instant) {
-        let Some(pending) = self.pending.as_ref().filter(|pending| pending.doubtful) else {
+        let Some(pending) = self.pending.as_ref().filter(|pending| pending.doubtful.is_some()) else {
             return;
         };
         match self.state().cloned() {
@@ -160,7 +184,7 @@ impl Machine {
                 // It did not happen, but may still be on its way: the same write again, which is
                 // the same whether one or both of them arrive.
                 let mut again = pending.clone();
-                again.doubtful = false;
+                again.doubtful = None;
                 self.actions.push_back(Action::Write {
                     expect: again.expect,
                     state: again.state.clone(),

@@ -23,12 +23,13 @@ mod writer;
 mod znode;
 
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::host::{StoreEvent, StoreRequest, StoreSeam};
 use super::machine::action::Written;
 use super::machine::outcome::Outcome;
-use crate::peer::News as Told;
+use crate::peer::Bulletin;
 use crate::store::Store;
 use crate::topology::{NodeId, ShardId};
 
@@ -49,14 +50,15 @@ const WAITING_MAX: usize = 8;
 /// Reports of proxies that wait for the historian.
 const REPORTS_MAX: usize = 256;
 
-/// Starts the seam; it ends with `stop`. What is told to proxies at once comes out of the second part.
+/// Starts the seam; it ends with `stop`. What is told to proxies at once comes out of the second part; the third ends when
+/// the first was dropped and every record stands.
 pub fn start(
     store: &Store,
     shard: &ShardId,
     node: &NodeId,
     presence: Presence,
     stop: &CancellationToken,
-) -> (StoreSeam, watch::Receiver<Option<Told>>) {
+) -> (StoreSeam, watch::Receiver<Bulletin>, JoinHandle<()>) {
     let (events, told) = mpsc::channel(EVENTS_MAX);
     let (requests, asked) = mpsc::channel(REQUESTS_MAX);
     let (news, heard) = News::new(shard.clone());
@@ -78,13 +80,15 @@ pub fn start(
     };
     tokio::spawn(stop.clone().run_until_cancelled_owned(reader.run(to_read)));
     tokio::spawn(stop.clone().run_until_cancelled_owned(writer.run(to_write)));
-    tokio::spawn(
-        stop.clone()
-            .run_until_cancelled_owned(historian.run(to_record, reported)),
-    );
+    let recording = stop
+        .clone()
+        .run_until_cancelled_owned(historian.run(to_record, reported));
+    let recorded = tokio::spawn(async {
+        recording.await.unwrap_or_default();
+    });
     tokio::spawn(stop.clone().run_until_cancelled_owned(sorter.run(asked)));
     let seam = StoreSeam { events: told, requests };
-    (seam, heard)
+    (seam, heard, recorded)
 }
 
 /// Gives each request to whom it concerns.
@@ -157,7 +161,7 @@ mod tests {
         /// A session of somebody else.
         other: Store,
         seam: StoreSeam,
-        news: watch::Receiver<Option<Told>>,
+        news: watch::Receiver<Bulletin>,
         _stop: tokio_util::sync::DropGuard,
     }
 
@@ -180,7 +184,7 @@ mod tests {
             let (presence, mut registration) = Presence::start(&store, &shard, &node, info);
             assert!(registration.held().await);
             let stop = CancellationToken::new();
-            let (seam, news) = start(&store, &shard, &node, presence, &stop);
+            let (seam, news, _recorded) = start(&store, &shard, &node, presence, &stop);
             Self {
                 other: ensemble.store(),
                 ensemble,
@@ -248,6 +252,7 @@ mod tests {
             switch: None,
             shrunk_from: 0,
             accept: None,
+            moved: None,
         }
     }
 
@@ -337,9 +342,7 @@ mod tests {
         let mut bench = Bench::start().await;
         bench.ask(StoreRequest::Write(None, state(1))).await;
         timeout(LIMIT, bench.news.changed()).await.unwrap().unwrap();
-        let Some(Told::State(told)) = bench.news.borrow_and_update().clone() else {
-            panic!("a state is told");
-        };
+        let told = bench.news.borrow_and_update().state().cloned().unwrap();
         assert_eq!(told.version, 0);
         let read: ShardState = decode(&told.state, "news").unwrap();
         assert_eq!(znode::to_state(read), state(1));
@@ -354,7 +357,7 @@ mod tests {
         bench.ask(versioned(6, 6)).await;
         let last = bench
             .news
-            .wait_for(|told| matches!(told, Some(Told::State(told)) if told.version >= 6));
+            .wait_for(|told| told.state().is_some_and(|told| told.version >= 6));
         timeout(LIMIT, last).await.unwrap().unwrap();
     }
 

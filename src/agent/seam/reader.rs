@@ -18,7 +18,7 @@ use crate::agent::machine::action::Suspicion;
 use crate::agent::machine::state::Versioned;
 use crate::store::{Connection, Hint, Store, StoreError, Value};
 use crate::topology::codec::{
-    NodeInfo, Place, ProxyInfo, ShardConfig, ShardState, Suspect, SwitchRequest, Znode, decode,
+    NodeInfo, Place, ProxyInfo, ShardConfig, ShardState, Suspect, SwitchRequest, Znode, decode, remedy,
 };
 use crate::topology::{Addr, NodeId, Phase, ShardId};
 
@@ -339,8 +339,9 @@ impl Reader {
         match decode(&value.bytes, path) {
             Ok(znode) => Some(znode),
             Err(error) => {
-                if self.said.len() < SAID_MAX && self.said.insert(format!("{path} {}", value.version)) {
-                    tracing::warn!("{error}; what was known before stays");
+                if self.said.len() < SAID_MAX && self.said.insert(format!("{path} {} {}", value.created, value.version))
+                {
+                    tracing::warn!("{error}; what was known before stays; {}", remedy(path));
                 }
                 None
             }

@@ -37,6 +37,8 @@ pub struct Rivals {
     watch: Watch,
     /// After this long a registration is that of somebody alive.
     patience: Duration,
+    /// Why the registrations could not be read, so that it is said once.
+    said: Option<StoreError>,
 }
 
 /// A registration, and its place in the order of all.
@@ -56,6 +58,7 @@ impl Rivals {
             node: node.clone(),
             watch: store.watch(&Place::Shards.to_string()),
             patience,
+            said: None,
         }
     }
 
@@ -101,7 +104,11 @@ impl Rivals {
                     let _ = timeout(LOOK, self.registrations_change()).await;
                 }
                 Err(error) => {
-                    tracing::debug!(%error, "the registrations cannot be read");
+                    let expected = matches!(error, StoreError::Away | StoreError::Unknown);
+                    if !expected && self.said.as_ref() != Some(&error) {
+                        tracing::warn!("{error}; until then it is not known who else has this redis-server");
+                        self.said = Some(error);
+                    }
                     sleep(LOOK).await;
                 }
             }

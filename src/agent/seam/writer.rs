@@ -29,15 +29,22 @@ pub(super) struct Writer {
     store: Store,
     path: String,
     events: mpsc::Sender<StoreEvent>,
+    /// The last refusal, so that each is said once.
+    said: Option<StoreError>,
 }
 
 impl Writer {
     pub(super) fn new(store: Store, shard: &ShardId, events: mpsc::Sender<StoreEvent>) -> Self {
         let path = Place::State(shard.clone()).to_string();
-        Self { store, path, events }
+        Self {
+            store,
+            path,
+            events,
+            said: None,
+        }
     }
 
-    pub(super) async fn run(self, mut writes: mpsc::Receiver<Write>) {
+    pub(super) async fn run(mut self, mut writes: mpsc::Receiver<Write>) {
         while let Some(write) = writes.recv().await {
             let written = self.write(write).await;
             if self.events.send(StoreEvent::Written(written)).await.is_err() {
@@ -46,7 +53,7 @@ impl Writer {
         }
     }
 
-    async fn write(&self, write: Write) -> Written {
+    async fn write(&mut self, write: Write) -> Written {
         let bytes = encode(&znode::from_state(&write.state));
         let done = match write.expect {
             Some(version) => self.store.set(&self.path, bytes, version).await,
@@ -56,11 +63,17 @@ impl Writer {
             }
         };
         match done {
-            Ok(version) => Written::Done(version),
+            Ok(version) => {
+                self.said = None;
+                Written::Done(version)
+            }
             Err(StoreError::Conflict(_) | StoreError::Exists(_) | StoreError::Missing(_)) => Written::Conflict,
             Err(error) => {
                 if error.effect() == Effect::NotWritten && error != StoreError::Away {
-                    tracing::warn!(%error, "the shard's state cannot be written");
+                    if self.said.as_ref() != Some(&error) {
+                        tracing::warn!("{error}; until then the shard cannot get another master");
+                        self.said = Some(error);
+                    }
                     sleep(REFUSED_PAUSE).await;
                 }
                 // Also when it was not sent: what to do next is decided by the next synchronised read.

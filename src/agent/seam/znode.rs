@@ -25,6 +25,7 @@ pub(super) fn to_state(znode: ShardState) -> State {
         switch: znode.switch,
         shrunk_from: znode.shrunk_from,
         accept: znode.accept,
+        moved: znode.moved,
     }
 }
 
@@ -45,6 +46,7 @@ pub(super) fn from_state(state: &State) -> ShardState {
         switch: state.switch.clone(),
         shrunk_from: state.shrunk_from,
         accept: state.accept.clone(),
+        moved: state.moved.clone(),
     }
 }
 
@@ -114,6 +116,7 @@ mod tests {
                 switch: None,
                 shrunk_from: 0,
                 accept: None,
+                moved: None,
             };
             assert_eq!(to_state(from_state(&state)), state);
         }

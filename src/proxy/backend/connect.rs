@@ -66,7 +66,7 @@ pub enum ConnectError {
     #[error("{0} refused the login: {1}")]
     Refused(Addr, String),
     /// It is not of the epoch that topology means, in its own words.
-    #[error("{0} is not of this epoch: {1}")]
+    #[error("{0} does not take the proxy's own login: {1}")]
     NotOfEpoch(Addr, String),
     /// It is no replica that may be read from now.
     #[error("{0} cannot be read from: {1}")]

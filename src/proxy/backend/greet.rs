@@ -9,6 +9,7 @@ use tokio::net::TcpStream;
 
 use super::connect::{connect_mute, exchange, put_request};
 use super::target::Target;
+use crate::peer;
 
 /// What a master says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,7 +92,15 @@ fn judge(replies: &[&str], target: &Target) -> Result<Greeting, String> {
     let rest = match (&target.pass, rest) {
         (None, rest) => rest,
         (Some(pass), [said, ..]) if said.starts_with('-') => {
-            return Err(format!("{addr} does not know {}: it is of another epoch", pass.user));
+            return Err(if peer::role_of(&pass.user).is_some() {
+                format!("{addr} does not know {}: it is of another epoch", pass.user)
+            } else {
+                format!(
+                    "{addr} refuses {}, the proxy's own user: {}",
+                    pass.user,
+                    said.trim_end()
+                )
+            });
         }
         (Some(_), [_, rest @ ..]) => rest,
         (Some(_), []) => return Err(unexpected()),
@@ -166,6 +175,7 @@ mod tests {
             addr: Addr::new("h", 1),
             epoch: Epoch(1),
             run_id: Some(RunId::from("abc")),
+            acks: 0,
             pass: with_pass.then(|| {
                 Rc::new(Pass {
                     user: "px-1".to_owned(),

@@ -4,8 +4,9 @@
 //! ```text
 //! session --append--> out --flush--> redis --replies--> scanner --> ledger --> session.fill --> window
 //! ```
-//! Invariant: `out[head..]` holds exactly the bytes of the ledger's entries. They are kept until they are answered,
-//! not only until they are written, so that what was in flight on a lost lane can be told apart and sent again.
+//! Invariant: `out[head..]` holds exactly the bytes of the ledger's entries. They are kept until they are answered and
+//! their sessions have the replies, not only until they are written, so that what was in flight on a lost lane can be
+//! told apart and sent again.
 //!
 //! At the first reply that proves that a command was refused, all of it becomes a [`Wreck`]: nothing more is written
 //! or shown, and what Redis still answers is logged there, so that each session can be judged as a whole (rule A3).
@@ -23,7 +24,8 @@ use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
 use super::connect::{ConnectError, Login, connect, connect_to, identify_replica};
-use super::ledger::Ledger;
+use super::held::Held;
+use super::ledger::{Cover, Ledger};
 use super::life::Life;
 use super::target::Target;
 use super::wreck::{Traits, Wreck};
@@ -42,7 +44,7 @@ pub const UNANSWERED_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Unwritten reply bytes of one client above which a lane stops reading for it.
 pub const CLIENT_REPLY_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Capacity that an empty out buffer keeps.
-const IDLE_CAPACITY_MAX: usize = 256 * 1024;
+pub(super) const IDLE_CAPACITY_MAX: usize = 256 * 1024;
 
 /// Why a lane ended.
 #[derive(Debug, Error)]
@@ -152,6 +154,8 @@ pub(super) struct State {
     pub(super) streaming: bool,
     /// The fences that the unanswered writes hold raised.
     pub(super) fences: Option<FenceLog>,
+    /// Replies that wait until replicas have what they show; `None` if none has to.
+    pub(super) held: Option<Held>,
     /// The first unanswered command, if it is one whose bytes were not kept.
     pub(super) streamed: Option<Traits>,
     /// The replies to a block before that to its EXEC: if that refuses, the client must not have seen them (rule A4).
@@ -173,6 +177,7 @@ impl Lane {
             Purpose::Master(fences) => (fences, None),
             Purpose::Replica(facts) => (None, Some(facts)),
         };
+        let held = (target.acks > 0 && reader.is_none()).then(Held::default);
         Rc::new(Self {
             number,
             login,
@@ -199,6 +204,7 @@ impl Lane {
             idle: Cell::new((0, 0)),
             state: RefCell::new(State {
                 fences,
+                held,
                 ..State::default()
             }),
         })
@@ -252,18 +258,28 @@ impl Lane {
     }
 
     /// Appends `count` whole requests, whose writes are in `footprint`; the flusher runs after all ready sessions of
-    /// this turn.
-    pub fn append(&self, session: &Rc<Session>, run: RunId, count: u32, bytes: &[u8], footprint: &Footprint) {
+    /// this turn. `cover` says what their replies wait for, where writes are acknowledged.
+    pub fn append(
+        &self,
+        session: &Rc<Session>,
+        run: RunId,
+        count: u32,
+        bytes: &[u8],
+        footprint: &Footprint,
+        cover: Cover,
+    ) {
         self.appended.set(self.appended.get() + u64::from(count));
         let mut state = self.state.borrow_mut();
         if let Some(fences) = &mut state.fences {
             fences.appended(count, footprint);
         }
-        if self.private.get() && state.ledger.is_empty() {
+        if self.private.get() && !state.ledger.awaits() {
             state.front_since_ms = clock::monotonic_ms();
         }
         state.out.extend_from_slice(bytes);
-        state.ledger.push(session.clone(), run, count, bytes.len(), Rc::ptr_eq);
+        state
+            .ledger
+            .push(session.clone(), run, count, bytes.len(), cover, Rc::ptr_eq);
         self.wake.wake();
     }
 
@@ -290,7 +306,9 @@ impl Lane {
             if let Some(fences) = &mut state.fences {
                 fences.appended(1, footprint);
             }
-            state.ledger.push(session.clone(), run, 1, 0, |_, _| false);
+            state
+                .ledger
+                .push(session.clone(), run, 1, 0, Cover::Needed, |_, _| false);
             state.streaming = true;
             state.streamed = Some(traits);
         }
@@ -315,11 +333,12 @@ impl Lane {
         self.appended.get().saturating_sub(unanswered) >= count
     }
 
-    /// Whether something is in flight that may change something, and does not block.
+    /// Whether something is in flight that may change something, and does not block, or is answered and not acknowledged.
     pub fn has_write_in_flight(&self) -> bool {
         let state = self.state.borrow();
         let answered = self.appended.get() - state.ledger.unanswered();
-        !self.ended.get() && (state.wreck.is_some() || answered < self.last_write.get())
+        let held = state.held.as_ref().is_some_and(Held::has_writes);
+        !self.ended.get() && (state.wreck.is_some() || held || answered < self.last_write.get())
     }
 
     /// Ends the lane once nothing is in flight on it.
@@ -336,7 +355,7 @@ impl Lane {
     /// How it got on since the last look.
     pub fn pace(&self) -> Pace {
         let state = self.state.borrow();
-        if state.ledger.is_empty() {
+        if !state.ledger.awaits() {
             self.looked_at.set(None);
             return Pace::Idle;
         }
@@ -426,12 +445,15 @@ impl Lane {
         for session in std::mem::take(&mut state.waiting) {
             session.wake();
         }
-        let kept_back = state.ledger.front_mut().is_some_and(|entry| entry.block);
-        let shown_in_part = state.scanner.is_inside() && !kept_back && state.wreck.is_none();
+        let cut_off = if state.wreck.is_none() {
+            state.cut_off()
+        } else {
+            Vec::new()
+        };
         let mut wreck = state.take_wreck(self.private.get(), commands);
-        if shown_in_part {
-            wreck.interrupt();
-        }
+        wreck.interrupt(cut_off);
+        let lost = state.held.as_mut().and_then(|held| held.fences.take());
+        self.shard.doubts(lost);
         wreck
     }
 
@@ -472,6 +494,9 @@ impl Lane {
 
     fn may_read(self: &Rc<Self>) -> bool {
         let mut state = self.state.borrow_mut();
+        if state.held.as_ref().is_some_and(Held::is_full) {
+            return false;
+        }
         let Some(session) = &state.stuck_on else { return true };
         if !session.is_closed() && session.unwritten() > CLIENT_REPLY_BYTES_MAX / 2 {
             return false;
@@ -501,75 +526,5 @@ impl Lane {
             state.trim();
         }
         Ok(())
-    }
-}
-
-impl State {
-    /// Makes a wreck of everything unanswered, but for a reply of which a part is shown already. An error: nothing more
-    /// is to be waited for.
-    fn condemn(&mut self, private: bool, commands: &Table) -> Result<(), LaneEnd> {
-        if self.wreck.is_none() {
-            let kept_back = self.ledger.front_mut().is_none_or(|entry| entry.block);
-            if self.scanner.is_inside() && !kept_back {
-                return Ok(());
-            }
-            let begun = [std::mem::take(&mut self.queued), std::mem::take(&mut self.peeked)].concat();
-            let mut wreck = self.take_wreck(private, commands);
-            wreck.log(&begun);
-            self.wreck = Some(Box::new(wreck));
-            self.stuck_on = None;
-        }
-        match &self.wreck {
-            Some(wreck) if wreck.awaits_replies() => Ok(()),
-            Some(_) | None => Err(LaneEnd::Deposed),
-        }
-    }
-
-    /// Everything unanswered, behind what is a wreck already.
-    pub(super) fn take_wreck(&mut self, private: bool, commands: &Table) -> Wreck {
-        let mut wreck = match self.wreck.take() {
-            Some(wreck) => *wreck,
-            None => Wreck::new(private, self.front_since_ms),
-        };
-        let head = if self.streaming { self.out.len() } else { self.head };
-        let written = self.written.saturating_sub(head);
-        wreck.cut(self.ledger.take(), &self.out[head..], written, commands);
-        if let Some(traits) = self.streamed.take() {
-            wreck.begins_with_streamed(traits);
-        }
-        self.out = Vec::new();
-        (self.head, self.written) = (0, 0);
-        // What these writes changed stays fenced for a while: they may still be executed.
-        self.fences = None;
-        wreck
-    }
-
-    pub(super) fn pop_answered(&mut self) {
-        let Some(bytes) = self.ledger.pop_answered() else {
-            return;
-        };
-        self.stepped = (0, 0);
-        self.streamed = None;
-        if !self.streaming {
-            self.head += bytes;
-        }
-    }
-
-    /// Gives back what is answered, and tells who waits for room.
-    pub(super) fn trim(&mut self) {
-        if self.head == self.out.len() {
-            self.out.clear();
-            self.out.shrink_to(IDLE_CAPACITY_MAX);
-            (self.head, self.written) = (0, 0);
-        } else if self.head > IDLE_CAPACITY_MAX {
-            self.out.drain(..self.head);
-            self.written -= self.head;
-            self.head = 0;
-        }
-        if !self.waiting.is_empty() && self.out.len() - self.head < UNANSWERED_BYTES_MAX / 2 {
-            for session in self.waiting.drain(..) {
-                session.wake();
-            }
-        }
     }
 }

@@ -2,6 +2,8 @@
 
 mod connect;
 mod greet;
+mod held;
+mod in_flight;
 mod lane;
 mod ledger;
 mod life;
@@ -15,6 +17,7 @@ pub use connect::{
 };
 pub use greet::{Greeting, confirm, greet};
 pub use lane::{CLIENT_REPLY_BYTES_MAX, Lane, LaneEnd, Pace, Purpose};
+pub use ledger::Cover;
 pub use tap::Tap;
 pub use target::{Pass, Target};
 pub use wreck::{Lost, Role, Traits};

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! bytes --scanner--> session.fill          the common path: nothing is copied but into the client's buffer
+//!            |-----> held ----> session.fill    what replicas have to acknowledge first
 //!            |-----> queued --> session.fill    a block's replies before EXEC's, kept back until that one comes
 //!            '-----> wreck                      everything from the first refusal on (rule A3)
 //! ```
@@ -9,7 +10,7 @@
 
 use std::rc::Rc;
 
-use super::lane::{CLIENT_REPLY_BYTES_MAX, Lane, LaneEnd, State};
+use super::lane::{Lane, LaneEnd, State};
 use super::wreck::Frames;
 use crate::clock;
 use crate::command::Table;
@@ -50,10 +51,10 @@ impl Lane {
             if let Some(wreck) = &mut state.wreck {
                 return if wreck.log(rest) { Ok(()) } else { Err(LaneEnd::Refused) };
             }
-            let Some(entry) = state.ledger.front_mut() else {
+            let Some(entry) = state.ledger.next_mut() else {
                 return Err(LaneEnd::Poisoned);
             };
-            if entry.block {
+            if entry.keeps_back() {
                 match state.keep_back(rest) {
                     KeptBack::Queued(used) => at += used,
                     KeptBack::Exec if rest[0] == b'-' && !seen => match refusal::of_exec(rest, Some(&state.queued)) {
@@ -77,28 +78,14 @@ impl Lane {
             let scanned = state.scanner.scan(rest, want, heed);
             entry.answered += scanned.replies;
             self.answered.set(self.answered.get() + u64::from(scanned.replies));
-            // Before anybody is shown the replies (rule A9).
-            if let Some(fences) = &mut state.fences {
-                fences.answered(scanned.replies);
-            }
-            if self.is_reader() {
-                entry
-                    .session
-                    .read_from_replica(&self.shard, worker.fences().requested());
-            }
-            let unwritten = entry
-                .session
-                .fill(entry.run, &rest[..scanned.used], scanned.replies, worker);
-            if unwritten > CLIENT_REPLY_BYTES_MAX && state.stuck_on.is_none() {
-                entry.session.stalls(self);
-                worker.watch_slow_reader(&entry.session);
-                state.stuck_on = Some(entry.session.clone());
+            if !self.hold_back(state, &rest[..scanned.used], scanned.replies, worker) {
+                self.pass_on(state, &rest[..scanned.used], scanned.replies, worker);
             }
             at += scanned.used;
             if scanned.replies > 0 && self.is_private() {
                 state.front_since_ms = clock::monotonic_ms();
             }
-            state.pop_answered();
+            state.answered_some();
             match scanned.stop {
                 Stop::Starved | Stop::Counted => {}
                 Stop::Push | Stop::Malformed => return Err(LaneEnd::Poisoned),
@@ -116,13 +103,40 @@ impl Lane {
         Ok(())
     }
 
+    /// Gives reply bytes of the entry that is answered next to its session.
+    #[inline]
+    fn pass_on(self: &Rc<Self>, state: &mut State, bytes: &[u8], replies: u32, worker: &Rc<Worker>) {
+        let inside = state.scanner.is_inside();
+        let Some(entry) = state.ledger.next_mut() else { return };
+        entry.released += replies;
+        if state.held.is_some() {
+            entry.cut = inside;
+        } else if let Some(fences) = &mut state.fences {
+            // Before anybody is shown the replies (rule A9).
+            fences.answered(replies);
+        }
+        if self.is_reader() {
+            entry
+                .session
+                .read_from_replica(&self.shard, worker.fences().requested());
+        }
+        let (session, run) = (entry.session.clone(), entry.run);
+        self.show(state, &session, run, bytes, replies, worker);
+    }
+
     /// Gives the client what was kept back of a block.
     fn show_queued(self: &Rc<Self>, state: &mut State, worker: &Rc<Worker>) {
-        if let Some(entry) = state.ledger.front_mut() {
-            entry.block = false;
-            entry.session.fill(entry.run, &state.queued, entry.answered, worker);
+        let queued = std::mem::take(&mut state.queued);
+        let Some(entry) = state.ledger.next_mut() else { return };
+        entry.opened = true;
+        let replies = entry.answered;
+        if !self.hold_back(state, &queued, replies, worker)
+            && let Some(entry) = state.ledger.next_mut()
+        {
+            entry.released += replies;
+            let (session, run) = (entry.session.clone(), entry.run);
+            self.show(state, &session, run, &queued, replies, worker);
         }
-        state.queued = Vec::new();
     }
 
     /// Ends the lane's service at its first refusal.
@@ -139,7 +153,7 @@ impl Lane {
 impl State {
     /// Keeps the replies before EXEC's.
     fn keep_back(&mut self, bytes: &[u8]) -> KeptBack {
-        let Some(entry) = self.ledger.front_mut() else {
+        let Some(entry) = self.ledger.next_mut() else {
             return KeptBack::Malformed;
         };
         if entry.answered == 1 && self.queued.starts_with(b"-") {
@@ -157,7 +171,9 @@ impl State {
         };
         let scanned = self.scanner.scan(bytes, want, Heed::Nothing);
         entry.answered += scanned.replies;
-        if let Some(fences) = &mut self.fences {
+        if self.held.is_none()
+            && let Some(fences) = &mut self.fences
+        {
             fences.answered(scanned.replies);
         }
         self.queued.extend_from_slice(&bytes[..scanned.used]);
@@ -180,12 +196,13 @@ impl State {
                 .streamed
                 .map_or(Line::Answer, |traits| traits.line(bytes, b"", private));
         }
-        let Some(entry) = self.ledger.front_mut() else {
+        let before = self.head + self.ledger.before_next();
+        let Some(entry) = self.ledger.next_mut() else {
             return Line::Answer;
         };
         let mut frames = Frames::default();
         loop {
-            let begin = self.head + self.stepped.1;
+            let begin = before + self.stepped.1;
             let Some((len, traits)) = frames.next(self.out.get(begin..).unwrap_or_default(), commands) else {
                 return Line::Answer;
             };

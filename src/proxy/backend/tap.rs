@@ -1,13 +1,15 @@
-//! A tap: a connection to Redis that one session owns and that speaks without being asked (pub/sub, MONITOR).
+//! A tap: a connection to Redis that one session owns and that speaks without being asked (pub/sub, MONITOR,
+//! tracking).
 //!
 //! ```text
 //! session --send--> out --flush--> redis --bytes--> session.feed_received
 //! ```
 //! Only bytes here: what they mean, and which of them the client sees, is the session's. The queue is bounded by the
-//! session, which asks for nothing more while too much of it is unanswered.
+//! session, which asks for nothing more while too much of it is unanswered; what is read waits for a slow client.
 
 use std::cell::{Cell, RefCell};
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -26,16 +28,22 @@ use crate::proxy::worker::Worker;
 /// Capacity that an empty out buffer keeps.
 const IDLE_CAPACITY_MAX: usize = 4 * 1024;
 
+/// Unwritten bytes above which a request that comes in parts is not passed on.
+const UNWRITTEN_BYTES_MAX: usize = 1024 * 1024;
+
 /// One connection to Redis.
 pub struct Tap {
     /// The server at its other end: a master, or who is about to be one.
     pub target: Rc<Target>,
     wake: Wake,
+    local: Cell<Option<SocketAddr>>,
     closed: Cell<bool>,
     /// Something may change because of what was sent and is not answered.
     writing: Cell<bool>,
     /// It leads to a server that is master no more.
     astray: Cell<bool>,
+    /// The session waits until everything is written.
+    full: Cell<bool>,
     out: RefCell<Vec<u8>>,
     /// How many bytes of `out` are written.
     sent: Cell<usize>,
@@ -49,9 +57,11 @@ impl Tap {
         Rc::new(Self {
             target,
             wake: Wake::default(),
+            local: Cell::new(None),
             closed: Cell::new(false),
             writing: Cell::new(false),
             astray: Cell::new(false),
+            full: Cell::new(false),
             out: RefCell::default(),
             sent: Cell::new(0),
             gone: Cell::new(0),
@@ -64,6 +74,13 @@ impl Tap {
         out.extend_from_slice(bytes);
         self.wake.wake();
         self.gone.get() + out.len() as u64
+    }
+
+    /// Whether more of a request may be passed on now. If not, the session is woken once all of it is written.
+    pub fn has_room(&self) -> bool {
+        let full = self.out.borrow().len() - self.sent.get() > UNWRITTEN_BYTES_MAX;
+        self.full.set(full);
+        !full
     }
 
     /// Remembers whether a write is in flight; says whether there was one.
@@ -79,6 +96,16 @@ impl Tap {
     /// How many bytes were written.
     pub fn written(&self) -> u64 {
         self.gone.get() + self.sent.get() as u64
+    }
+
+    /// Looks again whether it may be read from.
+    pub fn nudge(&self) {
+        self.wake.wake();
+    }
+
+    /// Our end of it, once it is open.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        self.local.get()
     }
 
     /// Ends the connection at once.
@@ -108,6 +135,7 @@ impl Tap {
             Ok(stream) => stream,
             Err(error) => return error.into(),
         };
+        self.local.set(stream.local_addr().ok());
         let (mut reader, writer) = stream.into_split();
         std::future::poll_fn(
             |context| match self.poll(context, &mut reader, &writer, session, worker) {
@@ -130,7 +158,7 @@ impl Tap {
         if self.astray.get() {
             return Err(LaneEnd::Eof);
         }
-        while !self.closed.get() {
+        while !self.closed.get() && !session.holds_feed_back() {
             let mut scratch = worker.scratch();
             let mut buffer = ReadBuf::new(&mut scratch);
             match Pin::new(&mut *reader).poll_read(context, &mut buffer) {
@@ -145,7 +173,11 @@ impl Tap {
         if self.closed.get() {
             return Err(LaneEnd::Released);
         }
-        self.flush(context, writer)
+        self.flush(context, writer)?;
+        if self.out.borrow().is_empty() && self.full.take() {
+            session.wake();
+        }
+        Ok(())
     }
 
     fn flush(&self, context: &mut Context<'_>, writer: &OwnedWriteHalf) -> Result<(), LaneEnd> {

@@ -16,12 +16,14 @@ pub struct Target {
     pub epoch: Epoch,
     /// The life that has the role, where topology knows it.
     pub run_id: Option<RunId>,
+    /// How many replicas must have what it writes before a client is told (W), for a master: that of its epoch.
+    pub acks: u32,
     /// What connections say first, where the proxy knows the cluster's secret: it follows from the rest.
     pub pass: Option<Rc<Pass>>,
 }
 
 /// The proxies' credential at the servers of one epoch. It gives no right to any key; what it is good for is that a
-/// server of another epoch refuses it.
+/// server of another epoch refuses it. Where there are no agents it is the proxy's user from its settings.
 #[derive(PartialEq, Eq)]
 pub struct Pass {
     /// The user's name.
@@ -32,12 +34,13 @@ pub struct Pass {
 
 impl Target {
     /// The master of an epoch.
-    pub fn master(master: &Master, epoch: Epoch, pass: Option<Rc<Pass>>) -> Self {
+    pub fn master(master: &Master, epoch: Epoch, acks: u32, pass: Option<Rc<Pass>>) -> Self {
         Self {
             node: master.node.clone(),
             addr: master.addr.clone(),
             epoch,
             run_id: master.run_id.clone(),
+            acks,
             pass,
         }
     }
@@ -49,6 +52,7 @@ impl Target {
             addr: node.addr.clone(),
             epoch,
             run_id: None,
+            acks: 0,
             pass,
         }
     }

@@ -64,6 +64,8 @@ struct Unit {
 /// What Redis said; ranges of the log.
 enum Came {
     Nothing,
+    /// An answer that was held back: it is not acknowledged.
+    Held,
     Answer(Range<usize>),
     Refusal(Range<usize>),
 }
@@ -101,7 +103,9 @@ pub struct Wreck {
     last_began: usize,
     /// Replies of the next unit that are complete.
     complete: u32,
-    interrupted: bool,
+    interrupted: Vec<Rc<Session>>,
+    /// What was written needs an acknowledgement, which nobody gives any more.
+    acknowledges: bool,
     /// Redis has closed the connection behind an answer: what it read beyond that, it did not run.
     closed_behind: bool,
 }
@@ -130,6 +134,18 @@ impl Traits {
         }
     }
 
+    /// Whether it may change something.
+    pub fn writes(&self) -> bool {
+        self.writes
+    }
+
+    /// Whether a reply shows that nothing was changed and nothing read: an error in Redis' own words, or one to what stands
+    /// around a transaction.
+    pub fn changed_nothing(&self, reply: &[u8]) -> bool {
+        let error = reply.starts_with(b"-") && !self.own_words && !matches!(self.role, Role::Block | Role::Forgotten);
+        error || matches!(self.role, Role::Multi | Role::Discard | Role::Watch)
+    }
+
     /// Whether a reply that begins with `bytes` refuses the command. `queued`: the replies before EXEC's in a block.
     pub fn line(&self, bytes: &[u8], queued: &[u8], private: bool) -> Line {
         match self.role {
@@ -147,11 +163,12 @@ impl Traits {
 }
 
 impl Wreck {
-    /// A wreck without anything in it, of a connection that one session owned or that several shared. What will be
-    /// first in it had its turn at `front_since_ms`.
-    pub fn new(private: bool, front_since_ms: u64) -> Self {
+    /// A wreck without anything in it, of a connection that one session owned or that several shared, and whose writes are
+    /// acknowledged or not. What will be first in it had its turn at `front_since_ms`.
+    pub fn new(private: bool, acknowledges: bool, front_since_ms: u64) -> Self {
         Self {
             private,
+            acknowledges,
             front_since_ms,
             ..Self::default()
         }
@@ -174,15 +191,19 @@ impl Wreck {
                     }
                     None => Traits::FORGOTTEN,
                 };
-                if entry.block {
+                if entry.block && entry.released == 0 {
                     let (begin, writes) = block.unwrap_or((begin, false));
                     let exec = traits.role == Role::Exec;
                     block = Some((begin, writes || (traits.writes && !exec)));
                     continue;
                 }
-                if number >= entry.answered {
+                if number >= entry.released {
                     let range = base + begin..base + at;
-                    self.units.push(Unit::new(&entry, 1, range, at <= written, traits));
+                    let mut unit = Unit::new(&entry, 1, range, at <= written, traits);
+                    if number < entry.answered {
+                        unit.came = Came::Held;
+                    }
+                    self.units.push(unit);
                 }
             }
             if let Some((begin, writes)) = block {
@@ -192,10 +213,15 @@ impl Wreck {
                     own_words: false,
                 };
                 let range = base + begin..base + at;
-                self.units
-                    .push(Unit::new(&entry, entry.count, range, at <= written, traits));
+                let mut unit = Unit::new(&entry, entry.count, range, at <= written, traits);
+                if entry.answered == entry.count {
+                    unit.came = Came::Held;
+                }
+                self.units.push(unit);
             }
         }
+        let held = |unit: &&Unit| matches!(unit.came, Came::Held);
+        self.next += self.units[self.next..].iter().take_while(held).count();
     }
 
     /// Whether Redis still has something to answer.
@@ -251,15 +277,14 @@ impl Wreck {
         }
     }
 
-    /// Remembers that a part of the next reply was passed on.
-    pub fn interrupt(&mut self) {
-        self.interrupted = true;
+    /// Remembers whose client got a part of a reply that will never be whole.
+    pub fn interrupt(&mut self, sessions: Vec<Rc<Session>>) {
+        self.interrupted.extend(sessions);
     }
 
-    /// Whose client got a part of a reply that will never be whole.
-    pub fn interrupted(&self) -> Option<&Rc<Session>> {
-        let unit = self.units.get(self.next).filter(|_| self.interrupted)?;
-        Some(&unit.session)
+    /// Whose client that is.
+    pub fn interrupted(&self) -> &[Rc<Session>] {
+        &self.interrupted
     }
 
     /// How many commands, or blocks of them, Redis refused.
@@ -275,11 +300,11 @@ impl Wreck {
             let lost = Lost {
                 run: unit.run,
                 replies: unit.replies,
-                fate: unit.fate(self.closed_behind),
+                fate: unit.fate(self.closed_behind, self.acknowledges, &self.log),
                 role: unit.traits.role,
                 bytes: self.bytes[unit.bytes.clone()].to_vec(),
                 answer: match &unit.came {
-                    Came::Nothing => Vec::new(),
+                    Came::Nothing | Came::Held => Vec::new(),
                     Came::Answer(range) | Came::Refusal(range) => self.log[range.clone()].to_vec(),
                 },
                 since_ms: (at == 0 && self.private).then_some(self.front_since_ms),
@@ -314,13 +339,20 @@ impl Unit {
         }
     }
 
-    fn fate(&self, closed_behind: bool) -> Fate {
-        match (&self.came, self.sent && !closed_behind, self.traits.writes) {
+    fn fate(&self, closed_behind: bool, acknowledges: bool, log: &[u8]) -> Fate {
+        let writes = self.traits.writes;
+        match (&self.came, self.sent && !closed_behind, writes) {
+            (Came::Answer(range), _, _) if acknowledges && self.traits.changed_nothing(&log[range.clone()]) => {
+                Fate::Answered { executed: false }
+            }
+            // What replicas do not vouch for may be gone.
+            (Came::Answer(_), _, true) if acknowledges => Fate::SentWrite,
+            (Came::Answer(_), _, false) if acknowledges => Fate::SentRead,
             (Came::Answer(_), _, executed) => Fate::Answered { executed },
             (Came::Refusal(_), _, _) => Fate::Refused,
             (Came::Nothing, false, _) => Fate::Unsent,
-            (Came::Nothing, true, false) => Fate::SentRead,
-            (Came::Nothing, true, true) => Fate::SentWrite,
+            (Came::Nothing | Came::Held, _, false) => Fate::SentRead,
+            (Came::Nothing | Came::Held, _, true) => Fate::SentWrite,
         }
     }
 }

@@ -47,6 +47,7 @@ pub async fn attach(worker: &Rc<Worker>, shard: &Rc<Shard>, attach: &Attach) {
         addr: attach.addr.clone(),
         epoch: attach.epoch,
         run_id: Some(attach.run_id.clone()),
+        acks: shard.acks(),
         // It has that user only once it is master.
         pass: None,
     });
@@ -72,7 +73,9 @@ impl Session {
     fn move_feed(self: &Rc<Self>, target: &Rc<Target>, done: &mpsc::Sender<()>) {
         {
             let mut state = self.state();
-            let State { feed, login, .. } = &mut *state;
+            let State {
+                feed, login, streaming, ..
+            } = &mut *state;
             let Some(feed) = feed.as_mut().filter(|feed| !feed.leads_to(target)) else {
                 return;
             };
@@ -80,7 +83,10 @@ impl Session {
             let tap = self.open_tap(target.clone(), login.clone(), Duration::ZERO);
             if let Some(before) = feed.moving.replace(Moving { tap, login }) {
                 before.tap.close();
-            } else if let Link::Up(old) = &feed.link {
+            } else if let Link::Up(old) = &feed.link
+                && streaming.is_none()
+            {
+                // Else it would get into the middle of a request; it follows that.
                 feed.line.mark(|bytes| old.send(bytes));
             }
             feed.attaching = Some(done.clone());

@@ -75,7 +75,7 @@ mod tests {
 
     fn count(lines: &[&str]) -> Option<u32> {
         let bytes: String = lines.iter().map(|line| request(line)).collect();
-        let block = whole_block(bytes.as_bytes(), &Table::builtin(), |_, _, _| true)?;
+        let block = whole_block(bytes.as_bytes(), Table::builtin(), |_, _, _| true)?;
         let whole: String = lines[..block.count as usize].iter().map(|line| request(line)).collect();
         assert_eq!(block.bytes, whole.len());
         Some(block.count)
@@ -120,7 +120,7 @@ mod tests {
             [request("MULTI"), request(&set), request("EXEC")].concat()
         };
         let room = BLOCK_BYTES_MAX - of(10_000).len() + 10_000;
-        assert!(whole_block(of(room).as_bytes(), &Table::builtin(), |_, _, _| true).is_some());
-        assert!(whole_block(of(room + 1).as_bytes(), &Table::builtin(), |_, _, _| true).is_none());
+        assert!(whole_block(of(room).as_bytes(), Table::builtin(), |_, _, _| true).is_some());
+        assert!(whole_block(of(room + 1).as_bytes(), Table::builtin(), |_, _, _| true).is_none());
     }
 }

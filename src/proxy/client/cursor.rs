@@ -284,7 +284,7 @@ mod tests {
         let anew = |words: &[&[u8]]| {
             let mut request = Vec::new();
             put_request(&mut request, words);
-            begun_anew(&request, &Table::builtin()).map(|bytes| String::from_utf8(bytes).unwrap())
+            begun_anew(&request, Table::builtin()).map(|bytes| String::from_utf8(bytes).unwrap())
         };
         assert_eq!(
             anew(&[b"HSCAN", b"h", b"77", b"COUNT", b"5"]).as_deref(),

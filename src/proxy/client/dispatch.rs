@@ -9,7 +9,7 @@ use super::run::{Ride, Run};
 use super::session::{IN_FLIGHT_MAX, Park, Session, Tail};
 use super::stream::{Begun, COLLECTED_BYTES_MAX};
 use super::wait::Awaits;
-use crate::command::{Class, Command, Concern, Lookup, refusal};
+use crate::command::{Class, Command, Concern, Lookup, Table, refusal};
 use crate::resp::{Args, ProtocolError, RequestLimits, RequestScanner, Scan, Span, put_inline_as_request};
 use crate::route::Place;
 
@@ -245,7 +245,15 @@ impl Session {
 
     /// Requests that need more than a place on a lane.
     fn special(self: &Rc<Self>, args: &Args, frame: &[u8]) -> Outcome {
-        let table = self.worker.commands().clone();
+        let outcome = self.act_on(args, frame);
+        if let Outcome::Done = outcome {
+            self.spend_caching(args);
+        }
+        outcome
+    }
+
+    fn act_on(self: &Rc<Self>, args: &Args, frame: &[u8]) -> Outcome {
+        let table = self.worker.commands();
         let command = match table.lookup(args) {
             Lookup::Known(command) => command,
             Lookup::UnknownSubcommand(_) => {
@@ -288,6 +296,8 @@ impl Session {
                 self.pin_and_append(shard, command, args, frame)
             }
             Class::Node | Class::Everywhere => self.pin_and_append(shard, command, args, frame),
+            // Learnt from a server: what it does to a connection is not known, so that it gets one of its own (rule A1).
+            Class::Read | Class::Write if !Table::knows(command) => self.pin_and_append(shard, command, args, frame),
             Class::Blocking if self.worker.shard_count() == 1 => self.wait(command, frame),
             Class::EveryNode => self.every_node(command, args, frame),
             Class::Refused => self.not_passed_on(command),

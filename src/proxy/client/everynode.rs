@@ -18,6 +18,7 @@ use super::dispatch::Outcome;
 use super::session::{Park, Session};
 use crate::clock;
 use crate::command::Command;
+use crate::peer;
 use crate::proxy::backend::{ConnectError, Login, Target, ask, connect_to};
 use crate::proxy::scripts::Origin;
 use crate::resp::Args;
@@ -27,8 +28,8 @@ use crate::topology::ShardIndex;
 /// How long a node may take to answer: CONFIG REWRITE and ACL LOAD go to its disk.
 const ANSWER_LIMIT: Duration = Duration::from_millis(2000);
 /// How long until a master that cannot be reached is tried again.
-const RETRY: Duration = Duration::from_millis(50);
-const NO_MASTER: &[u8] = b"-MASTERDOWN no master for the shard: not executed\r\n";
+pub(super) const RETRY: Duration = Duration::from_millis(50);
+pub(super) const NO_MASTER: &[u8] = b"-MASTERDOWN no master for the shard: not executed\r\n";
 
 /// Settings that say who follows whom, where a node is found, or whose data it has. They are the agents'.
 const OURS: [&str; 15] = [
@@ -188,8 +189,9 @@ async fn tell_one(node: &Target, login: &Login, request: &[u8], connect_limit: D
 }
 
 /// Whether a user's name is one of those that agents make.
-fn is_ours(name: &[u8]) -> bool {
-    name == b"pm-agent" || name.starts_with(b"repl-") || name.starts_with(b"px-")
+pub(super) fn is_ours(name: &[u8]) -> bool {
+    let of_an_epoch = |name| peer::role_of(name).is_some();
+    name == b"pm-agent" || std::str::from_utf8(name).is_ok_and(of_an_epoch)
 }
 
 /// The first setting of a CONFIG SET that clients may not change.
@@ -234,6 +236,7 @@ mod tests {
             addr: addr.clone(),
             epoch: Epoch(1),
             run_id: None,
+            acks: 0,
             pass: None,
         };
         let nodes: Vec<Rc<Target>> = nodes.iter().map(target).map(Rc::new).collect();

@@ -1,5 +1,5 @@
-//! A client that is subscribed or monitors (rules A1, B8, B9): it owns a connection to Redis, a feed, for as long as
-//! it needs one, and everything it asks goes there, because Redis interleaves messages and replies.
+//! A client that is subscribed, monitors or tracks keys (rules A1, B6 to B9): it owns a connection to Redis, a feed, for
+//! as long as it needs one, and everything it asks goes there, because Redis interleaves messages and replies.
 //!
 //! ```text
 //! client --request--> feed_request --ask--> FeedLine --send--> Tap --> redis
@@ -10,6 +10,8 @@
 //! again, and brought to where it was, before anything newer is sent; the client sees a gap in the messages only, and
 //! not even that when the master is changed on purpose (see `attach`).
 
+use std::cell::Cell;
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -18,10 +20,11 @@ use tracing::{debug, info, warn};
 
 use super::attach::Moving;
 use super::close::CloseReason;
+use super::feed_held::Heard;
 use super::feedline::{Asked, FeedLine, Left, Shown, Trouble};
 use super::listener::{Which, move_to};
 use super::lost::with_time_left;
-use super::session::{Session, State};
+use super::session::{Session, State, Way};
 use super::window::RunId;
 use crate::clock;
 use crate::proxy::backend::{ConnectError, LaneEnd, Login, Tap, Target, put_request};
@@ -64,6 +67,12 @@ pub(super) struct Feed {
     flow: Option<RunId>,
     /// The fences that what is unanswered holds raised.
     fences: Option<FenceLog>,
+    /// What the commands queued since MULTI will change when EXEC runs them.
+    pub(super) queued: Footprint,
+    /// The connection is not read from, because the client does not read.
+    pub(super) held_back: Cell<bool>,
+    /// What was heard and is not acknowledged.
+    pub(super) held: VecDeque<Heard>,
     /// For a monitor: as long as there is one, all reads are the master's (rule B6).
     pub(super) monitors: Option<Monitoring>,
 }
@@ -99,19 +108,27 @@ impl Feed {
             watched: false,
             flow: None,
             fences: None,
+            queued: Footprint::default(),
+            held_back: Cell::new(false),
+            held: VecDeque::new(),
             monitors: None,
         }
     }
 
-    /// Raises the fences for so many requests that are about to be sent. A subscriber that writes is rare: what it
-    /// writes is not looked at.
-    pub(super) fn fence(&mut self, requests: u32, writes: bool) {
-        let Some(log) = &mut self.fences else { return };
-        let mut footprint = Footprint::default();
-        if writes && requests > 0 {
+    /// Raises the fences for so many requests that are about to be sent, and change this.
+    pub(super) fn fence(&mut self, requests: u32, footprint: &Footprint) {
+        if let Some(log) = &mut self.fences {
+            log.appended(requests, footprint);
+        }
+    }
+
+    /// The same for those that are sent again: what they change is not looked at any more.
+    fn fence_again(&mut self) {
+        let (requests, mut footprint) = (self.line.awaited(), Footprint::default());
+        if requests > 0 {
             footprint.writes_every_key(requests - 1);
         }
-        log.appended(requests, &footprint);
+        self.fence(requests, &footprint);
     }
 
     /// Ends the connection.
@@ -121,6 +138,22 @@ impl Feed {
         }
         if let Some(moving) = &self.moving {
             moving.tap.close();
+        }
+    }
+
+    /// A request that was passed on in parts has left us.
+    pub(super) fn streamed(&mut self, tap: &Rc<Tap>) {
+        if self.is_on(tap) && self.moving.is_some() {
+            self.line.mark(|bytes| tap.send(bytes));
+        }
+    }
+
+    /// The client has read: goes on reading from the connection.
+    pub(super) fn nudge(&self) {
+        if self.held_back.take()
+            && let Link::Up(tap) = &self.link
+        {
+            tap.nudge();
         }
     }
 
@@ -173,7 +206,9 @@ impl Session {
         }
         let held = self.with_feed(|feed| std::mem::replace(&mut feed.waits.held, true));
         if held == Some(false) {
-            self.worker.shard(ShardIndex(0)).hold(&self.worker, self.clone());
+            let shard = self.worker.shard(ShardIndex(0));
+            shard.count_held(1);
+            shard.hold(&self.worker, self.clone());
             self.watch_lost_feed();
         }
     }
@@ -222,7 +257,7 @@ impl Session {
         let is_master = self.leads_to_master(&tap);
         let log = || FenceLog::new(self.worker.fences().clone(), shard.fences().clone());
         let fences = self.worker.splits_reads().then(log);
-        let (now_ms, table) = (clock::monotonic_ms(), self.worker.commands().clone());
+        let (now_ms, table) = (clock::monotonic_ms(), self.worker.commands());
         let life = shard.life_of(&tap.target);
         // The requests of scans are kept so that they begin anew.
         move_to(&mut self.state().listeners, Which::Lane(FEED_LANE), life.as_ref());
@@ -230,9 +265,9 @@ impl Session {
             shard.count_resent(feed.line.awaited());
             feed.life = life;
             feed.line
-                .shorten(now_ms, |request, waited_ms| with_time_left(request, waited_ms, &table));
+                .shorten(now_ms, |request, waited_ms| with_time_left(request, waited_ms, table));
             feed.fences = fences;
-            feed.fence(feed.line.awaited(), true);
+            feed.fence_again();
             feed.line.begin(login.resp3, is_master, |bytes| tap.send(bytes));
             feed.login = login;
             feed.link = Link::Up(tap);
@@ -255,8 +290,15 @@ impl Session {
         tap
     }
 
-    /// Takes what Redis sent on the feed.
+    /// Takes what Redis sent on the feed, once it is acknowledged where that has to be.
     pub fn feed_received(self: &Rc<Self>, tap: &Rc<Tap>, bytes: &[u8]) -> Result<(), LaneEnd> {
+        if self.hold_feed(tap, bytes)? {
+            return Ok(());
+        }
+        self.take_from_feed(tap, bytes)
+    }
+
+    pub(super) fn take_from_feed(self: &Rc<Self>, tap: &Rc<Tap>, bytes: &[u8]) -> Result<(), LaneEnd> {
         let mut state = self.state();
         if state.closing.is_some() || !state.feed.as_ref().is_some_and(|feed| feed.is_on(tap)) {
             return Err(LaneEnd::Released);
@@ -352,6 +394,11 @@ impl Session {
     /// Answers what a lost connection left, or gives the client up.
     pub(super) fn put_up_with(self: &Rc<Self>, left: Left) {
         let worker = self.worker.clone();
+        self.tell_of_lost_tracking();
+        if let Some(streaming) = &mut self.state().streaming {
+            streaming.way = Way::Lost;
+            self.wake();
+        }
         match left {
             Left::Answers(answers) => {
                 let shard = worker.shard(ShardIndex(0));
@@ -463,7 +510,7 @@ impl Session {
                 put_request(&mut bytes, &[b"HELLO", if resp3 { b"3" } else { b"2" }]);
                 let run = window.reserve(FEED_LANE, 1);
                 let sent = tap.send(&bytes);
-                feed.fence(1, false);
+                feed.fence(1, &Footprint::default());
                 feed.line.ask(Asked::Hello { greeting, resp3 }, Some(run), sent, 0);
                 return;
             }
@@ -480,6 +527,7 @@ impl Feed {
     /// Gives its connection up, if it has one: says what becomes of what was asked there.
     pub(super) fn lose(&mut self, tap: &Tap) -> Left {
         self.link = Link::Down;
+        self.held.clear();
         self.waits = Waits::from_now();
         tap.set_writing(false);
         // What was asked may still be executed.
@@ -513,6 +561,7 @@ impl Feed {
                 }
                 state.feed_reply(run, bytes);
             }
+            Shown::Part(run, bytes) => state.feed_part(run, bytes),
             Shown::Push(bytes) => state.window.push(bytes, &mut state.out),
             Shown::Begins => *flow = Some(state.window.reserve(FEED_LANE, 1)),
             Shown::Ends => {

@@ -1,4 +1,4 @@
-//! What a request means for a session that is subscribed, or is about to be: where it goes, or what it is told.
+//! What a request means for a session that has a feed, or is about to have one: where it goes, or what it is told.
 //!
 //! In RESP2 a subscriber may do nothing else, in RESP3 it may run any command; both are answered in Redis' words and in
 //! Redis' order. What cannot be taken back (other classes than those of [`may_ride`]) never reaches the feed.
@@ -13,10 +13,10 @@ use super::listener::{Listener, reserve_for};
 use super::session::{Park, Session, State};
 use super::stream::COLLECTED_BYTES_MAX;
 use super::subscriptions::{Family, NAMES_MAX, Verb};
-use super::transaction::Told;
+use super::transaction::{Told, Transaction};
 use crate::clock;
 use crate::command::{Class, Command, Concern, Flags, refusal};
-use crate::proxy::backend::{Role, put_request};
+use crate::proxy::backend::{Role, Tap, put_request};
 use crate::resp::Args;
 use crate::route::Place;
 use crate::topology::ShardIndex;
@@ -31,42 +31,54 @@ impl Session {
     /// Judges a request that begins a feed, or of a session that has one; `None`: it goes the way of all others.
     pub(super) fn feed_request(self: &Rc<Self>, command: &Command, args: &Args, frame: &[u8]) -> Option<Outcome> {
         let family = Family::of(command.name.as_bytes());
-        let begins = &*command.name == "monitor" || family.is_some_and(|family| family.verb == Verb::Subscribe);
         if self.state().feed.is_some() {
             return self.request_with_feed(family, command, args, frame);
         }
-        if begins {
-            return Some(self.begin_feed(family, command, args, frame));
+        match family {
+            Some(family) if family.verb == Verb::Unsubscribe => Some(self.unsubscribe_nothing(family, args)),
+            Some(family) => {
+                let begun = self.begin_feed(command);
+                Some(begun.unwrap_or_else(|| self.ask_family(family, args, frame)))
+            }
+            None if &*command.name == "monitor" => {
+                let begun = self.begin_feed(command);
+                Some(begun.unwrap_or_else(|| self.ask(Asked::Monitor, frame)))
+            }
+            None => self.tracking_request(command, args, frame),
         }
-        family.map(|family| self.unsubscribe_nothing(family, args))
     }
 
-    fn begin_feed(self: &Rc<Self>, family: Option<Family>, command: &Command, args: &Args, frame: &[u8]) -> Outcome {
+    /// Gives the session a feed for a command; `None`: there it is.
+    pub(super) fn begin_feed(self: &Rc<Self>, command: &Command) -> Option<Outcome> {
         {
             let mut state = self.state();
             if state.window.unanswered() > 0 {
-                return Outcome::Park(Park::Drain);
+                return Some(Outcome::Park(Park::Drain));
             }
             if state.pinned.is_some() {
                 if state.transaction.needs_connection() {
                     drop(state);
-                    return self.refuse(|out| refusal::not_yet(command, out));
+                    return Some(self.refuse(|out| refusal::not_yet(command, out)));
                 }
                 // It is given back when the session is looked at next.
                 self.wake();
-                return Outcome::Park(Park::Drain);
+                return Some(Outcome::Park(Park::Drain));
             }
-            state.feed = Some(Box::new(Feed::of(state.login.clone())));
+            let mut feed = Box::new(Feed::of(state.login.clone()));
+            if state.transaction == Transaction::Stale {
+                (feed.line.watch, feed.line.stale) = (true, true);
+                state.stand(Transaction::None);
+            }
+            state.feed = Some(feed);
         }
-        if !self.open_feed() {
-            self.state().feed = None;
-            let park = self.hold_without_master();
-            return park.map_or(Outcome::Done, Outcome::Park);
+        if self.open_feed() {
+            return None;
         }
-        match family {
-            Some(family) => self.ask_family(family, args, frame),
-            None => self.ask(Asked::Monitor, frame),
+        let stale = self.state().feed.take().is_some_and(|feed| feed.line.stale);
+        if stale {
+            self.state().stand(Transaction::Stale);
         }
+        Some(self.hold_without_master().map_or(Outcome::Done, Outcome::Park))
     }
 
     fn request_with_feed(
@@ -106,6 +118,9 @@ impl Session {
                 return Some(self.refuse_while_subscribed(command));
             }
         }
+        if let Some(outcome) = self.tracking_with_feed(command, args, frame) {
+            return Some(outcome);
+        }
         if may_ride(command, args) && self.worker.place(command, args) != Place::Shard(ShardIndex(0)) {
             return Some(self.refuse(|out| refusal::not_yet(command, out)));
         }
@@ -124,7 +139,7 @@ impl Session {
     }
 
     /// What a request for the feed has to wait for.
-    fn feed_is_busy(self: &Rc<Self>) -> Option<Outcome> {
+    pub(super) fn feed_is_busy(self: &Rc<Self>) -> Option<Outcome> {
         let mut state = self.state();
         let feed = state.feed.as_ref()?;
         if feed.moving.is_some() {
@@ -187,7 +202,10 @@ impl Session {
         let blocks = command.class == Class::Blocking && !queued;
         let waits = is_write && !self.feed_takes_writes();
         let kept = waits || frame.len() <= COLLECTED_BYTES_MAX;
-        let again = || begun_anew(frame, self.worker.commands()).unwrap_or_else(|| frame.to_vec());
+        let again = || match command.concern {
+            Concern::Cursor(_) => begun_anew(frame, self.worker.commands()).unwrap_or_else(|| frame.to_vec()),
+            Concern::None | Concern::Body | Concern::Digest => frame.to_vec(),
+        };
         let asked = Asked::Plain(Plain {
             bytes: if kept { again() } else { Vec::new() },
             is_write,
@@ -196,6 +214,7 @@ impl Session {
             again: kept && matches!(role, Role::Plain | Role::Exec) && !is_script,
             since_ms: blocks.then(clock::monotonic_ms),
         });
+        self.mark_on_feed(command, args, role, queued);
         let (frame, listener) = (instead.as_deref().unwrap_or(frame), ear.map(Listener::One));
         let outcome = if waits {
             self.ask_later(asked, frame.len(), listener)
@@ -212,6 +231,46 @@ impl Session {
         outcome
     }
 
+    /// Begins to ask what comes in parts, of which these `bytes` are the first: nothing of it is kept. `None`: it has to
+    /// be whole before it can be asked.
+    pub(super) fn ask_in_parts(self: &Rc<Self>, command: &Command, args: &Args, bytes: &[u8]) -> Option<Rc<Tap>> {
+        let (tap, queued, life) = self.with_feed(|feed| match &feed.link {
+            Link::Up(tap) => Some((tap.clone(), feed.line.multi, feed.life.clone())),
+            Link::Down => None,
+        })??;
+        let is_write = command.is_write();
+        if is_write && !self.leads_to_master(&tap) {
+            return None;
+        }
+        let (ear, _) = if queued {
+            (None, None)
+        } else {
+            self.listen(command, args, life.as_ref())
+        };
+        if is_write {
+            let shard = self.worker.shard(ShardIndex(0));
+            let mut state = self.state();
+            state.wrote(&shard);
+            // Its keys may not all be there yet.
+            let mut footprint = self.worker.footprint();
+            footprint.clear();
+            match state.feed.as_mut().filter(|_| queued) {
+                Some(feed) => feed.queued.writes_every_key(0),
+                None => footprint.writes_every_key(0),
+            }
+        }
+        let asked = Asked::Plain(Plain {
+            bytes: Vec::new(),
+            is_write,
+            role: Role::Plain,
+            queued,
+            again: false,
+            since_ms: None,
+        });
+        self.ask_and_listen(asked, bytes, ear.map(Listener::One));
+        Some(tap)
+    }
+
     /// What a lost connection watched may have changed: EXEC does nothing.
     fn discard_stale(self: &Rc<Self>) -> Outcome {
         let mut discard = Vec::new();
@@ -222,10 +281,33 @@ impl Session {
         outcome
     }
 
-    fn ask(self: &Rc<Self>, asked: Asked, frame: &[u8]) -> Outcome {
+    /// Gathers what a request changes, in the worker's footprint: at once, or when EXEC runs what was queued (A9).
+    fn mark_on_feed(&self, command: &Command, args: &Args, role: Role, queued: bool) {
+        let mut state = self.state();
+        let Some(feed) = &mut state.feed else { return };
+        let mut footprint = self.worker.footprint();
+        footprint.clear();
+        match role {
+            Role::Multi if !feed.line.multi => feed.queued.clear(),
+            Role::Exec if feed.line.multi => {
+                *footprint = std::mem::take(&mut feed.queued);
+                footprint.belongs_to(0);
+            }
+            Role::Plain if queued => {
+                self.mark(command, args, 0, &mut feed.queued);
+                feed.queued.bound();
+            }
+            Role::Plain | Role::Block | Role::Forgotten => self.mark(command, args, 0, &mut footprint),
+            Role::Multi | Role::Exec | Role::Discard | Role::Watch => {}
+        }
+    }
+
+    pub(super) fn ask(self: &Rc<Self>, asked: Asked, frame: &[u8]) -> Outcome {
+        self.worker.footprint().clear();
         self.ask_and_listen(asked, frame, None)
     }
 
+    /// Sends a request that changes what is in the worker's footprint, which is empty afterwards.
     fn ask_and_listen(self: &Rc<Self>, asked: Asked, frame: &[u8], listener: Option<Listener>) -> Outcome {
         let mut state = self.state();
         let State {
@@ -242,7 +324,8 @@ impl Session {
                 feed.monitors = Some(self.worker.monitoring());
             }
             let run = reserve_for(window, listeners, FEED_LANE, listener);
-            feed.fence(1, asked.may_write());
+            feed.fence(1, &self.worker.footprint());
+            self.worker.footprint().clear();
             feed.line.ask(asked, Some(run), tap.send(frame), frame.len());
             feed.count_writes();
         }
@@ -269,7 +352,8 @@ impl Session {
         } = &mut *state;
         if let Some(feed) = feed {
             let run = reserve_for(window, listeners, FEED_LANE, listener);
-            feed.fence(1, asked.may_write());
+            feed.fence(1, &self.worker.footprint());
+            self.worker.footprint().clear();
             feed.line.ask_later(asked, run, bytes);
             feed.wait_from_now();
         }

@@ -9,14 +9,16 @@
 
 use std::collections::VecDeque;
 
-use super::queue::{Prospect, Queue};
+use super::queue::Queue;
 use super::subscriptions::{Family, Subscriptions, Verb};
+use super::tracking::{Tracking, Word};
 use super::window::RunId;
 use crate::proxy::backend::{Role, put_request};
 use crate::resp::{Heed, ReplyScanner, Stop};
-use crate::route::{Fate, Verdict, plan};
 use asked::Entry;
 pub(super) use asked::{Asked, POISON, Plain};
+use flight::Flight;
+use frames::{Meaning, is_monitor_line, words};
 
 /// A longer frame is passed on in parts. Every confirmation is shorter, because names are.
 const FRAME_BYTES_MAX: usize = 128 * 1024;
@@ -26,6 +28,8 @@ const FRAME_BYTES_MAX: usize = 128 * 1024;
 pub(super) enum Shown<'b> {
     /// Bytes that complete a reply.
     Reply(RunId, &'b [u8]),
+    /// A part of a reply too long to be shown at once.
+    Part(RunId, &'b [u8]),
     /// Bytes that complete none.
     Push(&'b [u8]),
     /// A message too long to be shown at once begins: nothing of our own may be said until it ends.
@@ -60,6 +64,8 @@ pub(super) enum Left {
 #[derive(Debug, Default)]
 pub(super) struct FeedLine {
     pub subscriptions: Subscriptions,
+    /// Which keys Redis tells the client of.
+    pub tracking: Tracking,
     /// MULTI was asked for, and neither EXEC nor DISCARD.
     pub multi: bool,
     /// WATCH was asked for, and nothing that ends it.
@@ -71,7 +77,7 @@ pub(super) struct FeedLine {
     monitoring: bool,
     resp3: bool,
     /// Sent, in this order.
-    asked: VecDeque<Entry>,
+    asked: Flight,
     /// Behind those, what the server at the other end must not get before it is master.
     unsent: VecDeque<Entry>,
     /// The marker was answered: what this connection says is of no more interest.
@@ -92,28 +98,36 @@ enum Flow {
     Push,
 }
 
-enum Meaning {
-    Confirms(Family),
-    Message,
-    Reply,
-}
-
 impl FeedLine {
     /// Whether the client needs no connection of its own any more.
     pub(super) fn is_idle(&self) -> bool {
         self.asked.is_empty()
             && self.unsent.is_empty()
             && self.subscriptions.is_empty()
+            && !self.tracking.is_on()
             && !(self.monitoring || self.multi || self.watch)
             && self.flow == Flow::None
     }
 
+    /// Whether the client hears what it did not ask for, in any amount.
+    pub(super) fn is_listening(&self) -> bool {
+        self.monitoring || !self.subscriptions.is_empty()
+    }
+
+    /// Whether a request that blocks is in flight.
+    pub(super) fn blocks(&self) -> bool {
+        self.asked.blocks()
+    }
+
+    /// How many requests are queued since MULTI.
+    pub(super) fn queued(&self) -> Option<usize> {
+        let queue = self.queue.as_ref().filter(|_| self.multi);
+        queue.map(|queue| queue.len().saturating_sub(1))
+    }
+
     /// Whether everything is subscribed again after a loss.
     pub(super) fn is_caught_up(&self) -> bool {
-        !self
-            .asked
-            .iter()
-            .any(|entry| matches!(entry.asked, Asked::Again(..) | Asked::MonitorAgain | Asked::Silent))
+        !self.asked.has_ours()
     }
 
     /// Whether something waits for the server to become master.
@@ -145,14 +159,28 @@ impl FeedLine {
     /// Notes a request of `bytes` bytes that was sent; `end` as [`Tap::send`](crate::proxy::backend::Tap::send) said.
     pub(super) fn ask(&mut self, asked: Asked, run: Option<RunId>, end: u64, bytes: usize) {
         self.unanswered_bytes += bytes;
-        self.asked.push_back(Entry { asked, run, end, bytes });
+        self.note(&asked);
+        self.asked.push(Entry { asked, run, end, bytes });
+    }
+
+    fn note(&mut self, asked: &Asked) {
+        let speaks = matches!(asked, Asked::Tracking(Word::Caching(_), _));
+        if speaks || asked.consumes_caching() {
+            self.tracking.asked(speaks);
+        }
+    }
+
+    /// Asks for what Redis refuses by the number of its arguments, in any mode, without a line to those who monitor.
+    pub(super) fn ask_nothing(&mut self, asked: Asked, mut send: impl FnMut(&[u8]) -> u64) {
+        let mut bytes = Vec::new();
+        put_request(&mut bytes, &[b"GET"]);
+        let end = send(&bytes);
+        self.ask(asked, None, end, 0);
     }
 
     /// Whether something may change because of what was sent. What stands behind a request that blocks has not begun.
     pub(super) fn writes(&self) -> bool {
-        let blocks = |entry: &&Entry| matches!(&entry.asked, Asked::Plain(plain) if plain.since_ms.is_some());
-        let mut begun = self.asked.iter().take_while(|entry| !blocks(entry));
-        begun.any(|entry| entry.asked.writes())
+        self.asked.writes()
     }
 
     /// EXEC or DISCARD was asked for.
@@ -160,9 +188,15 @@ impl FeedLine {
         (self.multi, self.watch, self.stale) = (false, false, false);
     }
 
+    /// Whether the reply to something that was sent may show data: that to a write, or to what `shows` says it of.
+    pub(super) fn awaits_data(&self, shows: impl Fn(&[u8]) -> bool) -> bool {
+        self.asked.iter().any(|entry| entry.asked.shows_data(&shows))
+    }
+
     /// Notes a request that is sent once the server at the other end is master.
     pub(super) fn ask_later(&mut self, asked: Asked, run: RunId, bytes: usize) {
         self.unanswered_bytes += bytes;
+        self.note(&asked);
         self.unsent.push_back(Entry {
             asked,
             run: Some(run),
@@ -230,22 +264,27 @@ impl FeedLine {
             (Meaning::Reply, Some(Asked::Plain(_))) => self.flow = Flow::Reply,
             (Meaning::Reply | Meaning::Confirms(_), _) => return Err(Trouble::Poisoned),
         }
-        show(Shown::Push(part));
+        self.show_part(part, show);
         Ok(())
     }
 
+    fn show_part(&self, part: &[u8], show: &mut impl FnMut(Shown)) {
+        let run = self.asked.front().and_then(|entry| entry.run);
+        match run.filter(|_| self.flow == Flow::Reply) {
+            Some(run) => show(Shown::Part(run, part)),
+            None => show(Shown::Push(part)),
+        }
+    }
+
     fn flow_on(&mut self, part: &[u8], whole: bool, show: &mut impl FnMut(Shown)) {
-        match (self.flow, whole) {
-            (Flow::Reply, true) => {
-                self.answered(part, show);
-                self.flow = Flow::None;
-            }
-            (Flow::Push, true) => {
-                show(Shown::Push(part));
-                show(Shown::Ends);
-                self.flow = Flow::None;
-            }
-            (Flow::None | Flow::Reply | Flow::Push, _) => show(Shown::Push(part)),
+        self.show_part(part, show);
+        if !whole {
+            return;
+        }
+        match std::mem::take(&mut self.flow) {
+            Flow::Reply => self.answered(b"", show),
+            Flow::Push => show(Shown::Ends),
+            Flow::None => {}
         }
     }
 
@@ -331,13 +370,25 @@ impl FeedLine {
                 self.drained = true;
                 return Ok(());
             }
-            Some(Asked::Again(..) | Asked::MonitorAgain | Asked::Silent | Asked::Hello { .. }) if is_error => {
+            Some(Asked::Again(..) | Asked::MonitorAgain | Asked::TrackAgain | Asked::Silent | Asked::Hello { .. })
+                if is_error =>
+            {
                 return Err(refused());
             }
             Some(Asked::Again(..)) => return Err(Trouble::Poisoned),
-            Some(Asked::MonitorAgain | Asked::Silent) => {
+            Some(Asked::MonitorAgain | Asked::Silent | Asked::Idle) => {
                 self.pop();
                 return Ok(());
+            }
+            Some(Asked::TrackAgain) => {
+                self.pop();
+                self.tracking.lives_again();
+                return Ok(());
+            }
+            Some(Asked::Tracking(word, _)) => {
+                if frame == b"+OK\r\n" {
+                    self.tracking.confirmed(std::mem::replace(word, Word::Asks));
+                }
             }
             Some(Asked::Hello { greeting, resp3 }) => {
                 self.resp3 = *resp3;
@@ -410,186 +461,18 @@ impl FeedLine {
     }
 
     fn pop(&mut self) -> Option<RunId> {
-        let entry = self.asked.pop_front()?;
+        let entry = self.asked.pop()?;
         self.unanswered_bytes -= entry.bytes;
+        if entry.asked.consumes_caching() {
+            self.tracking.consumed();
+        }
         entry.run
     }
-
-    /// The connection is gone; `written` of its bytes had left.
-    pub(super) fn lose(&mut self, written: u64) -> Left {
-        if self.flow != Flow::None {
-            return Left::CutOff;
-        }
-        (self.scanner, self.partial) = (ReplyScanner::default(), Vec::new());
-        for mut entry in std::mem::take(&mut self.unsent) {
-            entry.end = u64::MAX;
-            self.asked.push_back(entry);
-        }
-        self.stale |= self.watch;
-        let too_long = |queue: &Queue| queue.prospect() != Prospect::Again;
-        let unkept =
-            |entry: &Entry| matches!(&entry.asked, Asked::Plain(plain) if plain.queued && plain.bytes.is_empty());
-        if self.queue.as_deref().is_some_and(too_long)
-            || self
-                .asked
-                .iter()
-                .any(|entry| entry.ends_transaction(written) || unkept(entry))
-        {
-            return Left::Transaction;
-        }
-        self.asked.retain(|entry| entry.run.is_some());
-        let mut answers = Vec::new();
-        // The next connection begins in the new protocol; a HELLO always stands alone, before everything else.
-        while let Some(Entry {
-            asked: Asked::Hello { greeting, .. },
-            run: Some(run),
-            ..
-        }) = self.asked.front_mut()
-        {
-            answers.push((*run, std::mem::take(greeting)));
-            self.asked.pop_front();
-        }
-        let fates: Vec<Fate> = self.asked.iter().map(|entry| entry.fate(written)).collect();
-        for line in plan(&fates).into_iter().map_while(Verdict::line) {
-            let entry = self.asked.pop_front();
-            answers.extend(entry.and_then(|entry| self.give_up(entry, line)));
-        }
-        self.count_unanswered();
-        Left::Answers(answers)
-    }
-
-    /// Answers everything that waits for a connection, or for the server to become master once all that was sent there
-    /// is answered.
-    pub(super) fn expire(&mut self, line: &[u8], connected: bool) -> Vec<(RunId, Vec<u8>)> {
-        if connected && self.asked.iter().any(|entry| entry.run.is_some()) {
-            return Vec::new();
-        }
-        let waiting = if connected {
-            std::mem::take(&mut self.unsent)
-        } else {
-            std::mem::take(&mut self.asked)
-        };
-        let (theirs, ours): (VecDeque<_>, _) = waiting.into_iter().partition(|entry| entry.run.is_some());
-        if connected {
-            self.unsent = ours;
-        }
-        // A transaction that lacks one of its requests must not be executed.
-        self.stale |= self.multi && !theirs.is_empty();
-        let given_up = theirs.into_iter().filter_map(|entry| self.give_up(entry, line));
-        let answers = given_up.collect();
-        self.count_unanswered();
-        answers
-    }
-
-    fn give_up(&mut self, entry: Entry, line: &[u8]) -> Option<(RunId, Vec<u8>)> {
-        if let Asked::Names(family, names) = &entry.asked
-            && family.verb == Verb::Subscribe
-        {
-            names.iter().for_each(|name| self.subscriptions.forget(name));
-        }
-        entry.run.map(|run| (run, line.to_vec()))
-    }
-
-    fn count_unanswered(&mut self) {
-        let all = self.asked.iter().chain(&self.unsent);
-        self.unanswered_bytes = all.map(|entry| entry.bytes).sum();
-    }
-
-    /// Begins anew on a fresh connection, which speaks the protocol `resp3` says: subscribes again, then sends what is
-    /// unanswered, as far as it may. `send` takes bytes and says how many were sent with them.
-    pub(super) fn begin(&mut self, resp3: bool, is_master: bool, mut send: impl FnMut(&[u8]) -> u64) {
-        self.unsent = std::mem::take(&mut self.asked);
-        self.drained = false;
-        self.resp3 = resp3;
-        self.ask_again(&mut send);
-        if let Some(queue) = &self.queue {
-            let (bytes, count) = queue.answered([].iter());
-            self.unsent.push_front(Entry {
-                asked: Asked::Queue(count, bytes),
-                run: None,
-                end: u64::MAX,
-                bytes: 0,
-            });
-        }
-        self.release(is_master, send);
-    }
-
-    /// Asks for a sign that everything before it was heard: for what Redis refuses by the number of its arguments, in
-    /// any mode, without a line to those who monitor.
-    pub(super) fn mark(&mut self, mut send: impl FnMut(&[u8]) -> u64) {
-        let mut bytes = Vec::new();
-        put_request(&mut bytes, &[b"GET"]);
-        let end = send(&bytes);
-        self.ask(Asked::Marker, None, end, 0);
-    }
-
-    /// Between two connections: lets a request that blocks, if it is the first, be replaced by one that does so for
-    /// less long. `shorter` is told for how many milliseconds it has.
-    pub(super) fn shorten(&mut self, now_ms: u64, shorter: impl FnOnce(&[u8], u64) -> Option<Vec<u8>>) {
-        if let Some(Asked::Plain(plain)) = self.asked.front_mut().map(|entry| &mut entry.asked)
-            && let Some(since_ms) = plain.since_ms
-            && let Some(bytes) = shorter(&plain.bytes, now_ms.saturating_sub(since_ms))
-        {
-            plain.bytes = bytes;
-            plain.since_ms = Some(now_ms);
-        }
-    }
-
-    /// Sends what was not sent yet, up to the first that only a master may get unless it is one.
-    pub(super) fn release(&mut self, is_master: bool, mut send: impl FnMut(&[u8]) -> u64) {
-        let mut bytes = Vec::new();
-        while let Some(front) = self.unsent.front()
-            && (is_master || !front.asked.may_write())
-            && let Some(mut entry) = self.unsent.pop_front()
-        {
-            bytes.clear();
-            entry.put(&mut bytes);
-            entry.end = send(&bytes);
-            self.asked.push_back(entry);
-        }
-    }
-
-    /// Asks for everything that the client believes to hear.
-    fn ask_again(&mut self, send: &mut impl FnMut(&[u8]) -> u64) {
-        let mut bytes = Vec::new();
-        let requests = self.subscriptions.put_again(&mut bytes);
-        let end = send(&bytes);
-        for (kind, frames) in requests {
-            self.ask(Asked::Again(kind, frames), None, end, 0);
-        }
-        if self.monitoring {
-            bytes.clear();
-            put_request(&mut bytes, &[b"MONITOR"]);
-            let end = send(&bytes);
-            self.ask(Asked::MonitorAgain, None, end, 0);
-        }
-    }
-}
-
-/// `1700000000.123456 [0 127.0.0.1:50000] "PING"`, or the beginning of one.
-fn is_monitor_line(line: &[u8]) -> bool {
-    let time = line.iter().take_while(|byte| byte.is_ascii_digit() || **byte == b'.');
-    line.get(time.count()..).is_some_and(|rest| rest.starts_with(b" ["))
-}
-
-/// The bulk strings at the front of an array or a push.
-fn words(frame: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let mut rest = line(frame).map_or(&[][..], |(_, rest)| rest);
-    std::iter::from_fn(move || {
-        let (header, after) = line(rest)?;
-        let length: usize = std::str::from_utf8(header.strip_prefix(b"$")?).ok()?.parse().ok()?;
-        let word = after.get(..length)?;
-        rest = after.get(length + 2..)?;
-        Some(word)
-    })
-}
-
-fn line(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
-    let end = memchr::memchr(b'\n', bytes)?;
-    let line = bytes[..end].strip_suffix(b"\r").unwrap_or(&bytes[..end]);
-    Some((line, &bytes[end + 1..]))
 }
 
 mod asked;
+mod flight;
+mod frames;
+mod renewal;
 #[cfg(test)]
 mod tests;

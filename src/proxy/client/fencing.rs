@@ -3,9 +3,12 @@
 //! Owns: turning a command and its arguments into marks. Refuses: deciding where a read goes. Invariant: every write
 //! marks something before its bytes are appended.
 
+use std::rc::Rc;
+
 use super::run::{Ride, Run};
 use super::session::{Held, Session};
-use crate::command::{Command, FenceScope, Lookup};
+use crate::command::{Command, FenceScope, Flags, Lookup};
+use crate::proxy::shard::Shard;
 use crate::resp::{Args, RequestScanner, Scan};
 use crate::route::{Footprint, Need};
 
@@ -22,7 +25,7 @@ impl Session {
         if ride.is_write {
             self.mark(command, args, run.count, &mut self.worker.footprint());
         } else if !run.writes {
-            run.need = run.need.and(self.need_of(command, args, run));
+            run.need = run.need.and(self.need_of(command, args, &self.worker.shard(run.shard)));
         }
     }
 
@@ -78,9 +81,34 @@ impl Session {
         }
     }
 
-    fn need_of(&self, command: &Command, args: &Args, run: &Run) -> Need {
+    /// Whether replies to these requests may show what the master has and too few replicas acknowledged (rule A7): that
+    /// is fenced as long as it is not. Without fences it may be anything.
+    pub fn shows_unacknowledged(&self, requests: &[u8], shard: &Rc<Shard>) -> bool {
+        let fenced = self.worker.splits_reads();
+        if fenced && !shard.fences().need_of_any().is_master() {
+            return false;
+        }
+        let (mut spans, mut at) = (Vec::new(), 0);
+        loop {
+            let rest = requests.get(at..).unwrap_or_default();
+            let mut scanner = RequestScanner::default();
+            let Ok(Scan::Frame(len)) = scanner.scan(rest, &mut spans, &self.worker.request_limits()) else {
+                return at == 0 || at < requests.len();
+            };
+            let args = Args::new(&rest[..len], &spans);
+            at += len;
+            let Lookup::Known(command) = self.worker.commands().lookup(&args) else {
+                return true;
+            };
+            let shows = command.is_write() || command.flags.has(Flags::READONLY);
+            if shows && (!fenced || self.need_of(command, &args, shard).is_master()) {
+                return true;
+            }
+        }
+    }
+
+    fn need_of(&self, command: &Command, args: &Args, shard: &Shard) -> Need {
         let fences = self.worker.fences();
-        let shard = self.worker.shard(run.shard);
         if command.fence_scope(args) == FenceScope::Shard {
             return shard.fences().need_of_any();
         }

@@ -9,17 +9,25 @@ use super::cursor::begun_anew;
 use super::dispatch::Outcome;
 use super::listener::{Elements, Listener, reserve_for};
 use super::run::Run;
-use super::session::{Held, Park, Pinned, Session, State};
+use super::session::{Counted, Held, Park, Pinned, Session, State};
 use super::transaction::Transaction;
 use crate::clock;
-use crate::command::{Class, Command, Flags, Lookup};
-use crate::proxy::backend::{Lane, Login};
+use crate::command::{Class, Command, Flags, Lookup, Table};
+use crate::proxy::backend::{Cover, Lane, Login};
 use crate::proxy::shard::Shard;
 use crate::resp::{Args, RequestScanner, Scan, put_inline_as_request};
 use crate::route::{Ask, Footprint, Place, ReadPolicy};
 use crate::topology::ShardIndex;
 
 const NO_MASTER: &[u8] = b"-MASTERDOWN no master for the shard: not executed\r\n";
+
+impl State {
+    /// How many of the requests that wait at the front for `shard` its toll has not counted yet.
+    fn counts(&mut self, shard: &Shard, requests: u32) -> u32 {
+        let place = self.window.next();
+        self.counted.more(shard.change_number(), place, requests)
+    }
+}
 
 impl Session {
     /// Appends a run to the session's lane. `false`: it is parked, nothing is appended.
@@ -52,7 +60,7 @@ impl Session {
         if run.writes {
             state.wrote(&lane.shard);
         }
-        lane.append(self, id, run.count, bytes, &self.worker.footprint());
+        lane.append(self, id, run.count, bytes, &self.worker.footprint(), run.cover());
         if run.changes && !state.blocks_on(&lane) {
             lane.writes();
         }
@@ -151,9 +159,10 @@ impl Session {
             pinned.lane.wait_for_room(self);
             return Outcome::Park(Park::Lane);
         }
-        pinned.clean &= command.class == Class::Blocking
-            || command.rides_lane(args)
-            || (command.class == Class::Node && &*command.name != "debug");
+        pinned.clean &= Table::knows(command)
+            && (command.class == Class::Blocking
+                || command.rides_lane(args)
+                || (command.class == Class::Node && &*command.name != "debug"));
         let blocks = command.class_for(args) == Class::Blocking && state.transaction != Transaction::Queueing;
         let (mut ear, instead) = self.listen(command, args, pinned.lane.life());
         let mut listener = None;
@@ -198,7 +207,14 @@ impl Session {
         if command.is_write() || matches!(command.class, Class::Blocking | Class::Transaction) {
             state.wrote(&lane.shard);
         }
-        lane.append(self, run, 1, instead.as_deref().unwrap_or(frame), &footprint);
+        let cover = match (state.transaction, command.class) {
+            (Transaction::Queueing, _) if &*command.name != "exec" => Cover::Needless,
+            (_, Class::Transaction) if &*command.name != "exec" => Cover::Needless,
+            (_, Class::Transaction) => Cover::Needed,
+            (_, _) if command.is_write() => Cover::Needed,
+            (_, _) => Cover::Looked,
+        };
+        lane.append(self, run, 1, instead.as_deref().unwrap_or(frame), &footprint, cover);
         if let Some(pinned) = state.pinned.as_mut().filter(|_| blocks) {
             pinned.blocked_by = lane.appended();
         }
@@ -298,11 +314,15 @@ impl Session {
     }
 
     fn hold_run(self: &Rc<Self>, state: &mut State, shard: &Rc<Shard>, run: &Run) {
-        shard.count_held(run.count.saturating_sub(1));
-        self.hold_in(state, shard);
+        self.hold_some(state, shard, run.count);
     }
 
     fn hold_in(self: &Rc<Self>, state: &mut State, shard: &Rc<Shard>) {
+        self.hold_some(state, shard, 1);
+    }
+
+    fn hold_some(self: &Rc<Self>, state: &mut State, shard: &Rc<Shard>, requests: u32) {
+        shard.count_held(state.counts(shard, requests));
         state.park = Park::Hold;
         state.held_since_ms = clock::monotonic_ms();
         shard.hold(&self.worker, self.clone());
@@ -344,7 +364,7 @@ impl Session {
             if held.block {
                 lane.append_block(self, held.run, held.count, &held.bytes, &footprint);
             } else {
-                lane.append(self, held.run, held.count, &held.bytes, &footprint);
+                lane.append(self, held.run, held.count, &held.bytes, &footprint, Cover::Needed);
             }
             match &mut state.pinned {
                 Some(pinned) if held.private && self.blocks(&held.bytes) => pinned.blocked_by = lane.appended(),
@@ -362,6 +382,8 @@ impl Session {
             state.seat(&shard).lane = Some(lane);
         }
         let Some(shard) = waits_for else { return true };
+        let waiting = state.held.iter().map(|held| held.count).sum();
+        shard.count_held(state.counts(&shard, waiting));
         state.park = Park::Hold;
         shard.hold(&self.worker, self.clone());
         false
@@ -386,6 +408,7 @@ impl Session {
         if self.state().park != Park::Hold || waited_ms < hold_max_ms {
             return false;
         }
+        self.state().counted = Counted::default();
         let held = std::mem::take(&mut self.state().held);
         let (expired, kept): (Vec<Held>, Vec<Held>) = held.into_iter().partition(|held| Rc::ptr_eq(&held.shard, shard));
         self.state().held = kept;

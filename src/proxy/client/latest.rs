@@ -21,8 +21,8 @@ const ASK_MAX: Duration = Duration::from_millis(200);
 impl Session {
     /// Holds what a lost lane left, once it is known what it meant.
     pub(super) fn hold_lost(self: &Rc<Self>, lane: &Rc<Lane>, mut held: Vec<Held>) {
-        let table = self.worker.commands().clone();
-        let wants_news = |held: &Held| held.private && !streams(&held.bytes, &table).is_empty();
+        let table = self.worker.commands();
+        let wants_news = |held: &Held| held.private && !streams(&held.bytes, table).is_empty();
         let mut state = self.state();
         if !held.iter().any(wants_news) {
             state.held.extend(held);
@@ -33,7 +33,7 @@ impl Session {
         let (session, target, login) = (self.clone(), lane.target.clone(), lane.login.clone());
         tokio::task::spawn_local(async move {
             for held in &mut held {
-                let asking = settle(&target, &login, &held.bytes, &table);
+                let asking = settle(&target, &login, &held.bytes, table);
                 match timeout(ASK_MAX, asking).await {
                     Ok(Some(settled)) => held.bytes = settled,
                     Ok(None) => {}

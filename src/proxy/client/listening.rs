@@ -90,7 +90,7 @@ impl Session {
         let listener = ear.map(Listener::One);
         let id = reserve_for(&mut state.window, &mut state.listeners, lane.number, listener);
         let frame = instead.as_deref().unwrap_or(frame);
-        lane.append(self, id, 1, frame, &self.worker.footprint());
+        lane.append(self, id, 1, frame, &self.worker.footprint(), run.cover());
         if run.changes && !state.blocks_on(lane) {
             lane.writes();
         }

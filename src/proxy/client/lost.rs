@@ -107,7 +107,7 @@ impl Session {
             state.stand(after);
         }
         if let Some(streaming) = &mut state.streaming {
-            streaming.lane.take_if(|lane| lane.has_ended());
+            streaming.lose_if(|lane| lane.has_ended());
         }
         for seat in &mut state.seats {
             seat.lane.take_if(|lane| lane.has_ended());
@@ -141,7 +141,7 @@ impl Session {
     fn judge_lost(&self, lane: &Rc<Lane>, lost: &[Lost], too_late: bool) -> Vec<Told> {
         let mut state = self.state();
         if let Some(streaming) = &mut state.streaming {
-            streaming.lane.take_if(|known| Rc::ptr_eq(known, lane));
+            streaming.lose_if(|known| Rc::ptr_eq(known, lane));
         }
         if !lane.is_private() {
             let fates: Vec<_> = lost.iter().map(|lost| lost.fate).collect();
@@ -289,7 +289,7 @@ mod tests {
         let words: Vec<&[u8]> = words.iter().map(|word| word.as_bytes()).collect();
         let mut request = Vec::new();
         put_request(&mut request, &words);
-        let shorter = with_time_left(&request, waited_ms, &Table::builtin())?;
+        let shorter = with_time_left(&request, waited_ms, Table::builtin())?;
         Some(String::from_utf8_lossy(&shorter).into_owned())
     }
 

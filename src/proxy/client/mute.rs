@@ -97,6 +97,14 @@ impl State {
         self.muffle(self.out.len());
     }
 
+    /// A part of the reply to a request of a feed.
+    pub(super) fn feed_part(&mut self, run: RunId, bytes: &[u8]) {
+        let changed = hear(&mut self.listeners, run, bytes, 0);
+        let bytes = changed.as_deref().unwrap_or(bytes);
+        let heard = self.mute == Mute::No;
+        self.window.fill(run, if heard { bytes } else { b"" }, 0, &mut self.out);
+    }
+
     #[inline]
     fn muffle(&mut self, heard: usize) {
         if self.mute != Mute::No {

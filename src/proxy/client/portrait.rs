@@ -26,6 +26,7 @@ pub(super) struct Portrait {
     pub database: u32,
     /// Channels, patterns, shard channels.
     pub subscriptions: [usize; 3],
+    pub tracks: bool,
     /// Commands queued since MULTI.
     pub queued: Option<usize>,
     pub request_bytes: usize,
@@ -71,7 +72,14 @@ impl Portrait {
             .as_bytes(),
         );
         line.extend_from_slice(&self.user);
-        line.extend_from_slice(format!(" redir=-1 resp={}", if self.resp3 { 3 } else { 2 }).as_bytes());
+        line.extend_from_slice(
+            format!(
+                " redir={} resp={}",
+                if self.tracks { 0 } else { -1 },
+                if self.resp3 { 3 } else { 2 }
+            )
+            .as_bytes(),
+        );
         if let Some((name, version)) = &self.library {
             line.extend_from_slice(b" lib-name=");
             line.extend_from_slice(name);
@@ -121,7 +129,9 @@ impl Session {
             flags: flags(&state, blocks),
             database: state.login.database,
             subscriptions: [Kind::Channel, Kind::Pattern, Kind::Shard].map(subscriptions),
+            tracks: state.feed.as_ref().is_some_and(|feed| feed.line.tracking.is_on()),
             queued: match state.transaction {
+                Transaction::None if state.feed.is_some() => state.feed.as_ref().and_then(|feed| feed.line.queued()),
                 Transaction::Queueing => Some(state.queued().map_or(0, |queued| queued.queued_count)),
                 Transaction::Doomed | Transaction::Lost | Transaction::Aborted => Some(0),
                 Transaction::None | Transaction::Watching | Transaction::Stale => None,
@@ -146,10 +156,14 @@ fn flags(state: &State, blocks: bool) -> String {
         (feed.is_some_and(|feed| feed.line.is_monitoring()), 'O'),
         (feed.is_some_and(|feed| !feed.line.subscriptions.is_empty()), 'P'),
         (
-            state.transaction == Transaction::Queueing || state.transaction.is_ghost(),
+            state.transaction == Transaction::Queueing
+                || state.transaction.is_ghost()
+                || feed.is_some_and(|feed| feed.line.multi),
             'x',
         ),
         (blocks && state.window.unanswered() > 0, 'b'),
+        (feed.is_some_and(|feed| feed.line.tracking.is_on()), 't'),
+        (feed.is_some_and(|feed| feed.line.tracking.broadcasts()), 'B'),
         (state.closing.is_some(), 'c'),
         (state.about.as_ref().is_some_and(|about| about.no_evict), 'e'),
     ];

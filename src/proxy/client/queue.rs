@@ -70,6 +70,11 @@ impl Queue {
         }
     }
 
+    /// How many requests they are, MULTI included.
+    pub(super) fn len(&self) -> usize {
+        self.count
+    }
+
     /// What is to become of it.
     pub(super) fn prospect(&self) -> Prospect {
         self.prospect

@@ -1,15 +1,17 @@
 //! CLIENT LIST, INFO, KILL and UNBLOCK: our own clients, of all workers, in Redis' words. Redis' connections are none of theirs.
 
+use std::net::SocketAddr;
 use std::rc::Rc;
 
 use super::close::CloseReason;
 use super::dispatch::Outcome;
+use super::feed::Link;
 use super::local::put_bulk;
 use super::portrait::Portrait;
 use super::selection::Selection;
 use super::session::{Park, Session};
 use crate::command::{Command, refusal};
-use crate::proxy::backend::{Login, ask, ask_for, connect_control, connect_to, put_request};
+use crate::proxy::backend::{Login, Target, ask, ask_for, connect_control, connect_to, put_request};
 use crate::proxy::roll::{Question, Told};
 use crate::proxy::worker::Worker;
 use crate::resp::{Args, parse_i64, put_i64};
@@ -164,26 +166,33 @@ impl Session {
         Outcome::Done
     }
 
+    /// The server at which it may block, and our end of that connection.
+    fn blocks_at(&self) -> Option<(Rc<Target>, SocketAddr)> {
+        let mut state = self.state();
+        if state.window.unanswered() == 0 {
+            return None;
+        }
+        if let Some(feed) = &state.feed {
+            let Link::Up(tap) = &feed.link else { return None };
+            return tap.local_addr().map(|local| (tap.target.clone(), local));
+        }
+        let pinned = state.pinned.as_mut()?;
+        // It must not be another session's by the time it is unblocked.
+        pinned.clean = false;
+        pinned
+            .lane
+            .local_addr()
+            .map(|local| (pinned.lane.target.clone(), local))
+    }
+
     /// Lets this client go if it blocks at the master, which knows it by our end of the connection only.
     async fn unblock(&self, told: Told) -> bool {
-        let lane = {
-            let mut state = self.state();
-            let blocks = state.window.unanswered() > 0;
-            let pinned = state.pinned.as_mut().filter(|_| blocks);
-            pinned.map(|pinned| {
-                // It must not be another session's by the time it is unblocked.
-                pinned.clean = false;
-                pinned.lane.clone()
-            })
-        };
-        let Some((lane, local)) = lane.and_then(|lane| lane.local_addr().map(|local| (lane, local))) else {
+        let Some((target, local)) = self.blocks_at() else {
             return false;
         };
         let asking = async {
-            let addr = &lane.target.addr;
-            let mut stream = connect_control(&lane.target, self.worker.connect_timeout())
-                .await
-                .ok()?;
+            let addr = &target.addr;
+            let mut stream = connect_control(&target, self.worker.connect_timeout()).await.ok()?;
             let id = id_at_redis(&mut stream, addr, &local.to_string()).await?;
             let mut request = Vec::new();
             let word: &[u8] = match told {

@@ -1,6 +1,7 @@
 //! A run: consecutive requests of one read pass that go to one shard. Copied once, one ledger entry.
 
 use crate::command::CommandId;
+use crate::proxy::backend::Cover;
 use crate::route::Need;
 use crate::topology::ShardIndex;
 
@@ -50,6 +51,11 @@ impl Run {
     /// Whether the request may join.
     pub(super) fn takes(&self, ride: &Ride) -> bool {
         self.count == 0 || (self.shard == ride.shard && !self.alone && !ride.alone)
+    }
+
+    /// What its replies wait for where writes are acknowledged.
+    pub(super) fn cover(&self) -> Cover {
+        if self.changes { Cover::Needed } else { Cover::Looked }
     }
 
     /// The request joins, after it was noted.

@@ -28,7 +28,7 @@ use super::wait::{Awaits, Unproven};
 use super::window::{RunId, Window};
 use crate::clock;
 use crate::command::CommandId;
-use crate::proxy::backend::{CLIENT_REPLY_BYTES_MAX, Lane, Login};
+use crate::proxy::backend::{CLIENT_REPLY_BYTES_MAX, Lane, Login, Tap};
 use crate::proxy::shard::Shard;
 use crate::proxy::wake::Wake;
 use crate::proxy::worker::Worker;
@@ -84,8 +84,18 @@ pub(super) struct Tail {
 /// A request too large to be collected, on its way.
 pub(super) struct Streaming {
     pub frame: FrameStream,
-    /// Where it goes; `None` once that is lost: the rest is read and dropped.
-    pub lane: Option<Rc<Lane>>,
+    /// Where it goes.
+    pub way: Way,
+}
+
+/// Where a request goes that is passed on in parts.
+pub(super) enum Way {
+    /// The connection that the session has for it.
+    Lane(Rc<Lane>),
+    /// The session's feed.
+    Feed(Rc<Tap>),
+    /// That is lost: the rest is read and dropped.
+    Lost,
 }
 
 /// A backend connection of the session's own.
@@ -166,8 +176,34 @@ pub(super) struct State {
     pub left: bool,
     pub stalled: Option<Rc<Lane>>,
     pub held_since_ms: u64,
+    /// What of it the toll of a change has counted.
+    pub counted: Counted,
     /// How much was written to the client when that time was taken: if it is still as much, the wait goes on.
     pub held_at_written: u64,
+}
+
+/// What waits at the front may be parked more than once in one change of master, and is counted once.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Counted {
+    /// In which change.
+    change: u64,
+    /// Behind how many runs; none once what waited was refused.
+    place: Option<RunId>,
+    requests: u32,
+}
+
+impl Counted {
+    /// So many requests wait at `place`; how many of them are not counted yet.
+    pub fn more(&mut self, change: u64, place: RunId, requests: u32) -> u32 {
+        let known = (self.change, self.place) == (change, Some(place));
+        let before = if known { self.requests } else { 0 };
+        *self = Self {
+            change,
+            place: Some(place),
+            requests: requests.max(before),
+        };
+        requests.saturating_sub(before)
+    }
 }
 
 /// One client connection.
@@ -184,6 +220,8 @@ pub struct Session {
     writer: OwnedWriteHalf,
     wake: Wake,
     dirty: Cell<bool>,
+    /// Parts of replies that lanes hold for it until they are acknowledged.
+    held: Cell<u32>,
     written: Cell<u64>,
     state: RefCell<State>,
 }
@@ -217,6 +255,7 @@ impl Session {
             left: false,
             stalled: None,
             held_since_ms: 0,
+            counted: Counted::default(),
             held_at_written: u64::MAX,
         };
         let session = Rc::new(Self {
@@ -228,6 +267,7 @@ impl Session {
             writer,
             wake: Wake::default(),
             dirty: Cell::new(false),
+            held: Cell::new(0),
             written: Cell::new(0),
             state: RefCell::new(state),
         });
@@ -265,6 +305,18 @@ impl Session {
         self.written.get()
     }
 
+    /// Whether the client reads too slowly for its feed to be read on; that goes on once it does. A subscriber is heard
+    /// in any case: it does not miss messages, it is closed.
+    pub fn holds_feed_back(&self) -> bool {
+        let state = self.state.borrow();
+        let feed = state.feed.as_ref().filter(|feed| !feed.line.is_listening());
+        let holds = state.out.len() - state.sent > UNWRITTEN_BYTES_MAX;
+        feed.is_some_and(|feed| {
+            feed.held_back.set(holds);
+            holds
+        })
+    }
+
     /// Remembers a lane that stopped reading because of this client.
     pub fn stalls(&self, lane: &Rc<Lane>) {
         self.state.borrow_mut().stalled = Some(lane.clone());
@@ -273,6 +325,18 @@ impl Session {
     /// Replies of a replica arrived when `requested` was the newest sample.
     pub fn read_from_replica(&self, shard: &Rc<Shard>, requested: SampleNumber) {
         self.state.borrow_mut().seat(shard).sticky.answered(requested);
+    }
+
+    /// A lane holds one more part of a reply for it, or one less.
+    pub fn is_held(&self, more: bool) {
+        let held = self.held.get();
+        self.held.set(if more { held + 1 } else { held.saturating_sub(1) });
+    }
+
+    /// Whether a lane holds parts of replies for it: what comes after them has to wait, too.
+    #[inline]
+    pub fn holds(&self) -> bool {
+        self.held.get() > 0
     }
 
     /// Whether a lane has stopped reading because of this client.
@@ -408,7 +472,8 @@ impl Session {
         let mut state = self.state.borrow_mut();
         let waits = state.awaits == Awaits::Replicas;
         let blocks = waits || state.pinned.as_ref().is_some_and(|pinned| pinned.blocks());
-        if blocks || state.feed.is_some() || state.awaits_nothing() {
+        let listens = |feed: &Feed| feed.line.is_listening() || feed.line.blocks();
+        if blocks || state.feed.as_deref().is_some_and(listens) || state.awaits_nothing() {
             return Poll::Ready(CloseReason::Left);
         }
         state.left = true;
@@ -425,6 +490,11 @@ impl Session {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => return Err(error),
             }
+        }
+        if let Some(feed) = &state.feed
+            && state.out.len() - state.sent < UNWRITTEN_BYTES_MAX / 2
+        {
+            feed.nudge();
         }
         if state.sent == state.out.len() {
             state.out.clear();

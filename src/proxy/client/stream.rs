@@ -3,13 +3,15 @@
 
 use std::rc::Rc;
 
+use super::dispatch::Outcome;
 use super::listener::{Listener, reserve_for};
-use super::session::{Park, Session, Streaming};
+use super::session::{Park, Session, Streaming, Way};
 use super::wait::Awaits;
-use crate::command::{Class, Concern, Lookup};
-use crate::proxy::backend::Traits;
-use crate::resp::{Args, RequestScanner, Span};
+use crate::command::{Class, Command, Concern, Lookup};
+use crate::proxy::backend::{Lane, Traits};
+use crate::resp::{Args, FrameStream, RequestScanner, Span};
 use crate::route::{Footprint, Place};
+use crate::topology::ShardIndex;
 
 /// Requests longer than this are streamed, in bytes.
 pub(super) const COLLECTED_BYTES_MAX: usize = 256 * 1024;
@@ -53,8 +55,11 @@ impl Session {
         let Place::Shard(shard) = self.worker.place(command, &args) else {
             return Begun::Collect;
         };
+        if self.state().feed.is_some() {
+            return self.begin_stream_on_feed(command, &args, bytes, frame);
+        }
         let mut state = self.state();
-        let private = command.lane && command.class != Class::EveryNode && state.feed.is_none();
+        let private = command.lane && command.class != Class::EveryNode;
         if !private || !state.authenticated || state.transaction.is_ghost() {
             return Begun::Collect;
         }
@@ -92,9 +97,45 @@ impl Session {
         lane.append_part(Some((self, run, traits, &footprint)), bytes);
         state.streaming = Some(Box::new(Streaming {
             frame,
-            lane: Some(lane),
+            way: Way::Lane(lane),
         }));
         Begun::Streams
+    }
+
+    /// The same for a session that has a feed: all it asks goes there.
+    fn begin_stream_on_feed(
+        self: &Rc<Self>,
+        command: &Command,
+        args: &Args,
+        bytes: &[u8],
+        frame: FrameStream,
+    ) -> Begun {
+        let private = command.lane && command.class != Class::EveryNode && self.state().login.resp3;
+        if !private || self.worker.place(command, args) != Place::Shard(ShardIndex(0)) {
+            return Begun::Collect;
+        }
+        if self.is_paused(command, false) {
+            self.wait_for_pause();
+            return Begun::Park(Park::Pause);
+        }
+        {
+            let mut state = self.state();
+            if !state.mute_before(0) || state.awaits != Awaits::Nothing {
+                return Begun::Park(Park::Drain);
+            }
+        }
+        match self.feed_is_busy() {
+            Some(Outcome::Park(park)) => Begun::Park(park),
+            Some(_) => Begun::Collect,
+            None => match self.ask_in_parts(command, args, bytes) {
+                Some(tap) => {
+                    let way = Way::Feed(tap);
+                    self.state().streaming = Some(Box::new(Streaming { frame, way }));
+                    Begun::Streams
+                }
+                None => Begun::Collect,
+            },
+        }
     }
 
     /// Passes on what belongs to the request that is being streamed; returns how many bytes that was.
@@ -108,8 +149,10 @@ impl Session {
             Ok(fed) => fed,
             Err(error) => {
                 // Redis got half of a request and must not see the rest of anything.
-                if let Some(lane) = &streaming.lane {
-                    lane.abandon();
+                match &streaming.way {
+                    Way::Lane(lane) => lane.abandon(),
+                    Way::Feed(tap) => tap.close(),
+                    Way::Lost => {}
                 }
                 state.streaming = None;
                 drop(state);
@@ -117,16 +160,40 @@ impl Session {
                 return bytes.len();
             }
         };
-        if let Some(lane) = streaming.lane.clone() {
-            lane.append_part(None, &bytes[..used]);
-            if !lane.has_room() {
-                state.park = Park::Lane;
-                lane.wait_for_room(self);
+        match &streaming.way {
+            Way::Lane(lane) => {
+                let lane = lane.clone();
+                lane.append_part(None, &bytes[..used]);
+                if !lane.has_room() {
+                    state.park = Park::Lane;
+                    lane.wait_for_room(self);
+                }
             }
+            Way::Feed(tap) => {
+                tap.send(&bytes[..used]);
+                if !tap.has_room() {
+                    state.park = Park::Lane;
+                }
+            }
+            Way::Lost => {}
         }
         if done {
-            state.streaming = None;
+            let way = state.streaming.take().map(|streaming| streaming.way);
+            if let (Some(Way::Feed(tap)), Some(feed)) = (way, &mut state.feed) {
+                feed.streamed(&tap);
+            }
         }
         used
+    }
+}
+
+impl Streaming {
+    /// Drops the rest if the lane that it goes to is such a one.
+    pub(super) fn lose_if(&mut self, is_lost: impl FnOnce(&Rc<Lane>) -> bool) {
+        if let Way::Lane(lane) = &self.way
+            && is_lost(lane)
+        {
+            self.way = Way::Lost;
+        }
     }
 }

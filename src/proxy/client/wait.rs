@@ -6,7 +6,8 @@
 //! The writes went over lanes, so WAIT on whatever connection knows nothing of them: what is propagated right before
 //! it, by the same connection, moves that behind all of them. It counts only if the server was a master then and did
 //! publish. One that is cut short is asked again, with the time that is left, of whoever is master next. Invariant: what
-//! was written under one reign of a master is never vouched for by another's replicas; a planned move ends no reign.
+//! was written under one reign of a master is never vouched for by another's replicas, unless replicas acknowledged all
+//! that the client was told; a planned move ends no reign.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -224,7 +225,9 @@ impl Session {
         let mut state = self.state();
         state.awaits = Awaits::Nothing;
         let unproven = &mut state.seat(shard).unproven;
-        let lost = unproven.is_lost(reign) || shard.reign() != reign;
+        // What was acknowledged is where any master is; of the rest the client was told.
+        let kept = shard.acks() > 0;
+        let lost = shard.reign() != reign || (!kept && unproven.is_lost(reign));
         let reply = match answer {
             Answer::Said(reply) if reply.starts_with(b"-") || !lost => reply,
             Answer::Said(_) => none.to_vec(),

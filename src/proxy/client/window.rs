@@ -41,6 +41,12 @@ impl Window {
         RunId(self.head.wrapping_sub(1))
     }
 
+    /// The place that the next run gets.
+    pub fn next(&self) -> RunId {
+        let runs = u32::try_from(self.runs.len()).unwrap_or(u32::MAX);
+        RunId(self.head.wrapping_add(runs))
+    }
+
     /// Whether the client waits for what fills this place.
     pub fn holds(&self, run: RunId) -> bool {
         (run.0.wrapping_sub(self.head) as usize) < self.runs.len()

@@ -70,12 +70,17 @@ impl Shard {
     /// Sends nothing more to `target`, which may be fenced. What it still answers is heard: a fence turns it into a replica
     /// in the same moment, so that it executes nothing after it.
     pub(super) fn depose(&self, target: &Target) {
+        self.depose_lanes(target);
+        self.lose_taps(|there| *there == *target);
+    }
+
+    /// The same for lanes only.
+    pub(super) fn depose_lanes(&self, target: &Target) {
         let lanes = self.take_lanes(|there| *there == *target);
         for lane in &lanes {
             lane.depose();
         }
         abandon_later(lanes);
-        self.lose_taps(|there| *there == *target);
     }
 
     /// The lanes to masters that are meant; none of them takes newcomers any more.
@@ -127,7 +132,7 @@ impl Shard {
                 self.lost(worker, &lane.target);
             }
         }
-        if let Some(session) = wreck.interrupted() {
+        for session in wreck.interrupted() {
             session.close(CloseReason::ReplyCutOff);
         }
         for (session, lost) in wreck.by_session() {

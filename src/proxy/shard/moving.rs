@@ -138,7 +138,8 @@ impl Shard {
             run_id: Some(node.run_id.clone()?),
         };
         let pass = worker.pass(&self.id, switch.epoch, master.run_id.as_ref());
-        let target = Rc::new(Target::master(&master, switch.epoch, pass));
+        let acks = worker.acks(offered.ack_replicas);
+        let target = Rc::new(Target::master(&master, switch.epoch, acks, pass));
         let (shard, worker) = (self.clone(), worker.clone());
         let preparing = tokio::task::spawn_local(async move {
             match connect_mute(&target.addr, worker.connect_timeout()).await {
@@ -196,6 +197,10 @@ impl Shard {
         };
         self.ahead.borrow_mut().take_if(|ahead| *ahead.target != *named);
         self.reign_on(&moved.from, named);
+        if moved.from.acks > 0 {
+            // What it still answers, nobody acknowledges.
+            self.depose_lanes(&moved.from);
+        }
         self.retire_lanes(named);
         true
     }
@@ -209,7 +214,7 @@ impl Shard {
     }
 
     fn look_whether_drained(&self, worker: &Worker) {
-        let epoch = {
+        let (epoch, course) = {
             let mut moving = self.moving.borrow_mut();
             let Some(moving) = moving.as_mut().filter(|moving| !moving.told) else {
                 return;
@@ -228,10 +233,10 @@ impl Shard {
                 return;
             }
             moving.told = true;
-            moving.switch.epoch
+            (moving.switch.epoch, moving.switch.course.clone())
         };
         self.drains.set(false);
         debug!(shard = %self.id, %epoch, "no write is in flight");
-        worker.tell(&self.id, epoch, What::Drained);
+        worker.tell(&self.id, epoch, What::Drained(course));
     }
 }

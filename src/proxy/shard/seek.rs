@@ -7,7 +7,7 @@ use tracing::{info, warn};
 
 use super::moving::Ahead;
 use super::witness::Witness;
-use super::{Mastership, Reign, Shard};
+use super::{Mastership, Reign, Shard, Ticket};
 use crate::clock;
 use crate::proxy::backend::{Greeting, Target, confirm, greet};
 use crate::proxy::worker::Worker;
@@ -43,6 +43,13 @@ impl Shard {
         info!(shard = %self.id, master = %target.addr, epoch = %target.epoch, "the witness is lost: {why}");
         if self.serving().is_some_and(|serving| serving == *target) {
             self.depose(target);
+        } else if target.acks > 0 {
+            self.depose_lanes(target);
+        }
+        let is_own = |witness: &mut Witness| witness.acknowledges() && *witness.target == **target;
+        self.witness.borrow_mut().take_if(is_own);
+        if target.acks > 0 {
+            self.nobody_acknowledges();
         }
         self.lost(worker, target);
     }
@@ -121,6 +128,9 @@ impl Shard {
             return Err(None);
         }
         worker.learn(&greeting);
+        if let Some(life) = &greeting.run_id {
+            worker.vocabulary().greeted(&target, life);
+        }
         self.run_id.replace(life);
         // From here on it may acknowledge what replicas of older epochs never get.
         self.fences.enter(target.epoch);
@@ -130,12 +140,27 @@ impl Shard {
             let alive = ahead.into_lanes().into_iter().filter(|(_, lane)| !lane.has_ended());
             self.lanes.borrow_mut().extend(alive);
         }
-        if target.pass.is_some() {
-            let witness = Witness::keep(self, worker, &target, stream);
-            self.witness.replace(Some(witness));
-        }
+        self.witnessed(worker, &target, stream);
         self.serve(worker, target);
         Ok(())
+    }
+
+    /// Keeps the connection on which a master was greeted, unless there is one to the same already that acknowledges.
+    fn witnessed(self: &Rc<Self>, worker: &Rc<Worker>, target: &Rc<Target>, stream: tokio::net::TcpStream) {
+        if target.pass.is_none() && target.acks == 0 {
+            return;
+        }
+        let before = self.witness.take();
+        let lives = |witness: &Witness| witness.acknowledges() && *witness.target == **target && !witness.has_ended();
+        if before.as_ref().is_some_and(lives) {
+            self.witness.replace(before);
+            return;
+        }
+        let last = before.as_ref().map_or_else(Ticket::default, Witness::last);
+        drop(before);
+        self.witness
+            .replace(Some(Witness::keep(self, worker, target, stream, last)));
+        self.doubts_anew();
     }
 
     /// Asks over the connection that was opened ahead; `None` if there is none that is of use.

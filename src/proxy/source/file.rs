@@ -17,6 +17,7 @@ use super::offer::Offer;
 use super::role::{Asker, Finding, Role, judge};
 use super::{SourceError, unproven_master, unproven_node};
 use crate::clock;
+use crate::proxy::shared::ControlLogin;
 use crate::topology::codec::{FileShard, TopologyFile};
 use crate::topology::{Addr, Epoch, Phase, Shard, ShardId, Snapshot};
 
@@ -30,12 +31,18 @@ const SAID_MAX: usize = 256;
 /// What tells one writing of the file from the next.
 type Stamp = (Option<SystemTime>, u64);
 
-pub(super) async fn follow(path: PathBuf, offer: Offer, stop: CancellationToken) -> Result<(), SourceError> {
+pub(super) async fn follow(
+    path: PathBuf,
+    login: ControlLogin,
+    offer: Offer,
+    stop: CancellationToken,
+) -> Result<(), SourceError> {
     let (stamp, file) = read(&path).await?;
     let mut source = Source {
         path,
         stamp,
-        askers: askers(&file),
+        askers: askers(&file, &login),
+        login,
         file,
         found: BTreeMap::new(),
         offer,
@@ -50,6 +57,7 @@ struct Source {
     stamp: Stamp,
     file: TopologyFile,
     askers: Vec<Asker>,
+    login: ControlLogin,
     /// What each shard's nodes said last, and since which epoch.
     found: BTreeMap<ShardId, Found>,
     offer: Offer,
@@ -93,7 +101,7 @@ impl Source {
                 self.stamp = stamp;
                 if file != self.file {
                     tracing::info!(path = %self.path.display(), "the topology file has changed");
-                    self.askers = askers(&file);
+                    self.askers = askers(&file, &self.login);
                     self.file = file;
                 }
             }
@@ -133,9 +141,9 @@ impl Source {
     }
 }
 
-fn askers(file: &TopologyFile) -> Vec<Asker> {
+fn askers(file: &TopologyFile, login: &ControlLogin) -> Vec<Asker> {
     let addrs = file.shards.iter().flat_map(|shard| shard.nodes.iter().cloned());
-    addrs.map(Asker::new).collect()
+    addrs.map(|addr| Asker::new(addr, login.clone())).collect()
 }
 
 fn advance(before: Option<&Found>, finding: Finding) -> Found {

@@ -27,6 +27,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::peer::Relayed;
+use crate::proxy::shared::ControlLogin;
 use crate::store::{self, StoreError};
 use crate::topology::codec::{CodecError, FileError, NameError};
 use crate::topology::{Addr, Epoch, Master, Node, NodeId, Phase, Shard, ShardId, SlotMap, Snapshot};
@@ -43,8 +44,9 @@ pub enum Topology {
         /// Its replicas.
         replicas: Vec<Addr>,
     },
-    /// A TOML file, read again when it changes. The master is found among the listed nodes by ROLE.
-    File(PathBuf),
+    /// A TOML file, read again when it changes. The master is found among the listed nodes by ROLE,
+    /// asked with this login.
+    File(PathBuf, ControlLogin),
     /// The znodes of a cluster.
     ZooKeeper(store::Settings),
 }
@@ -108,7 +110,7 @@ pub async fn run(
             stop.cancelled().await;
             Ok(())
         }
-        Topology::File(path) => file::follow(path, offer, stop).await,
+        Topology::File(path, login) => file::follow(path, login, offer, stop).await,
         Topology::ZooKeeper(settings) => zookeeper::follow(settings, identity, relays, offer, stop).await,
     }
 }

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use crate::topology::codec::{NodeInfo, ShardState, Slots};
-use crate::topology::{Epoch, Master, Node, NodeId, Phase, Shard, ShardId, SlotMap, Snapshot};
+use crate::topology::{Course, Epoch, Master, Node, NodeId, Phase, Shard, ShardId, SlotMap, Snapshot, Switch};
 
 /// What is known of the znodes.
 #[derive(Clone, Debug, Default)]
@@ -111,10 +111,16 @@ impl Known {
             master,
             nodes,
             ack_replicas: state.map_or(0, |state| state.w),
-            switch: state.and_then(|state| state.switch.clone()),
+            switch: state.and_then(switch),
             executor: state.map(|state| state.executor.clone()),
         }
     }
+}
+
+fn switch(state: &ShardState) -> Option<Switch> {
+    let switch = state.switch.clone()?;
+    let course = (!state.nonce.is_empty()).then(|| Course::from(state.nonce.as_str()));
+    Some(Switch { course, ..switch })
 }
 
 fn master(state: &ShardState) -> Option<Master> {
@@ -156,6 +162,7 @@ mod tests {
             switch: None,
             shrunk_from: 0,
             accept: None,
+            moved: None,
         }
     }
 

@@ -10,7 +10,7 @@ use futures_util::future::join_all;
 
 use super::picture::Picture;
 use crate::store::{Hint, Store, StoreError, Value};
-use crate::topology::codec::{CodecError, NodeInfo, Place, ShardState, Slots, Znode, check_name, decode};
+use crate::topology::codec::{CodecError, NodeInfo, Place, ShardState, Slots, Znode, check_name, decode, remedy};
 use crate::topology::{NodeId, ShardId};
 
 /// Complaints remembered, so that each is made once.
@@ -145,8 +145,8 @@ impl Reader {
             Ok(znode) => Some(znode),
             Err(error) => {
                 self.say(
-                    &format!("{path} {}", value.version),
-                    &format!("{error}; what was known before stays"),
+                    &format!("{path} {} {}", value.created, value.version),
+                    &format!("{error}; what was known before stays; {}", remedy(path)),
                 );
                 None
             }

@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_util::codec::Framed;
 
+use crate::proxy::shared::ControlLogin;
 use crate::topology::Addr;
 
 /// How long a node may take to say its role.
@@ -41,12 +42,17 @@ pub(super) enum Finding {
 #[derive(Debug)]
 pub(super) struct Asker {
     pub(super) addr: Addr,
+    login: ControlLogin,
     wire: Option<Framed<TcpStream, Resp2>>,
 }
 
 impl Asker {
-    pub(super) fn new(addr: Addr) -> Self {
-        Self { addr, wire: None }
+    pub(super) fn new(addr: Addr, login: ControlLogin) -> Self {
+        Self {
+            addr,
+            login,
+            wire: None,
+        }
     }
 
     pub(super) async fn ask(&mut self) -> Role {
@@ -64,10 +70,10 @@ impl Asker {
             Some(wire) => wire,
             None => self.connect().await?,
         };
-        let mut answer = talk(&mut wire).await;
+        let mut answer = talk(&mut wire, &["ROLE"]).await;
         if answer.is_err() && !fresh {
             wire = self.connect().await?;
-            answer = talk(&mut wire).await;
+            answer = talk(&mut wire, &["ROLE"]).await;
         }
         let answer = answer?;
         self.wire = Some(wire);
@@ -76,16 +82,24 @@ impl Asker {
 
     async fn connect(&self) -> Result<Framed<TcpStream, Resp2>, String> {
         let stream = TcpStream::connect((self.addr.host(), self.addr.port())).await;
-        Ok(Framed::new(
-            stream.map_err(|error| error.to_string())?,
-            Resp2::default(),
-        ))
+        let mut wire = Framed::new(stream.map_err(|error| error.to_string())?, Resp2::default());
+        if let Some(password) = &self.login.password {
+            let user = self.login.user.as_deref().unwrap_or("default");
+            if let BytesFrame::Error(line) = talk(&mut wire, &["AUTH", user, password]).await? {
+                return Err(line.to_string());
+            }
+        }
+        Ok(wire)
     }
 }
 
-async fn talk(wire: &mut Framed<TcpStream, Resp2>) -> Result<BytesFrame, String> {
-    let request = BytesFrame::Array(vec![BytesFrame::BulkString(Bytes::from_static(b"ROLE"))]);
-    wire.send(request).await.map_err(|error| error.to_string())?;
+async fn talk(wire: &mut Framed<TcpStream, Resp2>, words: &[&str]) -> Result<BytesFrame, String> {
+    let words = words
+        .iter()
+        .map(|word| BytesFrame::BulkString(Bytes::copy_from_slice(word.as_bytes())));
+    wire.send(BytesFrame::Array(words.collect()))
+        .await
+        .map_err(|error| error.to_string())?;
     let answer = wire.next().await.ok_or("closed by redis")?;
     answer.map_err(|error| error.to_string())
 }

@@ -65,6 +65,16 @@ pub fn decode<Z: Znode>(bytes: &[u8], path: &str) -> Result<Z, CodecError> {
     Ok(value)
 }
 
+/// What an operator can do about a znode that holds nonsense.
+pub fn remedy(path: &str) -> &'static str {
+    match Place::parse(path) {
+        // Its version and epoch only ever grow (ha-rules 5.8).
+        Some(Place::State(_)) => "correct it with 'set' in zkCli.sh, never delete it",
+        Some(Place::Config | Place::Slots | Place::ShardConfig(_)) => "correct it with 'set' in zkCli.sh",
+        Some(_) | None => "correct it with 'set' in zkCli.sh or delete it",
+    }
+}
+
 /// The bytes that stand for a value.
 pub fn encode<Z: Znode>(value: &Z) -> Vec<u8> {
     let Ok(bytes) = serde_json::to_vec(value) else {

@@ -9,6 +9,8 @@ use crate::topology::{Addr, Epoch, NodeId, Phase, RunId, Switch};
 
 /// The most members a shard may have.
 const MEMBERS_MAX: usize = 64;
+/// The highest epoch: more than a shard has in a billion years, and a number that every reader of JSON knows exactly.
+const EPOCH_MAX: u64 = 1 << 53;
 
 /// `/shards/<s>/config`: what the operator wants of the shard.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -109,6 +111,9 @@ pub struct ShardState {
     /// The operator's word that the election under way may lose acknowledged writes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accept: Option<Accept>,
+    /// The last move that was claimed, whatever became of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moved: Option<Switch>,
 }
 
 /// An operator accepts a loss. It is good for one publication.
@@ -149,6 +154,10 @@ impl Znode for ShardState {
         if self.epoch == Epoch(0) {
             return Err("epoch 0, which comes before the first".to_owned());
         }
+        let later = self.switch.as_ref().map_or(self.epoch, |switch| switch.epoch);
+        if self.epoch.max(later) > Epoch(EPOCH_MAX) {
+            return Err(format!("epoch {}, more than {EPOCH_MAX}", self.epoch.max(later)));
+        }
         match (&self.master, &self.addr, &self.run_id) {
             (Some(_), Some(_), Some(_)) => {}
             (None, None, None) if self.phase == Phase::Electing => {}
@@ -159,6 +168,14 @@ impl Znode for ShardState {
             return Err("no members".to_owned());
         }
         check_members(&self.members)?;
+        if let Some(stranger) = self.valid.keys().find(|id| !self.members.contains(*id)) {
+            return Err(format!("{stranger} counts as valid, but is no member"));
+        }
+        if let Some(master) = self.master.as_ref().filter(|id| !self.members.contains(*id))
+            && self.phase != Phase::Electing
+        {
+            return Err(format!("the master {master} is no member"));
+        }
         match (&self.switch, self.phase) {
             (Some(switch), Phase::Switching) if switch.epoch <= self.epoch => {
                 return Err("a switchover to no later epoch".to_owned());
@@ -171,6 +188,7 @@ impl Znode for ShardState {
         if self.accept.is_some() && self.phase != Phase::Electing {
             return Err("an accepted loss, though it is not electing".to_owned());
         }
+        check_names(self.moved.iter().map(|moved| moved.to.as_str()))?;
         let names = self.valid.keys().chain(self.master.iter()).chain([&self.executor]);
         check_names(names.map(NodeId::as_str))?;
         for run_id in self.valid.values().chain(&self.run_id) {
@@ -206,6 +224,7 @@ pub(super) fn sample() -> ShardState {
         switch: None,
         shrunk_from: 0,
         accept: None,
+        moved: None,
     }
 }
 
@@ -227,6 +246,11 @@ mod tests {
     #[test]
     fn a_state_that_contradicts_itself_is_refused() {
         assert!(refusal(|state| state.epoch = Epoch(0)).contains("epoch 0"));
+        assert!(refusal(|state| state.epoch = Epoch(1 << 63)).contains("more than"));
+        assert!(refusal(|state| state.epoch = Epoch(EPOCH_MAX + 1)).contains("more than"));
+        let stranger = || NodeId::from("x");
+        assert!(refusal(|state| state.master = Some(stranger())).contains("master x is no member"));
+        assert!(refusal(|state| drop(state.valid.insert(stranger(), RunId::from("x1")))).contains("x counts as valid"));
         assert!(refusal(|state| state.addr = None).contains("together"));
         assert!(refusal(|state| state.phase = Phase::Switching).contains("to whom"));
         let switch = |epoch| {
@@ -234,6 +258,7 @@ mod tests {
                 to: NodeId::from("s1-b"),
                 epoch,
                 request: String::new(),
+                course: None,
             })
         };
         assert!(refusal(|state| state.switch = switch(Epoch(4))).contains("not switching"));
@@ -279,7 +304,7 @@ mod tests {
     proptest! {
         #[test]
         fn states_survive_a_round_trip(
-            epoch in 1u64..u64::MAX,
+            epoch in 1u64..EPOCH_MAX,
             lives in prop::collection::btree_map(names(), "[0-9a-f]{40}", 1..5),
             nonce in "\\PC{0,20}",
             electing in any::<bool>(),
@@ -298,7 +323,8 @@ mod tests {
                 run_id: (!electing).then(|| run_id.clone()),
                 lineage: lives.into_values().collect(),
                 members: valid.keys().cloned().collect(),
-                switch: (!electing).then(|| Switch { to: master.clone(), epoch: Epoch(epoch).next(), request: String::new() }),
+                switch: (!electing).then(|| Switch { to: master.clone(), epoch: Epoch(epoch).next(), request: String::new(), course: None }),
+                moved: electing.then(|| Switch { to: master.clone(), epoch: Epoch(epoch), request: "r1".to_owned(), course: None }),
                 valid,
                 w,
                 shrunk_from: w,

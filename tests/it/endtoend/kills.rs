@@ -72,7 +72,8 @@ fn clients_of_every_kind_live_through_two_kills_with_the_killed_node_back_betwee
 
 #[test]
 fn a_second_kill_as_soon_as_the_first_is_published_is_a_second_failover() {
-    let up = Up::start(&["--replicas", "2"]);
+    // With acknowledgements one of three is no quorum.
+    let up = Up::start(&["--replicas", "2", "--ack-replicas", "0"]);
     up.all_count("s1");
     let mut client = up.client();
     assert_eq!(client.command(&["SET", "fixed", "here"]), Value::ok());

@@ -20,7 +20,7 @@ mod slow;
 mod stage;
 mod up;
 mod witness;
-mod zookeeper;
+pub mod zookeeper;
 
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -33,7 +33,7 @@ pub use circuit::Circuit;
 pub use client::{Client, Value, encode};
 pub use pair::Pair;
 pub use pointsman::Pointsman;
-pub use process::{Output, Process, run};
+pub use process::{Output, Process, Spawner, run, run_by};
 pub use redis::Redis;
 pub use relay::Relay;
 pub use slow::Slow;

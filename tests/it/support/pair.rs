@@ -85,6 +85,12 @@ impl Pair {
     #[track_caller]
     pub fn fail_over_to_b(&mut self) {
         self.settle();
+        self.kill_a();
+    }
+
+    /// The same for whatever B has.
+    #[track_caller]
+    pub fn kill_a(&mut self) {
         self.a.kill9();
         assert_eq!(self.b.command(&["REPLICAOF", "NO", "ONE"]), Value::ok());
     }

@@ -3,8 +3,8 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::LazyLock;
 use std::sync::mpsc::{SyncSender, sync_channel};
-use std::sync::{LazyLock, Mutex};
 use std::time::Duration;
 use std::{io, thread};
 
@@ -22,14 +22,21 @@ pub struct Process {
 impl Process {
     /// Starts `command` with its output appended to the file `log`.
     #[track_caller]
-    pub fn spawn(mut command: Command, log: &Path) -> Self {
+    pub fn spawn(command: Command, log: &Path) -> Self {
+        Self::spawn_by(lasting(), command, log)
+    }
+
+    /// The same in the network namespace of `spawner`, and with its end.
+    #[track_caller]
+    pub fn spawn_by(spawner: &Spawner, mut command: Command, log: &Path) -> Self {
         let file = File::options().create(true).append(true).open(log).unwrap();
         command
             .stdin(Stdio::null())
             .stdout(file.try_clone().unwrap())
             .stderr(file);
         let program = command.get_program().to_owned();
-        let child = spawn_from_lasting_thread(command)
+        let child = spawner
+            .spawn(command)
             .unwrap_or_else(|error| panic!("cannot start {}: {error}", program.display()));
         Self {
             child,
@@ -112,12 +119,18 @@ pub struct Output {
 
 /// Runs a command to its end.
 #[track_caller]
-pub fn run(mut command: Command) -> Output {
+pub fn run(command: Command) -> Output {
+    run_by(lasting(), command)
+}
+
+/// The same in the network namespace of `spawner`.
+#[track_caller]
+pub fn run_by(spawner: &Spawner, mut command: Command) -> Output {
     command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    let child = spawn_from_lasting_thread(command).unwrap();
+    let child = spawner.spawn(command).unwrap();
     let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
     let waiter = thread::spawn(move || child.wait_with_output());
     if !holds_within(START_DEADLINE * 2, || waiter.is_finished()) {
@@ -134,20 +147,35 @@ pub fn run(mut command: Command) -> Output {
 
 type Job = (Command, SyncSender<io::Result<Child>>);
 
-/// The kernel sends the parent-death signal when the spawning *thread* ends, and a test's thread ends
-/// before servers shared between tests should; so one thread that lives as long as the process spawns.
-fn spawn_from_lasting_thread(mut command: Command) -> io::Result<Child> {
-    static SPAWNER: LazyLock<Mutex<SyncSender<Job>>> = LazyLock::new(|| {
+/// A thread that starts processes, which the kernel kills when it ends: it sends the parent-death signal when the
+/// spawning *thread* ends. They are in the network namespace that this thread is in.
+pub struct Spawner {
+    jobs: SyncSender<Job>,
+}
+
+impl Spawner {
+    /// Starts the thread, which first prepares itself. It ends when this is dropped.
+    pub fn start(prepare: impl FnOnce() + Send + 'static) -> Self {
         let (jobs, queue) = sync_channel::<Job>(16);
         thread::spawn(move || {
+            prepare();
             for (mut command, reply) in queue {
                 let _caller_gone = reply.send(command.spawn());
             }
         });
-        Mutex::new(jobs)
-    });
-    pointsman::up::die_with_parent(&mut command);
-    let (reply, answer) = sync_channel(1);
-    SPAWNER.lock().unwrap().send((command, reply)).unwrap();
-    answer.recv().unwrap()
+        Self { jobs }
+    }
+
+    fn spawn(&self, mut command: Command) -> io::Result<Child> {
+        pointsman::up::die_with_parent(&mut command);
+        let (reply, answer) = sync_channel(1);
+        self.jobs.send((command, reply)).unwrap();
+        answer.recv().unwrap()
+    }
+}
+
+/// The one that lives as long as this process: a test's thread ends before servers shared between tests should.
+fn lasting() -> &'static Spawner {
+    static SPAWNER: LazyLock<Spawner> = LazyLock::new(|| Spawner::start(|| ()));
+    &SPAWNER
 }

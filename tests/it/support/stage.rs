@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::pointsman::peer::{self, Attach, Inbound, News, Request, Role};
+use ::pointsman::peer::{self, Attach, Bulletin, Inbound, News, Request, Role};
 use ::pointsman::store::{Lifetime, Settings, Store};
 use ::pointsman::topology::codec::{ClusterConfig, NodeInfo, Place, ShardState, encode};
-use ::pointsman::topology::{Addr, Epoch, NodeId, Phase, RunId, ShardId, Switch};
+use ::pointsman::topology::{Addr, Course, Epoch, NodeId, Phase, RunId, ShardId, Switch};
 use bytes::Bytes;
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
@@ -20,6 +20,8 @@ use super::{Client, Pointsman, Redis, START_DEADLINE, Value, ZooKeeper, eventual
 const SOON: Duration = Duration::from_secs(20);
 const SECRET: &[u8] = b"a secret of 16 bytes and more";
 const NAMES: [&str; 2] = ["a", "b"];
+/// The name of each claim.
+const COURSE: &str = "n";
 
 /// A shard of two nodes, `a` and `b`, before a proxy of one worker.
 pub struct Stage {
@@ -35,7 +37,7 @@ pub struct Stage {
     pub epoch: u64,
     store: Store,
     asked: mpsc::Receiver<Inbound>,
-    news: watch::Sender<Option<News>>,
+    news: watch::Sender<Bulletin>,
     runtime: Runtime,
     _zookeeper: ZooKeeper,
     _dir: tempfile::TempDir,
@@ -154,6 +156,7 @@ impl Stage {
             to: NodeId::from(NAMES[self.other()]),
             epoch: Epoch(self.epoch + 1),
             request: String::new(),
+            course: None,
         });
         self.put_state(&state);
     }
@@ -169,7 +172,7 @@ impl Stage {
     #[track_caller]
     pub fn drained(&mut self) {
         let epoch = Epoch(self.epoch + 1);
-        self.await_request(|request| *request == Request::Drained(shard(), epoch));
+        self.await_request(|request| *request == Request::Drained(shard(), epoch, Some(Course::from(COURSE))));
     }
 
     /// S2: the old master takes no writes and no proxies any more, and everything it wrote reaches the other node.
@@ -213,15 +216,16 @@ impl Stage {
             node: NodeId::from(NAMES[self.other()]),
             addr,
             run_id: run_id(&self.redis[self.other()]),
+            course: Some(Course::from(COURSE)),
         };
-        self.news.send_replace(Some(News::Attach(attach)));
+        self.news.send_if_modified(|told| told.post(News::Attach(attach)));
     }
 
     /// Waits until the proxy says that it did.
     #[track_caller]
     pub fn attached(&mut self) {
         let epoch = Epoch(self.epoch + 1);
-        self.await_request(|request| *request == Request::Attached(shard(), epoch));
+        self.await_request(|request| *request == Request::Attached(shard(), epoch, Some(Course::from(COURSE))));
     }
 
     /// S4: the other node is promoted in the next epoch, and is the one to be published.
@@ -292,7 +296,7 @@ impl Stage {
             epoch: Epoch(self.epoch),
             phase: Phase::Serving,
             executor: NodeId::from(NAMES[self.master]),
-            nonce: "n".to_owned(),
+            nonce: COURSE.to_owned(),
             addr: Some(Addr::new("127.0.0.1", self.redis[self.master].port())),
             run_id: Some(run_id(&self.redis[self.master])),
             master: Some(master),
@@ -303,6 +307,7 @@ impl Stage {
             switch: None,
             shrunk_from: 0,
             accept: None,
+            moved: None,
         }
     }
 
@@ -342,11 +347,11 @@ impl Stage {
     }
 }
 
-async fn agents() -> (Addr, mpsc::Receiver<Inbound>, watch::Sender<Option<News>>) {
+async fn agents() -> (Addr, mpsc::Receiver<Inbound>, watch::Sender<Bulletin>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = Addr::new("127.0.0.1", listener.local_addr().unwrap().port());
     let (sender, asked) = mpsc::channel(1024);
-    let (news, heard) = watch::channel(None);
+    let (news, heard) = watch::channel(Bulletin::default());
     let secret: Arc<[u8]> = Arc::from(SECRET);
     tokio::spawn(peer::serve(listener, secret, sender, heard, CancellationToken::new()));
     (addr, asked, news)

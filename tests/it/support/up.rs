@@ -8,7 +8,8 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use pointsman::clock;
-use pointsman::store::Store;
+use pointsman::operate::own_credentials;
+use pointsman::store::{Settings, Store};
 use serde_json::Value as Json;
 use tempfile::TempDir;
 
@@ -150,10 +151,16 @@ impl Up {
     /// without a word of doubt. A node may be linked a moment before.
     #[track_caller]
     pub fn all_count(&self, shard: &str) {
+        self.all_count_as(shard, "");
+    }
+
+    /// The same where the servers have a password.
+    #[track_caller]
+    pub fn all_count_as(&self, shard: &str, password: &str) {
         let done = self.watch_znode(&format!("/shards/{shard}/state"), |state| {
             let members = state["members"].as_array().map_or(0, Vec::len);
             let valid = state["valid"].as_object().map_or(0, serde_json::Map::len);
-            state["phase"] == "serving" && valid == members && self.lives(&state["valid"])
+            state["phase"] == "serving" && valid == members && self.lives(&state["valid"], password)
         });
         assert!(done, "not every member of {shard} counts");
     }
@@ -178,12 +185,17 @@ impl Up {
 
     /// Reads a znode until `wanted` is content with it; says whether it was.
     fn watch_znode(&self, path: &str, mut wanted: impl FnMut(&Json) -> bool) -> bool {
-        let connect = self.json()["zookeeper"]["connect"].as_str().unwrap().to_owned();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         runtime.unwrap().block_on(async {
-            let settings = pointsman::store::Settings::new(&connect, self.json()["cluster"].as_str().unwrap());
-            let store = Store::connect(&settings).await.unwrap();
             let end = clock::now() + START_DEADLINE;
+            let store = loop {
+                match Store::connect(&self.store_settings()).await {
+                    Ok(store) => break store,
+                    // It may be on its way back.
+                    Err(error) => assert!(clock::now() < end, "{error}"),
+                }
+                tokio::time::sleep(POLL).await;
+            };
             let mut done = false;
             while !done && clock::now() < end {
                 let value = store.get(path).await.ok().flatten().map_or(Json::Null, |value| {
@@ -199,12 +211,27 @@ impl Up {
         })
     }
 
+    /// Where it keeps what it agrees on, and who it is there.
+    #[track_caller]
+    pub fn store_settings(&self) -> Settings {
+        let json = self.json();
+        let text = |value: &Json| value.as_str().unwrap().to_owned();
+        Settings {
+            credentials: own_credentials(&self.dir).unwrap(),
+            ..Settings::new(&text(&json["zookeeper"]["connect"]), &text(&json["cluster"]))
+        }
+    }
+
     /// Whether these are the lives of the Redis that run now.
-    fn lives(&self, valid: &Json) -> bool {
+    fn lives(&self, valid: &Json, password: &str) -> bool {
         let lives = valid.as_object().into_iter().flatten();
         lives.into_iter().all(|(node, run_id)| {
-            let info =
-                Client::try_connect(self.redis(node)).and_then(|mut redis| redis.try_command(&["INFO", "server"]));
+            let info = Client::try_connect(self.redis(node)).and_then(|mut redis| {
+                if !password.is_empty() {
+                    redis.try_command(&["AUTH", password])?;
+                }
+                redis.try_command(&["INFO", "server"])
+            });
             info.is_ok_and(|info| info.text().contains(run_id.as_str().unwrap_or("none")))
         })
     }
@@ -238,6 +265,23 @@ impl Up {
     #[track_caller]
     pub fn signal_zookeeper(&self, signal: Signal) {
         signal_pid(&self.json()["zookeeper"]["pid"], signal);
+    }
+
+    /// Signals one of its ZooKeepers, the first being 0.
+    #[track_caller]
+    pub fn signal_zookeeper_server(&self, index: usize, signal: Signal) {
+        signal_pid(&self.json()["zookeeper"]["servers"][index]["pid"], signal);
+    }
+
+    /// Waits until one of its ZooKeepers is part of the quorum.
+    #[track_caller]
+    pub fn zookeeper_serves(&self, index: usize) {
+        let addr = self.json()["zookeeper"]["servers"][index]["addr"]
+            .as_str()
+            .unwrap()
+            .to_owned();
+        let serves = || super::zookeeper::ask(&addr, "srvr").contains("Mode: ");
+        assert!(holds_within(START_DEADLINE, serves), "{addr} does not serve");
     }
 
     /// Signals the server that leads its ensemble; whichever it is, if that cannot be found out.

@@ -87,6 +87,19 @@ fn launch(port: u16, dir: &Path) -> Option<Process> {
         ),
     )
     .unwrap();
+    let mut command = server(&config);
+    command.current_dir(dir);
+    let mut process = Process::spawn(command, &dir.join("log"));
+    let mut serves = false;
+    holds_within(START_DEADLINE, || {
+        serves = is_serving(port);
+        serves || !process.is_running()
+    });
+    (serves && process.is_running()).then_some(process)
+}
+
+/// The command that runs a server with this config.
+pub fn server(config: &Path) -> Command {
     let mut command = Command::new("java");
     command
         .args(["-Xms32m", "-Xmx96m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"])
@@ -96,15 +109,8 @@ fn launch(port: u16, dir: &Path) -> Option<Process> {
         ])
         .args(["-cp", "/usr/share/java/zookeeper.jar:/usr/share/java/slf4j-simple.jar"])
         .arg("org.apache.zookeeper.server.quorum.QuorumPeerMain")
-        .arg(&config)
-        .current_dir(dir);
-    let mut process = Process::spawn(command, &dir.join("log"));
-    let mut serves = false;
-    holds_within(START_DEADLINE, || {
-        serves = is_serving(port);
-        serves || !process.is_running()
-    });
-    (serves && process.is_running()).then_some(process)
+        .arg(config);
+    command
 }
 
 fn is_serving(port: u16) -> bool {

@@ -21,6 +21,7 @@ fn state(w: u32, lineage: &[&str]) -> State {
         valid: ["a", "b", "c"].map(|id| (NodeId::from(id), RunId::from(id))).into(),
         ack_replicas: w,
         switch: None,
+        moved: None,
         shrunk_from: 0,
         accept: None,
     }

@@ -43,6 +43,7 @@ fn serving() -> State {
         switch: None,
         shrunk_from: 0,
         accept: None,
+        moved: None,
     }
 }
 
@@ -160,7 +161,7 @@ impl Bench {
     fn fenced(proxies: &[&str]) -> Self {
         let mut bench = Self::claimed(proxies);
         for proxy in proxies {
-            bench.switchover.handle_drained((*proxy).to_owned(), Epoch(5));
+            bench.switchover.handle_drained((*proxy).to_owned(), Epoch(5), None);
         }
         assert_eq!(bench.pass(Duration::ZERO), [Order::Ask(id("a"), look())]);
         bench.answer("a", &look(), done(mastering("a", "r4", 80)));
@@ -188,10 +189,16 @@ fn all_steps_lead_to_a_publication_that_lost_nothing() {
     assert_eq!(bench.answer("b", &reach(90), done(linked("b", 89))), []);
     assert_eq!(bench.pass(ASK_AGAIN), [Order::Ask(id("b"), reach(90))]);
     let orders = bench.answer("b", &reach(90), done(linked("b", 90)));
-    assert!(matches!(orders.as_slice(), [Order::Attach(Epoch(5), target)] if target.node == id("b")));
-    bench.switchover.handle_attached("p".to_owned(), Epoch(5));
+    assert!(matches!(orders.as_slice(), [Order::Attach(Epoch(5), course, target)]
+        if target.node == id("b") && course.as_str() == "new"));
+    bench
+        .switchover
+        .handle_attached("p".to_owned(), Epoch(5), Some(&Course::from("new")));
+    bench
+        .switchover
+        .handle_attached("q".to_owned(), Epoch(5), Some(&Course::from("given up")));
     assert_eq!(bench.pass(MS), []);
-    bench.switchover.handle_attached("q".to_owned(), Epoch(5));
+    bench.switchover.handle_attached("q".to_owned(), Epoch(5), None);
     assert_eq!(bench.pass(MS), [Order::Ask(id("b"), promote(90))]);
     let orders = bench.answer("b", &promote(90), done(mastering("b", "r5", 90)));
     let follow = |order: &Order| match order {
@@ -236,9 +243,16 @@ fn a_target_that_does_not_keep_up_costs_nobody_anything() {
 #[test]
 fn proxies_are_waited_for_only_so_long_and_not_twice() {
     let mut bench = Bench::claimed(&["p", "q"]);
-    bench.switchover.handle_drained("p".to_owned(), Epoch(5));
-    bench.switchover.handle_drained("q".to_owned(), Epoch(4));
-    assert_eq!(bench.pass(MS), [], "q spoke of another epoch");
+    bench.switchover.handle_drained("p".to_owned(), Epoch(5), None);
+    bench.switchover.handle_drained("q".to_owned(), Epoch(4), None);
+    bench
+        .switchover
+        .handle_drained("q".to_owned(), Epoch(5), Some(&Course::from("given up")));
+    assert_eq!(
+        bench.pass(MS),
+        [],
+        "q spoke of another epoch, and of another move to this one"
+    );
     let orders = bench.pass(Timings::default().drain_max);
     let [Order::Say(Level::Warn, sentence), Order::Ask(..)] = orders.as_slice() else {
         panic!("{orders:?}")
@@ -248,7 +262,7 @@ fn proxies_are_waited_for_only_so_long_and_not_twice() {
     bench.answer("b", &reach(80), done(linked("b", 80)));
     bench.answer("a", &fence(), done(sample("a", "r4", 90)));
     bench.answer("b", &reach(90), done(linked("b", 90)));
-    bench.switchover.handle_attached("p".to_owned(), Epoch(5));
+    bench.switchover.handle_attached("p".to_owned(), Epoch(5), None);
     assert_eq!(bench.pass(MS), [Order::Ask(id("b"), promote(90))]);
 }
 

@@ -56,8 +56,8 @@ impl World {
         }
     }
 
-    /// Writes to whoever is master and was ever published: proxies may use snapshots of any age. A master that
-    /// was not published only adds PINGs and expiries of its own.
+    /// Writes to whoever is master of a published epoch: proxies may use snapshots of any age, and each gets in only where
+    /// its epoch's user is. A master of an epoch that was not published only adds PINGs and expiries of its own.
     fn issue(&mut self) {
         let ids: Vec<NodeId> = self.redis.keys().cloned().collect();
         for id in ids {
@@ -77,6 +77,7 @@ impl World {
                     .master
                     .as_ref()
                     .is_some_and(|master| master.node == id && master.run_id == life.run_id)
+                    && life.feeds == Some(state.epoch)
             });
             if !known || dice == 0 {
                 life.log.push(0);

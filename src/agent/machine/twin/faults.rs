@@ -17,12 +17,23 @@ impl World {
         match fault {
             Fault::KillRedis(id) => self.redis.get_mut(&id).unwrap().life = None,
             Fault::StartRedis(id, empty) => self.start_redis(&id, empty),
+            Fault::StartForeign(id) => {
+                let redis = self.redis.get_mut(&id).unwrap();
+                redis.start(vec![u64::MAX; 3], Some("another cluster's".to_owned()));
+            }
             Fault::Freeze(id) => self.redis.get_mut(&id).unwrap().frozen = true,
             Fault::Thaw(id) => self.redis.get_mut(&id).unwrap().frozen = false,
             Fault::KillAgent(id) => {
                 self.agents.insert(id.clone(), None);
                 self.suspects.remove(&id);
                 self.announce_nodes();
+            }
+            Fault::StopAgent(id) => {
+                if let Some(agent) = self.agents.get_mut(&id).and_then(Option::as_mut) {
+                    agent.stops = true;
+                    let life = agent.life;
+                    self.tell(&id, life, Input::Leave);
+                }
             }
             Fault::StartAgent(id) if self.agents[&id].is_none() => self.start_agent(&id),
             Fault::StartAgent(_) => {}
@@ -90,6 +101,12 @@ impl World {
         self.start_agent(id);
     }
 
+    /// Whoever asked thinks better of it.
+    pub fn withdraw(&mut self) {
+        self.wish = None;
+        self.spread_wish();
+    }
+
     fn spread_wish(&mut self) {
         for (node, life) in self.living() {
             if self.sees_store(&node) {
@@ -102,7 +119,7 @@ impl World {
     /// The history has it, and the request that it ends is gone.
     pub(super) fn record(&mut self, outcome: Outcome) {
         let stands = outcome.request.is_some() && self.wish.as_ref().map(|wish| &wish.id) == outcome.request.as_ref();
-        if stands {
+        if stands && !self.keeps_requests {
             self.wish = None;
             self.spread_wish();
         } else if outcome.request.is_some() && outcome.phases.is_empty() {
@@ -188,12 +205,14 @@ impl World {
         };
         let epoch = self.disks.get(id).copied().unwrap_or_default();
         let seed = self.draw(u64::MAX);
-        let machine = Machine::new(self.now, me, self.timings, epoch, seed);
+        let machine = Machine::new(self.now, me, self.timings, epoch, seed)
+            .having_held(self.streams.get(id).cloned().unwrap_or_default());
         let agent = Agent {
             machine,
             life,
             tickets: BTreeMap::new(),
             acting: None,
+            stops: false,
         };
         self.agents.insert(id.clone(), Some(agent));
         self.at(Duration::ZERO, Event::Probe(id.clone(), life));

@@ -6,12 +6,14 @@
 //! after a newer epoch was published; I3 epochs grow; I4 partial resynchronisation only over a true
 //! prefix; L once faults end, a master serves and every member is valid again.
 
+mod abandoned;
 mod clients;
 mod faults;
-mod redis;
+pub(super) mod redis;
 mod reforms;
 mod runs;
 mod store;
+mod strangers;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
@@ -54,6 +56,13 @@ enum Event {
         job: Job,
         ask: Ask,
     },
+    /// An agent's command reaches the Redis of another, whose agent is gone.
+    Deputised {
+        from: (NodeId, u32),
+        id: super::action::AskId,
+        to: NodeId,
+        ask: Ask,
+    },
     Write {
         node: NodeId,
         life: u32,
@@ -79,9 +88,13 @@ enum Event {
 pub(super) enum Fault {
     KillRedis(NodeId),
     StartRedis(NodeId, bool),
+    /// It starts with the data of another cluster.
+    StartForeign(NodeId),
     Freeze(NodeId),
     Thaw(NodeId),
     KillAgent(NodeId),
+    /// It is asked to end.
+    StopAgent(NodeId),
     StartAgent(NodeId),
     StoreAway,
     StoreBack,
@@ -99,6 +112,8 @@ struct Agent {
     /// Questions of others we owe an answer.
     tickets: BTreeMap<Ticket, ((NodeId, u32), super::action::AskId)>,
     acting: Option<Job>,
+    /// It was asked to end.
+    stops: bool,
 }
 
 struct Issued {
@@ -123,6 +138,7 @@ pub(super) struct World {
     stated: BTreeMap<Epoch, u32>,
     agents: BTreeMap<NodeId, Option<Agent>>,
     disks: BTreeMap<NodeId, Epoch>,
+    streams: BTreeMap<NodeId, Vec<String>>,
     lives: u32,
     pub redis: BTreeMap<NodeId, SimRedis>,
     isolated: BTreeSet<NodeId>,
@@ -140,6 +156,8 @@ pub(super) struct World {
     pub log: Vec<String>,
     pub wish: Option<SwitchRequest>,
     wishes: u32,
+    /// Requests stay though their records stand: who executed them has not deleted them yet.
+    pub keeps_requests: bool,
     /// The histories' records.
     pub records: Vec<Outcome>,
     /// Each question between agents arrives once more, later.
@@ -177,6 +195,7 @@ impl World {
             stated: BTreeMap::new(),
             agents: BTreeMap::new(),
             disks: BTreeMap::new(),
+            streams: BTreeMap::new(),
             lives: 0,
             redis: BTreeMap::new(),
             isolated: BTreeSet::new(),
@@ -192,6 +211,7 @@ impl World {
             log: Vec::new(),
             wish: None,
             wishes: 0,
+            keeps_requests: false,
             records: Vec::new(),
             duplicates: false,
             cuts: false,
@@ -262,6 +282,7 @@ impl World {
             Event::Probe(node, life) => self.probe(&node, life),
             Event::Asked { from, id, to, ask } => self.asked(from, id, &to, ask),
             Event::Acting { node, life, job, ask } => self.acting(&node, life, job, &ask),
+            Event::Deputised { from, id, to, ask } => self.deputised(from, id, &to, &ask),
             Event::Linked { node, life, job } => self.linked(node, life, job),
             Event::Write {
                 node,
@@ -289,11 +310,15 @@ impl World {
         let Some(agent) = self.agent(node, life) else { return };
         agent.machine.handle(now, input);
         let actions: Vec<Action> = agent.machine.poll_actions().collect();
+        let ends = agent.stops && agent.machine.at_rest(now);
         for action in actions {
             if !matches!(action, Action::Say(..)) && self.crashes(node) {
                 return;
             }
             self.act(node, life, action);
+        }
+        if ends {
+            self.fail(Fault::KillAgent(node.clone()));
         }
     }
 
@@ -336,6 +361,17 @@ impl World {
                 }
                 self.soon(Event::Asked { from, id, to, ask });
             }
+            Action::Deputise { id, addr, ask } => {
+                let to = self
+                    .redis
+                    .values()
+                    .find(|redis| redis.addr == addr)
+                    .unwrap()
+                    .node
+                    .clone();
+                let from = (node.clone(), life);
+                self.soon(Event::Deputised { from, id, to, ask });
+            }
             Action::Answer { ticket, reply } => {
                 let owed = self.agent(node, life).and_then(|agent| agent.tickets.remove(&ticket));
                 if let Some(((to, to_life), id)) = owed
@@ -358,9 +394,14 @@ impl World {
             Action::Remember(epoch) => {
                 self.disks.insert(node.clone(), epoch);
             }
+            Action::Keep(streams) => {
+                self.streams.insert(node.clone(), streams);
+            }
             Action::Relay(state) => self.spread(&state),
             Action::Lost { .. } => {}
-            Action::Attach(epoch, _) => self.soon(Event::Proxied(Input::Attached(PROXY.to_owned(), epoch))),
+            Action::Attach(epoch, course, _) => {
+                self.soon(Event::Proxied(Input::Attached(PROXY.to_owned(), epoch, Some(course))));
+            }
             Action::Record(outcome) => self.record(*outcome),
             Action::Say(level, sentence) => {
                 let at = self.now.duration_since(self.start);
@@ -402,7 +443,9 @@ impl World {
         if self.agent(node, life).is_none_or(|agent| agent.acting != Some(job)) {
             return;
         }
-        let result = self.redis.get_mut(node).unwrap().act(ask);
+        let redis = self.redis.get_mut(node).unwrap();
+        let result = redis.act(ask);
+        redis.deputy = None;
         if matches!(ask, Ask::Fence { .. }) && self.cuts {
             self.cut_links(node);
         }
@@ -415,6 +458,23 @@ impl World {
             }
             (Err(why), _) => self.at(LINKING, Event::Tell(node, life, Input::Acted(job, Err(why)))),
         }
+    }
+
+    fn deputised(&mut self, from: (NodeId, u32), id: super::action::AskId, to: &NodeId, ask: &Ask) {
+        let reached = self.connected(&from.0, to);
+        let redis = self.redis.get_mut(to).unwrap();
+        if matches!(ask, Ask::Park { .. }) && reached && redis.up().is_some() {
+            redis.deputy = Some(from.clone());
+        }
+        // Whoever parked it since has ended the connection.
+        let held = reached && redis.deputy.as_ref() == Some(&from);
+        let result = if held {
+            redis.act(ask)
+        } else {
+            Err("not connected".into())
+        };
+        let reply = result.map_or_else(Reply::Failed, Reply::Done);
+        self.soon(Event::Tell(from.0, from.1, Input::Answered(id, reply)));
     }
 
     /// The agent read until the link was up, or for long enough.
@@ -514,6 +574,11 @@ impl World {
     /// Somebody claimed a switchover, and it goes on.
     pub fn switching(&self) -> bool {
         self.store.as_ref().is_some_and(|known| known.state.switch.is_some())
+    }
+
+    /// The agent of this node does not run.
+    pub fn ended(&self, node: &NodeId) -> bool {
+        self.agents[node].is_none()
     }
 
     pub fn epoch(&self) -> Epoch {

@@ -8,7 +8,7 @@ use crate::agent::machine::obedience::{Ask, Mark};
 use crate::topology::{Addr, Epoch, NodeId, RunId};
 
 /// One life of one process.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Life {
     pub run_id: RunId,
     pub role: Role,
@@ -30,7 +30,7 @@ pub struct Life {
 }
 
 /// A Redis over its lives.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SimRedis {
     pub node: NodeId,
     pub addr: Addr,
@@ -38,6 +38,8 @@ pub struct SimRedis {
     pub frozen: bool,
     /// The operator's preference.
     pub priority: u32,
+    /// Who holds the working connection in place of its own agent.
+    pub deputy: Option<(NodeId, u32)>,
     lives: u32,
     streams: u32,
 }
@@ -50,6 +52,7 @@ impl SimRedis {
             life: None,
             frozen: false,
             priority: 100,
+            deputy: None,
             lives: 0,
             streams: 0,
         };
@@ -62,6 +65,7 @@ impl SimRedis {
         self.lives += 1;
         let fresh = self.fresh_stream();
         self.frozen = false;
+        self.deputy = None;
         self.life = Some(Life {
             run_id: RunId::new(format!("{}-{}", self.node, self.lives)),
             role: Role::Replica,
@@ -90,8 +94,11 @@ impl SimRedis {
 
     /// A replica asks for the stream: a backlog is made, and with it a new name, if there was none.
     pub fn make_backlog(&mut self) {
+        if self.life.as_ref().is_none_or(|life| life.backlog) {
+            return;
+        }
         let fresh = self.fresh_stream();
-        if let Some(life) = self.life.as_mut().filter(|life| !life.backlog) {
+        if let Some(life) = &mut self.life {
             life.backlog = true;
             life.replid = fresh;
             life.replid2 = String::new();
@@ -101,7 +108,12 @@ impl SimRedis {
 
     /// Carries a command out, as the agent's MULTI would.
     pub fn act(&mut self, ask: &Ask) -> Result<Box<Facts>, String> {
-        let fresh = self.fresh_stream();
+        let fresh = match ask {
+            Ask::Promote { .. } => self.fresh_stream(),
+            Ask::Park { .. } | Ask::Fence { .. } | Ask::Reach { .. } | Ask::Renew { .. } | Ask::Follow { .. } => {
+                String::new()
+            }
+        };
         let Some(life) = self.life.as_mut().filter(|_| !self.frozen) else {
             return Err("no answer".into());
         };
@@ -177,7 +189,7 @@ impl Life {
         i64::try_from(self.log.len()).unwrap() + 10
     }
 
-    fn has_reached(&self, mark: &Mark) -> bool {
+    pub fn has_reached(&self, mark: &Mark) -> bool {
         let (stream, offset) = match self.role {
             Role::Replica => (&self.replid, self.offset()),
             Role::Master => (&self.replid2, self.second - 1),
@@ -234,10 +246,19 @@ impl Life {
         self.log.extend_from_slice(&master.log[from..to]);
     }
 
-    fn synchronise(&mut self, master: &Life) {
+    /// Whether it is given the rest of the stream only: it names the master's stream, or the one that left.
+    pub fn resumes(&self, master: &Life) -> bool {
         let same = self.replid == master.replid && self.offset() <= master.offset();
-        let branch = self.replid == master.replid2 && self.offset() < master.second;
-        if self.syncing == 0 && !same && !branch {
+        same || self.branches(master)
+    }
+
+    fn branches(&self, master: &Life) -> bool {
+        self.replid == master.replid2 && self.offset() < master.second
+    }
+
+    fn synchronise(&mut self, master: &Life) {
+        let branch = self.branches(master);
+        if self.syncing == 0 && !self.resumes(master) {
             // The old data is dropped while the old name of the stream stays.
             self.log.clear();
             self.syncing = 5;

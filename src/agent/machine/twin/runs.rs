@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{Fault, World};
 use crate::agent::machine::timings::Timings;
 use crate::topology::codec::{Ending, Kind};
-use crate::topology::{Epoch, NodeId};
+use crate::topology::{Epoch, NodeId, Phase};
 
 pub(super) const LIMIT: Duration = Duration::from_secs(40);
 
@@ -184,6 +184,59 @@ fn an_executor_that_crashes_at_any_step_is_succeeded() {
     }
 }
 
+/// The situation of `breaks::f6_*` in the model check: where the others had to be synchronised as a whole, they name only the
+/// stream of the second promotion, which was never published when its node dies. In these runs they mostly need not be.
+#[test]
+fn a_node_that_was_promoted_twice_and_dies_unpublished_leaves_others_that_count() {
+    for seed in 1..12 {
+        let mut world = founded(1700 + seed, 1);
+        let what = format!("promoted twice, seed {seed}");
+        let old = world.master().unwrap();
+        world.fail(Fault::Freeze(old.clone()));
+        let promoted = |world: &World, epoch| {
+            let state = &world.store.as_ref()?.state;
+            let lives = world.redis.values().filter_map(|redis| Some((redis, redis.up()?)));
+            let mut masters = lives.filter(|(_, life)| life.feeds == Some(Epoch(epoch)));
+            let found = masters.next().map(|(redis, _)| redis.node.clone());
+            found.filter(|_| state.epoch == Epoch(epoch) && state.phase == Phase::Electing)
+        };
+        // It is parked in time and has most, so it is promoted again.
+        world.run(LIMIT, |world| world.epoch() >= Epoch(2));
+        world.fail(Fault::Thaw(old.clone()));
+        let once = world.run(LIMIT, |world| promoted(world, 2).is_some() || world.epoch() > Epoch(2));
+        let Some(first) = promoted(&world, 2).filter(|first| once && *first == old) else {
+            continue;
+        };
+        let executor = world.store.as_ref().unwrap().state.executor.clone();
+        world.fail(Fault::KillAgent(executor.clone()));
+        let fed = |world: &World, master: &NodeId| {
+            let addr = &world.redis[master].addr;
+            let others = world.redis.values().filter(|redis| redis.node != *master);
+            let follows =
+                |redis: &super::redis::SimRedis| redis.up().is_some_and(|life| life.follows.as_ref() == Some(addr));
+            others.filter(|redis| follows(redis)).count()
+        };
+        world.fail(Fault::StartAgent(executor));
+        world.run(LIMIT, |world| {
+            promoted(world, 3).is_some_and(|master| fed(world, &master) == 2) || world.epoch() > Epoch(3)
+        });
+        let Some(second) = promoted(&world, 3).filter(|second| *second == first) else {
+            continue;
+        };
+        let executor = world.store.as_ref().unwrap().state.executor.clone();
+        world.fail(Fault::KillAgent(executor.clone()));
+        world.run(Duration::from_millis(30), |_| false);
+        world.fail(Fault::KillRedis(second.clone()));
+        world.fail(Fault::StartAgent(executor));
+        let replaced = world.run(LIMIT, |world| world.master().is_some_and(|now| now != second));
+        assert!(replaced, "{what}: the others do not count\n{}", world.story());
+        world.fail(Fault::StartRedis(second, true));
+        heals(&mut world, &what);
+        return;
+    }
+    panic!("no run came to a second promotion of the same node");
+}
+
 #[test]
 fn duelling_executors_agree_on_one_master() {
     let timings = Timings {
@@ -205,14 +258,14 @@ fn duelling_executors_agree_on_one_master() {
 }
 
 /// The master of a founded shard and another node, by rank.
-fn master_and_other(world: &World, rank: usize) -> (NodeId, NodeId) {
+pub(super) fn master_and_other(world: &World, rank: usize) -> (NodeId, NodeId) {
     let old = world.master().unwrap();
     let other = world.redis.keys().filter(|id| **id != old).nth(rank).unwrap().clone();
     (old, other)
 }
 
 /// Every request ended, each with one record.
-fn ended(world: &World, what: &str) {
+pub(super) fn ended(world: &World, what: &str) {
     let mut ids: Vec<&String> = world
         .records
         .iter()

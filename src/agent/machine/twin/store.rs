@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{Event, PROXY, World};
 use crate::agent::machine::action::{Input, Suspicion, Written};
 use crate::agent::machine::state::{State, Versioned};
-use crate::topology::{NodeId, Phase};
+use crate::topology::{Course, NodeId, Phase};
 
 impl World {
     pub(super) fn sees_store(&self, node: &NodeId) -> bool {
@@ -80,7 +80,11 @@ impl World {
         }
         if let Some(switch) = &next.state.switch {
             let delay = Duration::from_micros(self.draw(300_000));
-            self.at(delay, Event::Proxied(Input::Drained(PROXY.to_owned(), switch.epoch)));
+            let course = Course::from(next.state.nonce.as_str());
+            self.at(
+                delay,
+                Event::Proxied(Input::Drained(PROXY.to_owned(), switch.epoch, Some(course))),
+            );
         }
         if next.state.phase == Phase::Serving {
             let w = next.state.ack_replicas;

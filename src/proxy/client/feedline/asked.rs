@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use crate::proxy::backend::{Role, put_request};
 use crate::proxy::client::subscriptions::{Family, Kind, Name, Verb, put_family};
+use crate::proxy::client::tracking::Word;
 use crate::proxy::client::window::RunId;
 use crate::route::{Fate, Line, refusal};
 
@@ -21,6 +22,8 @@ pub(in crate::proxy::client) enum Asked {
     Monitor,
     /// One reply, passed on.
     Plain(Plain),
+    /// One reply to these bytes, passed on; `+OK` to what changes tracking changes it.
+    Tracking(Word, Vec<u8>),
     /// One reply that must be no error; the client sees these bytes in its place, and the protocol changes.
     Hello { greeting: Vec<u8>, resp3: bool },
     /// One reply that must be an error; the client sees this line in its place.
@@ -31,10 +34,14 @@ pub(in crate::proxy::client) enum Asked {
     Queue(usize, Vec<u8>),
     /// Ours: one reply that must be no error, not shown.
     Silent,
+    /// Ours: one reply of whatever kind, not shown. It stands for a request of the client that did not go to Redis.
+    Idle,
     /// Ours: subscribes to what the client believes it is subscribed to; not shown.
     Again(Kind, u32),
     /// Ours: the same for MONITOR.
     MonitorAgain,
+    /// Ours: the same for one request about tracking.
+    TrackAgain,
     /// Ours: one reply of whatever kind, not shown, that says that everything before it was heard.
     Marker,
 }
@@ -43,6 +50,33 @@ impl Asked {
     /// Whether only a master takes it, or all of what it belongs to.
     pub(in crate::proxy::client) fn may_write(&self) -> bool {
         matches!(self, Self::Plain(plain) if plain.is_write) || matches!(self, Self::Queue(..))
+    }
+
+    /// Whether what CLIENT CACHING said before is said of this: of the next request that is none about the client, or of
+    /// the next transaction.
+    pub(super) fn consumes_caching(&self) -> bool {
+        match self {
+            Self::Plain(plain) => !plain.queued,
+            Self::Names(..)
+            | Self::All(_)
+            | Self::Monitor
+            | Self::Hello { .. }
+            | Self::Discard(_)
+            | Self::Silent
+            | Self::Idle => true,
+            Self::Tracking(..)
+            | Self::Poison(_)
+            | Self::Queue(..)
+            | Self::Again(..)
+            | Self::MonitorAgain
+            | Self::TrackAgain
+            | Self::Marker => false,
+        }
+    }
+
+    /// Whether its reply may show data: that to a write, or to what `shows` says it of.
+    pub(super) fn shows_data(&self, shows: impl Fn(&[u8]) -> bool) -> bool {
+        matches!(self, Self::Plain(plain) if !plain.queued && (plain.is_write || shows(&plain.bytes)))
     }
 
     /// Whether it may change data when it arrives.
@@ -103,8 +137,11 @@ impl Entry {
             | Asked::Discard(_)
             | Asked::Queue(..)
             | Asked::Silent
+            | Asked::Idle
+            | Asked::Tracking(..)
             | Asked::Again(..)
             | Asked::MonitorAgain
+            | Asked::TrackAgain
             | Asked::Marker => false,
         };
         ends && self.end <= written
@@ -135,9 +172,15 @@ impl Entry {
             Asked::Plain(plain) => out.extend_from_slice(&plain.bytes),
             Asked::Poison(_) => put_request(out, &POISON),
             Asked::Discard(_) => put_request(out, &[b"DISCARD"]),
-            Asked::Queue(_, bytes) => out.extend_from_slice(bytes),
+            Asked::Queue(_, bytes) | Asked::Tracking(_, bytes) => out.extend_from_slice(bytes),
             // None of these waits for another connection.
-            Asked::Hello { .. } | Asked::Silent | Asked::Again(..) | Asked::MonitorAgain | Asked::Marker => {}
+            Asked::Hello { .. }
+            | Asked::Silent
+            | Asked::Idle
+            | Asked::Again(..)
+            | Asked::MonitorAgain
+            | Asked::TrackAgain
+            | Asked::Marker => {}
         }
     }
 }

@@ -78,6 +78,7 @@ impl Client {
         } = self;
         line.take(bytes, &mut |shown| match shown {
             Shown::Reply(run, bytes) => window.fill(run, bytes, 1, out),
+            Shown::Part(run, bytes) => window.fill(run, bytes, 0, out),
             Shown::Push(bytes) => window.push(bytes, out),
             Shown::Begins => *flow = Some(window.reserve(1, 1)),
             Shown::Ends => window.fill(flow.take().unwrap(), b"", 1, out),
@@ -447,6 +448,36 @@ fn a_reply_is_no_line_of_monitor_though_it_begins_with_digits() {
     assert_eq!(client.window.unanswered(), 0);
 }
 
+#[test]
+fn thousands_in_flight_are_counted_and_not_searched() {
+    let mut client = Client::new(true);
+    for _ in 0..2000 {
+        client.plain("GET ", false);
+        assert!(!client.line.writes());
+    }
+    client.plain("SET ", true);
+    assert!(client.line.writes());
+    client.hear(":1\r\n".repeat(2000).as_bytes()).unwrap();
+    assert!(client.line.writes());
+    client.hear(b"+OK\r\n").unwrap();
+    assert!(!client.line.writes());
+    let blocking = |since_ms| {
+        Asked::Plain(Plain {
+            bytes: b"BLPOP ".to_vec(),
+            is_write: true,
+            again: true,
+            role: Role::Plain,
+            queued: false,
+            since_ms,
+        })
+    };
+    client.ask(blocking(Some(1)));
+    client.plain("SET ", true);
+    assert!(client.line.blocks() && !client.line.writes(), "it has not begun");
+    client.hear(b":1\r\n").unwrap();
+    assert!(!client.line.blocks() && client.line.writes());
+}
+
 proptest! {
     #[test]
     fn any_split_shows_the_same(resp3 in any::<bool>(), cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..6)) {
@@ -486,3 +517,5 @@ proptest! {
         let _any = client.hear(&bytes);
     }
 }
+
+mod tracking;

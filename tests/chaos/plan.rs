@@ -1,0 +1,178 @@
+//! What goes wrong in a run, drawn from a seed: the same seed gives the same plan, whatever happens meanwhile.
+//!
+//! Roles are resolved when a fault begins: "the master" is whoever it is then.
+
+use std::fmt::{self, Display, Formatter};
+
+/// Numbers from a seed (splitmix64).
+#[derive(Clone, Debug)]
+pub struct Dice(pub u64);
+
+impl Dice {
+    /// A number below `sides`.
+    pub fn roll(&mut self, sides: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut number = self.0;
+        number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (number ^ (number >> 31)) % sides
+    }
+
+    fn between(&mut self, from: u64, to: u64) -> u64 {
+        from + self.roll(to - from)
+    }
+
+    fn one_of<T: Copy>(&mut self, choices: &[T]) -> T {
+        choices[usize::try_from(self.roll(choices.len() as u64)).unwrap()]
+    }
+}
+
+/// A host, by what it is when it is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Who {
+    /// The node of the master.
+    Master,
+    /// The node of a replica: the first or the second by name.
+    Replica(usize),
+    /// A proxy's.
+    Proxy(usize),
+    /// A server of the ensemble.
+    ZooKeeper(usize),
+    /// The server that leads the ensemble.
+    Leader,
+}
+
+/// What goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// What the host serves with is killed, and started again at the end. A Redis is empty then.
+    Kill(Who),
+    /// A Redis is killed and started again at once, empty.
+    RestartEmpty(Who),
+    /// What the host serves with is stopped, and goes on at the end.
+    Stop(Who),
+    /// A node's Redis and its agent are stopped together, as when a virtual machine is paused.
+    Pause(Who),
+    /// A node's agent is killed, and started again at the end.
+    KillAgent(Who),
+    /// A node's agent is asked to leave and started again at once.
+    RestartAgent(Who),
+    /// A host reaches nobody.
+    Isolate(Who),
+    /// A host reaches no server of the ensemble.
+    WithoutZooKeeper(Who),
+    /// A host and a proxy reach each other and nobody else.
+    Minority(Who, Who),
+    /// Two hosts do not reach each other.
+    Cut(Who, Who),
+    /// What the first host sends to the second is lost.
+    OneWay(Who, Who),
+    /// Nothing that a host sends arrives.
+    Mute(Who),
+    /// A third of what a host sends is lost.
+    Lossy(Who),
+    /// The operator asks for another master.
+    Switchover,
+}
+
+/// One thing that goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// When it begins, in milliseconds from the beginning of the run.
+    pub at_ms: u64,
+    /// When it is over, from its own beginning.
+    pub length_ms: u64,
+    /// What it is.
+    pub fault: Fault,
+}
+
+impl Display for Step {
+    fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
+        write!(
+            out,
+            "{:>6} ms, for {:>4} ms: {:?}",
+            self.at_ms, self.length_ms, self.fault
+        )
+    }
+}
+
+/// The shortest and longest time from the beginning of one fault to that of the next, in milliseconds.
+const PAUSE_MS: (u64, u64) = (300, 2800);
+/// How long a fault lasts.
+const LENGTH_MS: (u64, u64) = (150, 4500);
+
+/// The plan of a run of `length_ms` on a cluster with so many servers of ZooKeeper.
+pub fn plan(seed: u64, length_ms: u64, zookeepers: usize) -> Vec<Step> {
+    let mut dice = Dice(seed.wrapping_mul(0x2545_f491_4f6c_dd1d) | 1);
+    let mut steps = Vec::new();
+    let mut at_ms = dice.between(PAUSE_MS.0, PAUSE_MS.1);
+    while at_ms < length_ms {
+        steps.push(Step {
+            at_ms,
+            length_ms: dice.between(LENGTH_MS.0, LENGTH_MS.1),
+            fault: fault(&mut dice, zookeepers),
+        });
+        at_ms += dice.between(PAUSE_MS.0, PAUSE_MS.1);
+    }
+    steps
+}
+
+fn fault(dice: &mut Dice, zookeepers: usize) -> Fault {
+    let node = node(dice);
+    let proxy = Who::Proxy(dice.one_of(&[0, 1]));
+    let server = match dice.roll(2) {
+        0 => Who::Leader,
+        _ => Who::ZooKeeper(usize::try_from(dice.roll(zookeepers as u64)).unwrap()),
+    };
+    let other = match node {
+        Who::Master => Who::Replica(dice.one_of(&[0, 1])),
+        _ => Who::Master,
+    };
+    match dice.roll(24) {
+        0..=2 => Fault::Kill(node),
+        3..=4 => Fault::RestartEmpty(node),
+        5..=6 => Fault::Stop(node),
+        7..=8 => Fault::Pause(node),
+        9 => Fault::KillAgent(node),
+        10 => Fault::RestartAgent(node),
+        11..=12 => Fault::Isolate(dice.one_of(&[node, node, proxy])),
+        13 => Fault::WithoutZooKeeper(dice.one_of(&[node, proxy])),
+        14 => Fault::Minority(node, proxy),
+        15..=16 => Fault::Cut(node, dice.one_of(&[other, proxy])),
+        17 => Fault::OneWay(node, dice.one_of(&[other, proxy])),
+        18 => Fault::OneWay(dice.one_of(&[other, proxy]), node),
+        19 => dice.one_of(&[Fault::Mute(node), Fault::Lossy(node)]),
+        20 => Fault::Kill(server),
+        21 => dice.one_of(&[Fault::Stop(server), Fault::Isolate(server)]),
+        22 => dice.one_of(&[Fault::Kill(proxy), Fault::Stop(proxy)]),
+        _ => Fault::Switchover,
+    }
+}
+
+/// The master as often as both others.
+fn node(dice: &mut Dice) -> Who {
+    dice.one_of(&[Who::Master, Who::Master, Who::Replica(0), Who::Replica(1)])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_always_gives_the_same_plan_and_another_one_another() {
+        let lines = |seed| -> Vec<String> { plan(seed, 60_000, 3).iter().map(Step::to_string).collect() };
+        assert_eq!(lines(7), lines(7));
+        assert_ne!(lines(7), lines(8));
+        assert!(lines(7).len() > 20, "{:#?}", lines(7));
+    }
+
+    #[test]
+    fn every_kind_of_fault_is_drawn() {
+        let name = |fault: &Fault| format!("{fault:?}").split(['(', ' ']).next().unwrap().to_owned();
+        let drawn: std::collections::BTreeSet<String> = (0..20)
+            .flat_map(|seed| plan(seed, 60_000, 3))
+            .map(|step| name(&step.fault))
+            .collect();
+        assert_eq!(drawn.len(), 14, "{drawn:?}");
+    }
+}

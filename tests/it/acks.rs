@@ -1,0 +1,302 @@
+//! Acknowledgement by replicas: no reply shows what too few replicas have.
+//!
+//! Each test runs against `redis-server`, and against every server that `POINTSMAN_SERVERS` names, a list of paths with
+//! ':' between them:
+//!
+//! ```text
+//! POINTSMAN_SERVERS=DIR/redis-server-6.2:DIR/redis-server-8.0:DIR/valkey-server-8.1 cargo nextest run --test it -E 'test(acks)'
+//! ```
+
+use std::env;
+use std::time::Duration;
+
+use crate::support::{Client, Pointsman, Redis, START_DEADLINE, Value, encode, eventually, free_port};
+
+const SOON: Duration = Duration::from_secs(20);
+/// Longer than the proxies of these tests wait for an acknowledgement.
+const PATIENCE: Duration = Duration::from_secs(10);
+const NOBODY: &str = "INDOUBT written on the master, acknowledged by 0 of 1 replicas";
+
+/// A master, its replicas, and a proxy that asks for `w` acknowledgements.
+struct Shard {
+    master: Redis,
+    replicas: Vec<Redis>,
+    _proxy: Pointsman,
+    listen: String,
+}
+
+impl Shard {
+    fn start(binary: &str, replicas: usize, w: usize, settings: &str) -> Self {
+        let master = Redis::start_binary(binary, &["--repl-diskless-sync-delay", "0"]);
+        let port = master.port().to_string();
+        let follow = |_| Redis::start_binary(binary, &["--replicaof", "127.0.0.1", &port]);
+        let replicas: Vec<Redis> = (0..replicas).map(follow).collect();
+        eventually(SOON, || replicas.iter().all(is_linked));
+        let listen = format!("127.0.0.1:{}", free_port());
+        let dir = tempfile::tempdir().unwrap();
+        let config = dir.path().join("proxy.toml");
+        let named: Vec<String> = replicas.iter().map(|replica| format!("'{}'", replica.addr())).collect();
+        let text = format!(
+            "[proxy]\nlisten = ['{listen}']\nmaster = '{}'\nreplicas = [{}]\nack_replicas = {w}\n{settings}",
+            master.addr(),
+            named.join(", ")
+        );
+        std::fs::write(&config, text).unwrap();
+        let mut proxy = Pointsman::start(&["proxy", "--workers", "2", "--config", config.to_str().unwrap()]);
+        proxy.wait_for_line(START_DEADLINE, |line| line.contains("the master serves"));
+        // After a full sync Redis sends a replica nothing until its next acknowledgement, up to a second later.
+        let mut client = Client::connect(listen.as_str());
+        client.set_read_timeout(PATIENCE);
+        eventually(SOON, || client.command(&["SET", "ready", "yes"]) == Value::ok());
+        Self {
+            master,
+            replicas,
+            _proxy: proxy,
+            listen,
+        }
+    }
+
+    fn client(&self) -> Client {
+        let client = Client::connect(self.listen.as_str());
+        client.set_read_timeout(PATIENCE);
+        client
+    }
+}
+
+fn is_linked(replica: &Redis) -> bool {
+    replica
+        .command(&["INFO", "replication"])
+        .text()
+        .contains("master_link_status:up")
+}
+
+/// Runs a test against all servers there are.
+fn on_every_server(test: impl Fn(&str)) {
+    let named = env::var("POINTSMAN_SERVERS").unwrap_or_default();
+    let named = named.split(':').filter(|path| !path.is_empty());
+    for binary in std::iter::once("redis-server").chain(named) {
+        println!("{binary}");
+        test(binary);
+    }
+}
+
+/// The time that `act` takes.
+fn timed<T>(act: impl FnOnce() -> T) -> (T, Duration) {
+    let begin = pointsman::clock::now();
+    let done = act();
+    (done, begin.elapsed())
+}
+
+#[test]
+fn nothing_is_acknowledged_while_the_replica_is_frozen() {
+    on_every_server(|binary| {
+        let shard = Shard::start(binary, 1, 1, "ack_timeout_ms = 400\n");
+        let mut client = shard.client();
+        for round in 0..100 {
+            assert_eq!(client.command(&["SET", "before", &round.to_string()]), Value::ok());
+        }
+        shard.replicas[0].stop();
+        for write in [
+            &["SET", "k", "1"][..],
+            &["EVAL", "return redis.call('incr', KEYS[1])", "1", "n"],
+        ] {
+            let (reply, took) = timed(|| client.command(write));
+            assert_eq!(reply, Value::Error(NOBODY.to_owned()), "{write:?}");
+            assert!(
+                took >= Duration::from_millis(400) && took < Duration::from_secs(3),
+                "{took:?}"
+            );
+        }
+        assert_eq!(shard.master.command(&["GET", "k"]), Value::bulk("1"), "it is written");
+        let (pong, took) = timed(|| client.command(&["PING"]));
+        assert_eq!(
+            (pong, took < Duration::from_millis(300)),
+            (Value::Simple("PONG".into()), true)
+        );
+        shard.replicas[0].cont();
+        // It takes the first round after it is back.
+        eventually(SOON, || client.command(&["SET", "k", "2"]) == Value::ok());
+        assert_eq!(client.command(&["SET", "k", "3"]), Value::ok());
+        assert_eq!(client.command(&["GET", "k"]), Value::bulk("3"));
+        shard.replicas[0].stop();
+        let mut late = shard.client();
+        late.send(&encode(&["SET", "late", "1"]));
+        eventually(SOON, || shard.master.command(&["GET", "late"]) == Value::bulk("1"));
+        shard.replicas[0].cont();
+        assert_eq!(late.read_reply(), Value::ok(), "the replica went on in time");
+    });
+}
+
+#[test]
+fn it_is_said_how_many_replicas_have_a_write() {
+    on_every_server(|binary| {
+        let shard = Shard::start(binary, 2, 2, "ack_timeout_ms = 400\n");
+        let mut client = shard.client();
+        assert_eq!(client.command(&["SET", "k", "1"]), Value::ok());
+        shard.replicas[1].stop();
+        let indoubt = "INDOUBT written on the master, acknowledged by 1 of 2 replicas";
+        assert_eq!(client.command(&["SET", "k", "2"]), Value::Error(indoubt.to_owned()));
+        shard.replicas[1].cont();
+        eventually(SOON, || client.command(&["SET", "k", "3"]) == Value::ok());
+    });
+}
+
+#[test]
+fn a_server_that_refuses_writes_acknowledges_nothing_by_mistake() {
+    on_every_server(|binary| {
+        let shard = Shard::start(binary, 1, 1, "ack_timeout_ms = 700\n");
+        let mut client = shard.client();
+        assert_eq!(client.command(&["SET", "k", "1"]), Value::ok());
+        shard.replicas[0].stop();
+        client.send(&encode(&["SET", "k", "2"]));
+        eventually(SOON, || shard.master.command(&["GET", "k"]) == Value::bulk("2"));
+        // A folder stands where the file would: saving fails, and from then on PING and writes are refused.
+        let dir = shard.master.command(&["CONFIG", "GET", "dir"]);
+        let Value::Array(dir) = dir else { panic!("{dir:?}") };
+        let file = format!("{}/dump.rdb", dir[1].text());
+        let _may_not_be_there = std::fs::remove_file(&file);
+        std::fs::create_dir_all(format!("{file}/full")).unwrap();
+        shard.master.command(&["CONFIG", "SET", "save", "3600 1"]);
+        // It may be busy saving for its replica yet.
+        eventually(SOON, || {
+            shard.master.command(&["BGSAVE"]);
+            shard.master.command(&["PING"]).is_error("MISCONF")
+        });
+        assert_eq!(client.read_reply(), Value::Error(NOBODY.to_owned()));
+        assert!(client.command(&["SET", "k", "3"]).is_error("MISCONF"));
+        shard.replicas[0].cont();
+        shard.master.command(&["CONFIG", "SET", "save", ""]);
+        eventually(SOON, || client.command(&["SET", "k", "4"]) == Value::ok());
+    });
+}
+
+#[test]
+fn nobody_is_shown_what_is_not_acknowledged_and_all_else_goes_on() {
+    let shard = Shard::start("redis-server", 1, 1, "ack_timeout_ms = 1500\n");
+    let (mut writer, mut reader, mut other) = (shard.client(), shard.client(), shard.client());
+    for key in ["k", "other"] {
+        assert_eq!(writer.command(&["SET", key, "old"]), Value::ok());
+    }
+    shard.replicas[0].stop();
+    writer.send(&encode(&["SET", "k", "new"]));
+    eventually(SOON, || shard.master.command(&["GET", "k"]) == Value::bulk("new"));
+    reader.send(&encode(&["GET", "k"]));
+    let (reply, took) = timed(|| other.command(&["GET", "other"]));
+    assert_eq!(reply, Value::bulk("old"));
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    let keyless = timed(|| other.command(&["DBSIZE"]));
+    assert!(
+        keyless.0.is_error("INDOUBT read on the master") && keyless.1 > Duration::from_secs(1),
+        "{keyless:?}"
+    );
+    assert_eq!(writer.read_reply(), Value::Error(NOBODY.to_owned()));
+    assert!(
+        reader
+            .read_reply()
+            .is_error("INDOUBT read on the master, what it shows is acknowledged by 0 of 1")
+    );
+    // It is still not acknowledged, although its writer was told.
+    assert!(reader.command(&["GET", "k"]).is_error("INDOUBT read on the master"));
+    reader.send(&encode(&["GET", "k"]));
+    shard.replicas[0].cont();
+    assert_eq!(reader.read_reply(), Value::bulk("new"));
+}
+
+#[test]
+fn transactions_pops_and_pipelines_wait_too() {
+    let shard = Shard::start("redis-server", 1, 1, "ack_timeout_ms = 500\n");
+    let (mut block, mut pieces, mut pop) = (shard.client(), shard.client(), shard.client());
+    let mut piped = shard.client();
+    assert_eq!(block.command(&["SET", "k", "0"]), Value::ok());
+    pop.send(&encode(&["BLPOP", "queue", "0"]));
+    assert_eq!(pieces.command(&["MULTI"]), Value::ok());
+    assert_eq!(pieces.command(&["INCR", "k"]), Value::Simple("QUEUED".into()));
+    eventually(SOON, || {
+        shard
+            .master
+            .command(&["INFO", "clients"])
+            .text()
+            .contains("blocked_clients:1")
+    });
+    shard.replicas[0].stop();
+    shard.master.command(&["RPUSH", "queue", "element"]);
+    pieces.send(&encode(&["EXEC"]));
+    block.send(&[encode(&["MULTI"]), encode(&["INCR", "k"]), encode(&["EXEC"])].concat());
+    piped.send(
+        &[
+            encode(&["SET", "p", "1"]),
+            encode(&["GET", "p"]),
+            encode(&["LPUSH", "p", "1"]),
+        ]
+        .concat(),
+    );
+    let nobody = Value::Error(NOBODY.to_owned());
+    assert_eq!(pop.read_reply(), nobody);
+    assert_eq!(pieces.read_reply(), nobody);
+    let queued = [block.read_reply(), block.read_reply(), block.read_reply()];
+    assert_eq!(queued, [Value::ok(), Value::Simple("QUEUED".into()), nobody.clone()]);
+    assert_eq!(piped.read_reply(), nobody);
+    assert!(piped.read_reply().is_error("INDOUBT read on the master"));
+    assert!(piped.read_reply().is_error("WRONGTYPE"), "it did nothing");
+    // A transaction goes on where nothing was executed yet.
+    assert_eq!(pieces.command(&["MULTI"]), Value::ok());
+    assert_eq!(pieces.command(&["INCR", "k"]), Value::Simple("QUEUED".into()));
+    shard.replicas[0].cont();
+    assert_eq!(pieces.command(&["EXEC"]), Value::Array(vec![Value::Int(3)]));
+}
+
+#[test]
+fn reads_of_the_master_policy_wait_for_a_round_of_their_own() {
+    let shard = Shard::start("redis-server", 1, 1, "reads = 'master'\nack_timeout_ms = 500\n");
+    let mut client = shard.client();
+    assert_eq!(client.command(&["SET", "k", "1"]), Value::ok());
+    assert_eq!(client.command(&["GET", "k"]), Value::bulk("1"));
+    // Another proxy's write, for all that this one knows.
+    shard.replicas[0].stop();
+    shard.master.command(&["SET", "k", "2"]);
+    assert!(client.command(&["GET", "k"]).is_error("INDOUBT read on the master"));
+    assert_eq!(client.command(&["PING"]), Value::Simple("PONG".into()));
+    shard.replicas[0].cont();
+    eventually(SOON, || client.command(&["GET", "k"]) == Value::bulk("2"));
+}
+
+#[test]
+fn subscribers_that_write_wait_and_others_do_not() {
+    let shard = Shard::start("redis-server", 1, 1, "ack_timeout_ms = 500\n");
+    let mut client = shard.client();
+    client.command(&["HELLO", "3"]);
+    client.command(&["SUBSCRIBE", "news"]);
+    assert_eq!(client.command(&["SET", "k", "1"]), Value::ok());
+    assert_eq!(client.command(&["GET", "k"]), Value::bulk("1"));
+    shard.replicas[0].stop();
+    shard.master.command(&["PUBLISH", "news", "message"]);
+    assert!(matches!(client.read_reply(), Value::Push(_)));
+    assert!(client.command(&["SET", "k", "2"]).is_error("INDOUBT "));
+    shard.replicas[0].cont();
+    eventually(SOON, || client.command(&["SET", "k", "3"]) == Value::ok());
+}
+
+#[test]
+fn many_replies_that_wait_are_bounded_and_all_come_in_order() {
+    let shard = Shard::start("redis-server", 1, 1, "ack_timeout_ms = 10000\n");
+    let mut client = shard.client();
+    let value = "v".repeat(100_000);
+    assert_eq!(client.command(&["SET", "big", &value]), Value::ok());
+    shard.replicas[0].stop();
+    let mut requests = encode(&["SET", "k", "1"]);
+    for _ in 0..200 {
+        requests.extend(encode(&["APPEND", "big", "x"]));
+        requests.extend(encode(&["GET", "big"]));
+    }
+    client.send(&requests);
+    eventually(SOON, || shard.master.command(&["GET", "k"]) == Value::bulk("1"));
+    shard.replicas[0].cont();
+    assert_eq!(client.read_reply(), Value::ok());
+    for round in 1..=200 {
+        assert_eq!(client.read_reply(), Value::Int(100_000 + round));
+        assert_eq!(
+            client.read_reply().text().len(),
+            100_000 + usize::try_from(round).unwrap()
+        );
+    }
+}
