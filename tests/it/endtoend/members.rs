@@ -175,5 +175,12 @@ fn an_executor_that_dies_while_members_change_leaves_a_shard_that_becomes_as_wan
     }
     reads.end();
     appender.runner.end().check(&mut client, &[]);
-    up.assert_calm(&[NO_MASTER, LATE, super::DROPPED, "giving up", "no master for epoch"]);
+    up.assert_calm(&[
+        NO_MASTER,
+        LATE,
+        super::DROPPED,
+        "giving up",
+        "no master for epoch",
+        "lives without its agent",
+    ]);
 }
