@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use crate::topology::{Addr, Epoch, Master, Node, NodeId, RunId};
 
-/// A server in one epoch of its shard. A lane belongs to exactly one: another epoch is another target.
+/// A server in one epoch of its shard. A lane belongs to exactly one: another epoch or another W is another target.
 #[derive(Clone, Debug)]
 pub struct Target {
     /// Which node.
@@ -60,7 +60,10 @@ impl Target {
 
 impl PartialEq for Target {
     fn eq(&self, other: &Self) -> bool {
-        (self.epoch, &self.node, &self.addr, &self.run_id) == (other.epoch, &other.node, &other.addr, &other.run_id)
+        // Two that ask for different W are two: a change of W may keep the master, and even the epoch (rule R5, ha-rules c5),
+        // and what was made ready before it would acknowledge by the old one.
+        let role = (self.epoch, self.acks) == (other.epoch, other.acks);
+        role && (&self.node, &self.addr, &self.run_id) == (&other.node, &other.addr, &other.run_id)
     }
 }
 
