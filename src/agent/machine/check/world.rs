@@ -37,6 +37,7 @@ pub(super) type Place = (usize, u32);
 
 /// What is on its way.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "always behind a pointer")]
 pub(super) enum Mail {
     Ask {
         from: Place,
