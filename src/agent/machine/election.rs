@@ -75,7 +75,7 @@ enum Step {
 
 /// What the executor wants done next.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(clippy::large_enum_variant, reason = "a few at a time, and none for long")]
+#[expect(clippy::large_enum_variant, reason = "a handful per election, never kept")]
 pub enum Order {
     /// Ask a node's agent.
     Ask(NodeId, Ask),

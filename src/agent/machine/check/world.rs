@@ -37,7 +37,7 @@ pub(super) type Place = (usize, u32);
 
 /// What is on its way.
 #[derive(Clone, Debug)]
-#[expect(clippy::large_enum_variant, reason = "each is behind a pointer")]
+#[expect(clippy::large_enum_variant, reason = "always behind a pointer")]
 pub(super) enum Mail {
     Ask {
         from: Place,
