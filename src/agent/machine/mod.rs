@@ -18,6 +18,7 @@
 //! 3. nobody is demoted because the store is away: without it there is no claim.
 
 pub mod action;
+mod audience;
 #[cfg(test)]
 mod check;
 mod course;

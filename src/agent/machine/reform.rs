@@ -23,6 +23,7 @@ use crate::topology::codec::{Ending, Kind};
 use crate::topology::{Course, Epoch, NodeId, Phase, Switch};
 
 use super::action::{Level, Reply};
+use super::audience::Audience;
 use super::election::Order;
 use super::facts::Role;
 use super::obedience::Ask;
@@ -69,8 +70,7 @@ pub struct Reform {
     goal: Goal,
     /// Who is told to attach anew.
     followers: BTreeSet<NodeId>,
-    drained: BTreeSet<String>,
-    attached: BTreeSet<String>,
+    audience: Audience,
     step: Step,
     marks: Marks,
 }
@@ -124,8 +124,7 @@ impl Reform {
             master,
             goal,
             followers,
-            drained: BTreeSet::new(),
-            attached: BTreeSet::new(),
+            audience: Audience::new(epoch),
             step: Step::Claiming,
             marks: Marks::new(now),
         };
@@ -155,21 +154,12 @@ impl Reform {
 
     /// A proxy has nothing in flight that may change something.
     pub fn handle_drained(&mut self, proxy: String, epoch: Epoch, course: Option<&Course>) {
-        if self.is_meant(epoch, course) {
-            self.drained.insert(proxy);
-        }
+        self.audience.handle_drained(proxy, epoch, course, &self.state.nonce);
     }
 
     /// Those who hear through a proxy hear it by the new epoch's connections.
     pub fn handle_attached(&mut self, proxy: String, epoch: Epoch, course: Option<&Course>) {
-        if self.is_meant(epoch, course) {
-            self.attached.insert(proxy);
-        }
-    }
-
-    /// Whether a proxy speaks of this change, as in a switchover.
-    fn is_meant(&self, epoch: Epoch, course: Option<&Course>) -> bool {
-        epoch == self.epoch && course.is_none_or(|course| course.as_str() == self.state.nonce)
+        self.audience.handle_attached(proxy, epoch, course, &self.state.nonce);
     }
 
     /// The last order to write was carried out. Gives the outcome if that ends it.
@@ -265,7 +255,7 @@ impl Reform {
         match &mut self.step {
             Step::Draining { since } => {
                 let late = now.saturating_duration_since(*since) >= timings.drain_max;
-                if !late && !proxies.is_subset(&self.drained) {
+                if !late && !self.audience.has_drained(proxies) {
                     return Vec::new();
                 }
                 self.marks.end("drain", now);
@@ -275,12 +265,8 @@ impl Reform {
                     run_id: self.master.run_id.clone(),
                 };
                 let mut orders = Vec::new();
-                let silent: Vec<&str> = proxies.difference(&self.drained).map(String::as_str).collect();
-                if !silent.is_empty() {
-                    let sentence = format!(
-                        "not waiting any longer for writes of {} to be answered",
-                        silent.join(", ")
-                    );
+                if let Some(late) = self.audience.undrained(proxies) {
+                    let sentence = format!("not waiting any longer for writes of {late} to be answered");
                     orders.push(Order::Say(Level::Warn, sentence));
                 }
                 orders.push(Order::Ask(self.master.node.clone(), renew));
@@ -288,9 +274,7 @@ impl Reform {
             }
             Step::Settling { offset, proving, since } => {
                 let late = now.saturating_duration_since(*since) >= timings.drain_max;
-                // A proxy that was not heard of before is not waited for a second time.
-                let mut awaited = proxies.intersection(&self.drained);
-                if !late && !awaited.all(|proxy| self.attached.contains(proxy)) {
+                if !late && !self.audience.has_attached(proxies) {
                     return Vec::new();
                 }
                 let base = self.goal.over(&self.state);

@@ -30,6 +30,7 @@ use crate::topology::codec::{Ending, Kind, SwitchRequest};
 use crate::topology::{Addr, Course, Epoch, NodeId, Phase, RunId, Switch};
 
 use super::action::{Level, Reply};
+use super::audience::Audience;
 use super::election::Order;
 use super::facts::{Facts, Role};
 use super::obedience::{Ask, Mark};
@@ -60,8 +61,7 @@ pub struct Switchover {
     request: SwitchRequest,
     old: MasterOf,
     target: Target,
-    drained: BTreeSet<String>,
-    attached: BTreeSet<String>,
+    audience: Audience,
     step: Step,
     marks: Marks,
 }
@@ -105,8 +105,7 @@ impl Switchover {
             request,
             old,
             target,
-            drained: BTreeSet::new(),
-            attached: BTreeSet::new(),
+            audience: Audience::new(epoch),
             step: Step::Sounding {
                 mark: None,
                 wait: Wait::due(now),
@@ -222,22 +221,12 @@ impl Switchover {
 
     /// A proxy has nothing in flight that may change something.
     pub fn handle_drained(&mut self, proxy: String, epoch: Epoch, course: Option<&Course>) {
-        if self.is_meant(epoch, course) {
-            self.drained.insert(proxy);
-        }
+        self.audience.handle_drained(proxy, epoch, course, &self.state.nonce);
     }
 
     /// Those who hear through a proxy hear the target.
     pub fn handle_attached(&mut self, proxy: String, epoch: Epoch, course: Option<&Course>) {
-        if self.is_meant(epoch, course) {
-            self.attached.insert(proxy);
-        }
-    }
-
-    /// Whether a proxy speaks of this move. One that names no course is older than courses are: then the epoch has to
-    /// do, which this agent reserves for one move only for as long as it lives.
-    fn is_meant(&self, epoch: Epoch, course: Option<&Course>) -> bool {
-        epoch == self.epoch && course.is_none_or(|course| course.as_str() == self.state.nonce)
+        self.audience.handle_attached(proxy, epoch, course, &self.state.nonce);
     }
 
     /// An agent answered, or the question was given up.
@@ -424,7 +413,7 @@ impl Switchover {
             }
             Step::Draining { since } => {
                 let late = now.saturating_duration_since(*since) >= timings.drain_max;
-                if !late && !proxies.is_subset(&self.drained) {
+                if !late && !self.audience.has_drained(proxies) {
                     return Vec::new();
                 }
                 self.drain_ended(now, proxies)
@@ -454,9 +443,7 @@ impl Switchover {
             }
             Step::Attaching { mark, since } => {
                 let late = now.saturating_duration_since(*since) >= timings.drain_max;
-                // A proxy that was not heard of before is not waited for a second time.
-                let mut awaited = proxies.intersection(&self.drained);
-                if !late && !awaited.all(|proxy| self.attached.contains(proxy)) {
+                if !late && !self.audience.has_attached(proxies) {
                     return Vec::new();
                 }
                 let mark = mark.clone();
@@ -493,13 +480,10 @@ impl Switchover {
         let mut wait = Wait::due(now);
         wait.take(now);
         self.step = Step::Looking { wait };
-        let late: Vec<&str> = proxies.difference(&self.drained).map(String::as_str).collect();
         let mut orders = Vec::new();
-        if !late.is_empty() {
-            let sentence = format!(
-                "not waiting any longer for writes of {} to be answered: the fence will meet them",
-                late.join(", ")
-            );
+        if let Some(late) = self.audience.undrained(proxies) {
+            let sentence =
+                format!("not waiting any longer for writes of {late} to be answered: the fence will meet them");
             orders.push(Order::Say(Level::Warn, sentence));
         }
         orders.push(self.look());
