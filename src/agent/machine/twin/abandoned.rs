@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::runs::{LIMIT, founded, heals, master_and_other};
+use super::runs::{founded, heals_and_answers, master_and_other};
 use super::{Fault, World};
 use crate::topology::Epoch;
 
@@ -24,12 +24,7 @@ fn a_living_master_whose_agent_died_while_moving_it_loses_nothing() {
             assert!(serves, "{what}: nobody serves\n{}", world.story());
             world.run(Duration::from_secs(1), |_| false);
             world.fail(Fault::StartAgent(old));
-            heals(&mut world, &what);
-            assert!(
-                world.run(LIMIT, |world| world.wish.is_none()),
-                "{what}: the request stays\n{}",
-                world.story()
-            );
+            heals_and_answers(&mut world, &what);
         }
     }
 }
@@ -63,12 +58,7 @@ fn an_agent_that_is_asked_to_end_ends_its_switchover_first() {
                 + usize::from(world.epoch() == Epoch(2))] += 1;
             world.run(Duration::from_secs(1), |_| false);
             world.fail(Fault::StartAgent(old));
-            heals(&mut world, &what);
-            assert!(
-                world.run(LIMIT, |world| world.wish.is_none()),
-                "{what}: the request stays\n{}",
-                world.story()
-            );
+            heals_and_answers(&mut world, &what);
         }
         println!("not begun, taken back, done: {endings:?}");
         assert!(endings.iter().all(|count| *count > 0), "{endings:?}");

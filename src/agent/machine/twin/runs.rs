@@ -29,6 +29,13 @@ pub(super) fn heals(world: &mut World, what: &str) {
     assert!(healed, "{what}: did not heal\n{}", world.story());
 }
 
+/// The same, and the request for a switchover is answered.
+pub(super) fn heals_and_answers(world: &mut World, what: &str) {
+    heals(world, what);
+    let answered = world.run(LIMIT, |world| world.wish.is_none());
+    assert!(answered, "{what}: the request stays\n{}", world.story());
+}
+
 #[test]
 fn a_fresh_shard_gets_its_first_master_at_epoch_1() {
     let world = founded(1, 0);
@@ -425,12 +432,7 @@ fn whoever_crashes_at_any_step_of_a_switchover_the_shard_goes_on_and_the_request
             if let Some(crashed) = world.crashed.clone() {
                 world.fail(Fault::StartAgent(crashed));
             }
-            heals(&mut world, &what);
-            assert!(
-                world.run(LIMIT, |world| world.wish.is_none()),
-                "{what}: the request stays\n{}",
-                world.story()
-            );
+            heals_and_answers(&mut world, &what);
         }
     }
 }
@@ -460,12 +462,7 @@ fn whatever_dies_at_any_moment_of_a_switchover_nothing_acknowledged_is_lost() {
                 world.fail(fault);
                 world.fault_at(2500, cure);
                 world.run(Duration::from_secs(3), |_| false);
-                heals(&mut world, &what);
-                assert!(
-                    world.run(LIMIT, |world| world.wish.is_none()),
-                    "{what}: the request stays\n{}",
-                    world.story()
-                );
+                heals_and_answers(&mut world, &what);
                 ended(&world, &what);
             }
         }
