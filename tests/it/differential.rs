@@ -68,8 +68,9 @@ impl Twins {
     fn answers(&self, script: &Script, cuts: u64) -> (Vec<u8>, Vec<u8>) {
         let direct = self.direct.addr();
         let [one, other] = [&direct, &self.listen].map(|addr| {
+            let mut client = Client::connect(addr.as_str());
             for words in [&["FLUSHALL"][..], &["SCRIPT", "FLUSH"], &["FUNCTION", "FLUSH"]] {
-                assert_eq!(Client::connect(addr.as_str()).command(words), Value::ok());
+                assert_eq!(client.command(words), Value::ok());
             }
             exchange(addr, script, cuts)
         });
