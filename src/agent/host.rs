@@ -159,7 +159,7 @@ pub async fn run(
         if leaving && host.machine.at_rest(clock::now()) {
             return Ok(());
         }
-        let patience = host.machine.patience();
+        let patience = host.machine.patience(clock::now());
         let input = tokio::select! {
             () = stop.cancelled(), if !leaving => {
                 leaving = true;
