@@ -32,8 +32,9 @@ use super::memory::{EpochFile, StreamsFile};
 use super::mesh::Mesh;
 use super::probe::Probe;
 use super::redis::Login;
+pub use super::seam::Reports;
 use crate::clock;
-use crate::peer::{self, Attach, Bulletin, Inbound, Kind, Report, Request};
+use crate::peer::{self, Attach, Bulletin, Inbound, Kind, Request};
 use crate::topology::codec::{ShardConfig, SwitchRequest};
 use crate::topology::{Addr, Epoch, NodeId, RunId, ShardId};
 
@@ -107,8 +108,6 @@ pub enum StoreRequest {
     Record(Outcome),
     /// How many bytes of the stream our Redis had and the master of this epoch did not.
     Lost(Epoch, u64),
-    /// What a proxy went through because of the change to this epoch's master, for its history record.
-    Report(String, Epoch, Report),
     /// What our Redis is by now.
     Describe(Described),
 }
@@ -131,6 +130,8 @@ pub struct StoreSeam {
     pub events: mpsc::Receiver<StoreEvent>,
     /// To the store.
     pub requests: mpsc::Sender<StoreRequest>,
+    /// What proxies went through because of a change of master, for its history record.
+    pub reports: Reports,
 }
 
 /// Runs the agent until `stop`, and then until what it executes has come to an end, which may take for ever: whoever calls
@@ -153,7 +154,7 @@ pub async fn run(
         news,
         end.clone(),
     ));
-    let mut host = Host::start(&settings, inputs, store.requests.clone(), &end)?;
+    let mut host = Host::start(&settings, inputs, &store, &end)?;
     let mut leaving = false;
     loop {
         if leaving && host.machine.at_rest(clock::now()) {
@@ -184,6 +185,7 @@ struct Host {
     mesh: Mesh,
     inputs: mpsc::Sender<Input>,
     store: mpsc::Sender<StoreRequest>,
+    reports: Reports,
     jobs: mpsc::Sender<(Job, Ask)>,
     deputed: mpsc::Sender<Deputed>,
     watched: watch::Sender<Option<MasterOf>>,
@@ -200,7 +202,7 @@ impl Host {
     fn start(
         settings: &Settings,
         inputs: mpsc::Sender<Input>,
-        store: mpsc::Sender<StoreRequest>,
+        store: &StoreSeam,
         stop: &CancellationToken,
     ) -> io::Result<Self> {
         let epochs = EpochFile::in_dir(&settings.data_dir)?;
@@ -248,7 +250,8 @@ impl Host {
                 inputs.clone(),
             ),
             inputs,
-            store,
+            store: store.requests.clone(),
+            reports: store.reports.clone(),
             jobs,
             deputed,
             watched,
@@ -310,7 +313,7 @@ impl Host {
             Request::Report(shard, epoch, report) => {
                 send(inbound.reply, &"noted");
                 if inbound.kind == Kind::Proxy && shard == self.shard {
-                    self.tell_store(StoreRequest::Report(inbound.id, epoch, report));
+                    self.reports.note(inbound.id, epoch, report);
                 }
                 None
             }
