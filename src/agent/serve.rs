@@ -114,7 +114,7 @@ pub async fn serve(start: Start, stop: CancellationToken) -> Result<(), AgentErr
     let listener = TcpListener::bind((start.listen.host(), start.listen.port()))
         .await
         .map_err(|error| AgentError::Listen(start.listen.clone(), error))?;
-    let connecting = stop.run_until_cancelled(Store::connect(&start.store));
+    let connecting = stop.run_until_cancelled(Store::await_connect(&start.store));
     let Some(store) = connecting.await else { return Ok(()) };
     let store = store?;
     let (shard, node, on_stop) = (start.host.shard.clone(), start.host.node.clone(), start.on_stop);
