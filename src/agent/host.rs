@@ -19,10 +19,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::act::Actor;
+use super::beat::Beat;
 use super::errands::{Deputed, act, deputise, look_at_master, look_at_own};
 use super::guard::guard;
 use super::machine::action::{Action, Input, Job, Level, Registered, Reply, Suspicion, Ticket, Written};
-use super::machine::facts::Role;
+use super::machine::detector::Seen;
+use super::machine::facts::{Facts, Role};
 use super::machine::obedience::Ask;
 use super::machine::outcome::Outcome;
 use super::machine::state::{MasterOf, State, Versioned};
@@ -32,7 +34,7 @@ use super::memory::{EpochFile, StreamsFile};
 use super::mesh::Mesh;
 use super::probe::Probe;
 use super::redis::Login;
-pub use super::seam::Reports;
+pub use super::seam::{Claim, Reports};
 use crate::clock;
 use crate::peer::{self, Attach, Bulletin, Inbound, Kind, Request};
 use crate::topology::codec::{ShardConfig, SwitchRequest};
@@ -132,6 +134,8 @@ pub struct StoreSeam {
     pub requests: mpsc::Sender<StoreRequest>,
     /// What proxies went through because of a change of master, for its history record.
     pub reports: Reports,
+    /// Which life of our Redis this agent may work on.
+    pub claim: Claim,
 }
 
 /// Runs the agent until `stop`, and then until what it executes has come to an end, which may take for ever: whoever calls
@@ -167,7 +171,8 @@ pub async fn run(
                 Some(Input::Leave)
             }
             Some(event) = store.events.recv() => host.store_said(event),
-            Some(input) = incoming.recv() => Some(input),
+            () = store.claim.granted() => host.take_up(),
+            Some(input) = incoming.recv() => host.seen(input),
             Some(inbound) = requests.recv() => host.peer_asked(inbound),
             () = tokio::time::sleep(patience) => Some(Input::Tick),
         };
@@ -193,6 +198,9 @@ struct Host {
     reign: watch::Sender<Option<Epoch>>,
     /// What was last published of our Redis.
     described: Option<Described>,
+    claim: Claim,
+    /// The last reading of a life that is not granted yet.
+    held_back: Option<Seen>,
     /// Whom we owe an answer.
     tickets: BTreeMap<Ticket, oneshot::Sender<Bytes>>,
     ticket: u64,
@@ -217,20 +225,21 @@ impl Host {
         let seed = draw()?;
         let password = format!("{:016x}{:016x}", draw()?, draw()?);
         let timings = settings.timings;
+        let beat = Beat::new(timings.probe);
         let (jobs, waiting) = mpsc::channel(JOBS_MAX);
         let (watched, watching) = watch::channel(None);
         let (shard, secret) = (settings.shard.clone(), settings.secret.to_vec());
         let login = settings.login.clone();
         let actor_at = move |addr| Actor::new(addr, shard.clone(), login.clone(), secret.clone(), password.clone());
-        let actor = actor_at(settings.redis.clone());
+        let actor = actor_at(settings.redis.clone()).with_claim(store.claim.clone());
         let (deputed, deputy_waits) = mpsc::channel(JOBS_MAX);
         let deputising = deputise(actor_at, deputy_waits, inputs.clone());
-        let own = Probe::new(settings.redis.clone(), settings.login.clone(), timings.probe, true);
+        let own = Probe::new(settings.redis.clone(), settings.login.clone(), beat, true);
         let acting = act(actor, waiting, inputs.clone());
         let looking = look_at_own(own, inputs.clone());
-        let watching = look_at_master(settings.login.clone(), timings, watching, inputs.clone());
+        let watching = look_at_master(settings.login.clone(), beat, watching, inputs.clone());
         let (reign, guarded) = watch::channel(None);
-        let guarding = guard(settings.redis.clone(), settings.login.clone(), timings.probe, guarded);
+        let guarding = guard(settings.redis.clone(), settings.login.clone(), beat, guarded);
         tokio::spawn(stop.clone().run_until_cancelled_owned(guarding));
         tokio::spawn(stop.clone().run_until_cancelled_owned(acting));
         tokio::spawn(stop.clone().run_until_cancelled_owned(deputising));
@@ -242,13 +251,7 @@ impl Host {
             machine: Machine::new(clock::now(), me, timings, epochs.read()?, seed).having_held(streams.read()?),
             epochs,
             streams,
-            mesh: Mesh::new(
-                settings.node.clone(),
-                secret,
-                timings.probe,
-                timings.ask,
-                inputs.clone(),
-            ),
+            mesh: Mesh::new(settings.node.clone(), secret, beat, timings.ask, inputs.clone()),
             inputs,
             store: store.requests.clone(),
             reports: store.reports.clone(),
@@ -257,6 +260,8 @@ impl Host {
             watched,
             reign,
             described: None,
+            claim: store.claim.clone(),
+            held_back: None,
             tickets: BTreeMap::new(),
             ticket: 0,
         })
@@ -280,6 +285,27 @@ impl Host {
                 Input::Nodes(nodes.into_iter().map(registered).collect())
             }
         })
+    }
+
+    /// What a life says that is not granted yet is published, and kept from the machine: to that nobody has answered.
+    fn seen(&mut self, input: Input) -> Option<Input> {
+        let Input::Own(seen) = input else { return Some(input) };
+        self.held_back = None;
+        if let Seen::Up { facts, .. } = &seen {
+            self.claim.see(&facts.run_id);
+            if !self.claim.holds(&facts.run_id) {
+                self.describe(&facts.clone());
+                self.held_back = Some(seen);
+                return None;
+            }
+        }
+        Some(Input::Own(seen))
+    }
+
+    /// A life was granted.
+    fn take_up(&mut self) -> Option<Input> {
+        let seen = self.held_back.take()?;
+        self.seen(Input::Own(seen))
     }
 
     fn peer_asked(&mut self, inbound: Inbound) -> Option<Input> {
@@ -341,14 +367,13 @@ impl Host {
         let reign = self.machine.reign();
         self.reign
             .send_if_modified(|known| std::mem::replace(known, reign) != reign);
-        if looked {
-            self.describe();
+        if looked && let Some(facts) = self.machine.own_facts().cloned() {
+            self.describe(&facts);
         }
     }
 
     /// Publishes what our Redis is, if that changed.
-    fn describe(&mut self) {
-        let Some(facts) = self.machine.own_facts() else { return };
+    fn describe(&mut self, facts: &Facts) {
         let same = self
             .described
             .as_ref()

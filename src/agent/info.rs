@@ -11,7 +11,7 @@ use super::machine::facts::{Facts, Role};
 
 /// Facts from the text of INFO (all default sections) and the `masteruser` setting; none if it is not INFO.
 pub fn facts(info: &str, masteruser: &str) -> Option<Facts> {
-    let fields: HashMap<&str, &str> = info
+    let fields: HashMap<&str, &str, foldhash::fast::RandomState> = info
         .lines()
         .filter_map(|line| line.trim_end().split_once(':'))
         .collect();

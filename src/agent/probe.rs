@@ -18,6 +18,7 @@ use tokio::time::{sleep_until, timeout};
 use crate::clock;
 use crate::topology::Addr;
 
+use super::beat::Beat;
 use super::info;
 use super::machine::detector::Seen;
 use super::process::Process;
@@ -33,7 +34,7 @@ const NONSENSE: &[u8] = b"*1\r\n$x\r\n";
 pub struct Probe {
     addr: Addr,
     login: Login,
-    interval: Duration,
+    beat: Beat,
     /// Whether the process may be looked for on this machine.
     local: bool,
     connection: Option<Connection>,
@@ -44,12 +45,12 @@ pub struct Probe {
 }
 
 impl Probe {
-    /// A probe that looks each `interval`. `local`: Redis runs on this machine, beside this agent.
-    pub fn new(addr: Addr, login: Login, interval: Duration, local: bool) -> Self {
+    /// A probe that looks at each `beat`, and at once for the first time. `local`: Redis runs on this machine, beside this agent.
+    pub fn new(addr: Addr, login: Login, beat: Beat, local: bool) -> Self {
         Self {
             addr,
             login,
-            interval,
+            beat,
             local,
             connection: None,
             process: None,
@@ -69,7 +70,7 @@ impl Probe {
             () = death() => self.buried(),
             () = sleep_until(next.into()) => {
                 let asked_at = clock::now();
-                self.next = asked_at + self.interval;
+                self.next = self.beat.after(asked_at);
                 tokio::select! {
                     biased;
                     () = death() => self.buried(),
@@ -82,7 +83,7 @@ impl Probe {
     fn buried(&mut self) -> Seen {
         self.process = None;
         self.connection = None;
-        self.next = clock::now() + self.interval;
+        self.next = self.beat.after(clock::now());
         Seen::Dead
     }
 
@@ -107,7 +108,7 @@ impl Probe {
     }
 
     async fn read(&mut self, asked_at: Instant) -> Result<Seen, RedisError> {
-        let limit = self.interval.max(Duration::from_millis(20));
+        let limit = self.beat.interval().max(Duration::from_millis(20));
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
             None => Connection::open(&self.addr, &self.login, limit).await?,

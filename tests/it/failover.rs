@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use pointsman::agent::host::{Reports, Settings, StoreEvent, StoreRequest, StoreSeam, run};
+use pointsman::agent::host::{Claim, Reports, Settings, StoreEvent, StoreRequest, StoreSeam, run};
 use pointsman::agent::machine::action::Written;
 use pointsman::agent::machine::facts::Role;
 use pointsman::agent::machine::state::{MasterOf, State, Versioned};
@@ -127,6 +127,7 @@ impl Shard {
             events,
             requests,
             reports: Reports::default(),
+            claim: Claim::unrivalled(),
         };
         let running = run(settings, listener, heard, seam, stop.clone());
         tokio::spawn(async move {

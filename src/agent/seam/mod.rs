@@ -13,6 +13,7 @@
 //! Invariants: a znode with nonsense is said once and the last good value stays, so nonsense never looks like
 //! "nothing"; an unknown outcome is passed on as such; every queue is bounded.
 
+mod claim;
 mod historian;
 mod news;
 mod presence;
@@ -40,6 +41,7 @@ use news::News;
 use reader::Reader;
 use writer::{Write, Writer};
 
+pub use claim::{Claim, claim};
 pub use presence::{Presence, patience};
 pub use reports::Reports;
 pub use rivals::{Rival, Rivals};
@@ -58,6 +60,7 @@ pub fn start(
     shard: &ShardId,
     node: &NodeId,
     presence: Presence,
+    claim: Claim,
     stop: &CancellationToken,
 ) -> (StoreSeam, watch::Receiver<Bulletin>, JoinHandle<()>) {
     let (events, told) = mpsc::channel(EVENTS_MAX);
@@ -91,6 +94,7 @@ pub fn start(
         events: told,
         requests,
         reports,
+        claim,
     };
     (seam, heard, recorded)
 }
@@ -186,7 +190,7 @@ mod tests {
             let (presence, mut registration) = Presence::start(&store, &shard, &node, info);
             assert!(registration.held().await);
             let stop = CancellationToken::new();
-            let (seam, news, _recorded) = start(&store, &shard, &node, presence, &stop);
+            let (seam, news, _recorded) = start(&store, &shard, &node, presence, Claim::unrivalled(), &stop);
             Self {
                 other: ensemble.store(),
                 ensemble,
