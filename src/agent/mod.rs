@@ -8,6 +8,7 @@
 pub mod act;
 pub mod beat;
 mod errands;
+mod glance;
 mod guard;
 mod handover;
 pub mod host;
