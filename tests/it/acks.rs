@@ -27,6 +27,11 @@ struct Shard {
 
 impl Shard {
     fn start(binary: &str, replicas: usize, w: usize, settings: &str) -> Self {
+        Self::named(binary, replicas, w, settings, "127.0.0.1")
+    }
+
+    /// One whose replicas the proxy knows by this host.
+    fn named(binary: &str, replicas: usize, w: usize, settings: &str, host: &str) -> Self {
         let master = Redis::start_binary(binary, &["--repl-diskless-sync-delay", "0"]);
         let port = master.port().to_string();
         let follow = |_| Redis::start_binary(binary, &["--replicaof", "127.0.0.1", &port]);
@@ -35,7 +40,10 @@ impl Shard {
         let listen = format!("127.0.0.1:{}", free_port());
         let dir = tempfile::tempdir().unwrap();
         let config = dir.path().join("proxy.toml");
-        let named: Vec<String> = replicas.iter().map(|replica| format!("'{}'", replica.addr())).collect();
+        let named: Vec<String> = replicas
+            .iter()
+            .map(|replica| format!("'{host}:{}'", replica.port()))
+            .collect();
         let text = format!(
             "[proxy]\nlisten = ['{listen}']\nmaster = '{}'\nreplicas = [{}]\nack_replicas = {w}\n{settings}",
             master.addr(),
@@ -68,6 +76,14 @@ fn is_linked(replica: &Redis) -> bool {
         .command(&["INFO", "replication"])
         .text()
         .contains("master_link_status:up")
+}
+
+/// How often a server was asked a command.
+fn calls(redis: &Redis, command: &str) -> u64 {
+    let stats = redis.command(&["INFO", "commandstats"]).text();
+    let begin = format!("cmdstat_{command}:calls=");
+    let calls = stats.lines().find_map(|line| line.strip_prefix(&begin));
+    calls.map_or(0, |rest| rest.split(',').next().unwrap().parse().unwrap())
 }
 
 /// Runs a test against all servers there are.
@@ -125,6 +141,43 @@ fn nothing_is_acknowledged_while_the_replica_is_frozen() {
         shard.replicas[0].cont();
         assert_eq!(late.read_reply(), Value::ok(), "the replica went on in time");
     });
+}
+
+#[test]
+fn a_replica_that_is_no_member_acknowledges_nothing() {
+    on_every_server(|binary| {
+        let shard = Shard::start(binary, 1, 1, "ack_timeout_ms = 400\n");
+        let foreign = Redis::start_binary(binary, &["--replicaof", "127.0.0.1", &shard.master.port().to_string()]);
+        eventually(SOON, || is_linked(&foreign));
+        let mut client = shard.client();
+        for round in 0..100 {
+            assert_eq!(client.command(&["SET", "before", &round.to_string()]), Value::ok());
+        }
+        // After a full sync a replica gets nothing for up to a second.
+        eventually(SOON, || foreign.command(&["GET", "before"]) == Value::bulk("99"));
+        shard.replicas[0].stop();
+        let waits = calls(&shard.master, "wait");
+        assert_eq!(client.command(&["SET", "k", "1"]), Value::Error(NOBODY.to_owned()));
+        assert!(client.command(&["GET", "k"]).is_error("INDOUBT read on the master"));
+        let waits = calls(&shard.master, "wait") - waits;
+        assert!(waits < 200, "it is asked all the time: {waits}");
+        assert_eq!(foreign.command(&["GET", "k"]), Value::bulk("1"), "the stranger has it");
+        shard.replicas[0].cont();
+        eventually(SOON, || client.command(&["SET", "k", "2"]) == Value::ok());
+        // Strangers are in nobody's way.
+        foreign.stop();
+        let (reply, took) = timed(|| client.command(&["SET", "k", "3"]));
+        assert_eq!(reply, Value::ok());
+        assert!(took < Duration::from_millis(300), "{took:?}");
+        foreign.cont();
+    });
+}
+
+#[test]
+fn a_member_counts_that_is_known_by_name() {
+    let shard = Shard::named("redis-server", 1, 1, "ack_timeout_ms = 400\n", "localhost");
+    let mut client = shard.client();
+    assert_eq!(client.command(&["SET", "k", "1"]), Value::ok());
 }
 
 #[test]
