@@ -330,6 +330,81 @@ fn subscribers_that_write_wait_and_others_do_not() {
 }
 
 #[test]
+fn a_subscriber_whose_writes_are_in_doubt_misses_no_message() {
+    let shard = Shard::start("redis-server", 1, 1, "ack_timeout_ms = 500\n");
+    let mut client = shard.client();
+    client.command(&["HELLO", "3"]);
+    client.command(&["SUBSCRIBE", "news"]);
+    assert_eq!(client.command(&["SET", "k", "1"]), Value::ok());
+    let message = |number: u32| {
+        let number = number.to_string();
+        shard.master.command(&["PUBLISH", "news", &number]);
+        Value::Push(["message", "news", &number].map(Value::bulk).into())
+    };
+    let subscribed = calls(&shard.master, "subscribe");
+    shard.replicas[0].stop();
+    let begin = message(0);
+    client.send(
+        &[
+            encode(&["SET", "k", "2"]),
+            encode(&["GET", "k"]),
+            encode(&["LPUSH", "k", "x"]),
+            encode(&["BLPOP", "queue", "0"]),
+        ]
+        .concat(),
+    );
+    eventually(SOON, || shard.master.command(&["GET", "k"]) == Value::bulk("2"));
+    let messages = [1, 2, 3].map(message);
+    let nobody = Value::Error(NOBODY.to_owned());
+    assert_eq!((client.read_reply(), client.read_reply()), (begin, nobody.clone()));
+    assert!(client.read_reply().is_error("INDOUBT read on the master"));
+    assert!(client.read_reply().is_error("WRONGTYPE"), "it did nothing");
+    for expected in messages {
+        assert_eq!(client.read_reply(), expected);
+    }
+    // What blocks goes on blocking, on the same connection.
+    shard.master.command(&["RPUSH", "queue", "element"]);
+    assert_eq!(client.read_reply(), nobody);
+    let last = message(4);
+    assert_eq!(client.read_reply(), last);
+    assert_eq!(calls(&shard.master, "subscribe"), subscribed);
+    // It is fenced as long as it is in doubt.
+    let mut reader = shard.client();
+    assert!(reader.command(&["GET", "k"]).is_error("INDOUBT read on the master"));
+    shard.replicas[0].cont();
+    eventually(SOON, || reader.command(&["GET", "k"]) == Value::bulk("2"));
+    assert_eq!(client.command(&["SET", "k", "3"]), Value::ok());
+}
+
+#[test]
+fn an_upload_that_the_master_did_not_get_whole_was_not_executed() {
+    let mut shard = Shard::start("redis-server", 1, 1, "ack_timeout_ms = 5000\nhold_max_ms = 300\n");
+    let mut client = shard.client();
+    client.command(&["HELLO", "3"]);
+    client.command(&["SUBSCRIBE", "news"]);
+    let mut upload = encode(&["SET", "k", &"v".repeat(3_000_000)]);
+    let rest = upload.split_off(2_000_000);
+    client.send(&upload);
+    let receives = || {
+        let list = shard.master.command(&["CLIENT", "LIST"]).text();
+        let has = |client: &str| {
+            client
+                .split(' ')
+                .any(|field| field.starts_with("qbuf=") && field.len() > "qbuf=99999".len())
+        };
+        list.lines().any(|line| line.contains("cmd=subscribe") && has(line))
+    };
+    eventually(SOON, receives);
+    shard.master.kill9();
+    client.send(&rest);
+    let told = client.read_reply();
+    assert!(
+        told.is_error("MASTERDOWN the master was lost: this changed nothing"),
+        "{told:?}"
+    );
+}
+
+#[test]
 fn many_replies_that_wait_are_bounded_and_all_come_in_order() {
     let shard = Shard::start("redis-server", 1, 1, "ack_timeout_ms = 10000\n");
     let mut client = shard.client();

@@ -67,6 +67,8 @@ pub(super) struct Feed {
     flow: Option<RunId>,
     /// The fences that what is unanswered holds raised.
     fences: Option<FenceLog>,
+    /// Those of what was just told to be in doubt.
+    aside: Option<FenceLog>,
     /// What the commands queued since MULTI will change when EXEC runs them.
     pub(super) queued: Footprint,
     /// The connection is not read from, because the client does not read.
@@ -108,6 +110,7 @@ impl Feed {
             watched: false,
             flow: None,
             fences: None,
+            aside: None,
             queued: Footprint::default(),
             held_back: Cell::new(false),
             held: VecDeque::new(),
@@ -143,7 +146,11 @@ impl Feed {
 
     /// A request that was passed on in parts has left us.
     pub(super) fn streamed(&mut self, tap: &Rc<Tap>) {
-        if self.is_on(tap) && self.moving.is_some() {
+        if !self.is_on(tap) {
+            return;
+        }
+        self.line.ends_at(tap.send(b""));
+        if self.moving.is_some() {
             self.line.mark(|bytes| tap.send(bytes));
         }
     }
@@ -295,10 +302,16 @@ impl Session {
         if self.hold_feed(tap, bytes)? {
             return Ok(());
         }
-        self.take_from_feed(tap, bytes)
+        self.take_from_feed(tap, bytes, None)
     }
 
-    pub(super) fn take_from_feed(self: &Rc<Self>, tap: &Rc<Tap>, bytes: &[u8]) -> Result<(), LaneEnd> {
+    /// Takes it in. `doubt`: so many replicas have acknowledged what it shows, of so many, and nobody waits any longer.
+    pub(super) fn take_from_feed(
+        self: &Rc<Self>,
+        tap: &Rc<Tap>,
+        bytes: &[u8],
+        doubt: Option<(u32, u32)>,
+    ) -> Result<(), LaneEnd> {
         let mut state = self.state();
         if state.closing.is_some() || !state.feed.as_ref().is_some_and(|feed| feed.is_on(tap)) {
             return Err(LaneEnd::Released);
@@ -306,7 +319,10 @@ impl Session {
         let Some(mut feed) = state.feed.take() else {
             return Ok(());
         };
-        let taken = feed.take(bytes, &mut state);
+        let taken = match doubt {
+            Some(counts) => feed.take_in_doubt(bytes, counts, &mut state),
+            None => feed.take(bytes, &mut state),
+        };
         feed.heard = true;
         if taken.is_ok() && feed.line.is_caught_up() {
             feed.failures = 0;
@@ -314,11 +330,14 @@ impl Session {
         feed.settle_down();
         let written = feed.count_writes();
         let (idle, drained) = (feed.line.is_idle(), feed.line.is_drained());
+        let aside = feed.aside.take();
         state.feed = Some(feed);
         let unread = self.settle(&mut state, &self.worker.clone());
         drop(state);
+        let shard = self.worker.shard(ShardIndex(0));
+        shard.doubts(aside);
         if written {
-            self.worker.shard(ShardIndex(0)).drained_some(&self.worker);
+            shard.drained_some(&self.worker);
         }
         if unread > UNREAD_BYTES_MAX {
             self.close(CloseReason::SlowReader);
@@ -553,23 +572,42 @@ impl Feed {
     }
 
     fn take(&mut self, bytes: &[u8], state: &mut State) -> Result<(), Trouble> {
-        let (flow, fences) = (&mut self.flow, &mut self.fences);
-        self.line.take(bytes, &mut |shown| match shown {
-            Shown::Reply(run, bytes) => {
-                if let Some(log) = fences {
-                    log.answered(1);
-                }
-                state.feed_reply(run, bytes);
+        let Self { line, flow, fences, .. } = self;
+        line.take(bytes, &mut |shown| {
+            if let (Shown::Reply(..), Some(log)) = (&shown, &mut *fences) {
+                log.answered(1);
             }
-            Shown::Part(run, bytes) => state.feed_part(run, bytes),
-            Shown::Push(bytes) => state.window.push(bytes, &mut state.out),
-            Shown::Begins => *flow = Some(state.window.reserve(FEED_LANE, 1)),
+            state.feed_shows(shown, flow);
+        })
+    }
+
+    /// The same in doubt: what was changed stays fenced.
+    fn take_in_doubt(&mut self, bytes: &[u8], counts: (u32, u32), state: &mut State) -> Result<(), Trouble> {
+        let Self { line, flow, .. } = self;
+        let mut replies = 0;
+        let taken = line.take_in_doubt(bytes, counts, &mut |shown| {
+            replies += u32::from(matches!(shown, Shown::Reply(..)));
+            state.feed_shows(shown, flow);
+        });
+        self.aside = self.fences.as_mut().and_then(|fences| fences.set_aside(replies));
+        taken
+    }
+}
+
+impl State {
+    /// Gives the client what its feed shows; `flow` is where a message that comes in parts stands in the window.
+    fn feed_shows(&mut self, shown: Shown, flow: &mut Option<RunId>) {
+        match shown {
+            Shown::Reply(run, bytes) => self.feed_reply(run, bytes),
+            Shown::Part(run, bytes) => self.feed_part(run, bytes),
+            Shown::Push(bytes) => self.window.push(bytes, &mut self.out),
+            Shown::Begins => *flow = Some(self.window.reserve(FEED_LANE, 1)),
             Shown::Ends => {
                 if let Some(run) = flow.take() {
-                    state.window.fill(run, b"", 1, &mut state.out);
+                    self.window.fill(run, b"", 1, &mut self.out);
                 }
             }
-        })
+        }
     }
 }
 
