@@ -21,6 +21,8 @@ const NOBODY: &str = "INDOUBT written on the master, acknowledged by 0 of 1 repl
 struct Shard {
     master: Redis,
     replicas: Vec<Redis>,
+    /// The settings that name them.
+    servers: String,
     _proxy: Pointsman,
     listen: String,
 }
@@ -37,21 +39,12 @@ impl Shard {
         let follow = |_| Redis::start_binary(binary, &["--replicaof", "127.0.0.1", &port]);
         let replicas: Vec<Redis> = (0..replicas).map(follow).collect();
         eventually(SOON, || replicas.iter().all(is_linked));
-        let listen = format!("127.0.0.1:{}", free_port());
-        let dir = tempfile::tempdir().unwrap();
-        let config = dir.path().join("proxy.toml");
         let named: Vec<String> = replicas
             .iter()
             .map(|replica| format!("'{host}:{}'", replica.port()))
             .collect();
-        let text = format!(
-            "[proxy]\nlisten = ['{listen}']\nmaster = '{}'\nreplicas = [{}]\nack_replicas = {w}\n{settings}",
-            master.addr(),
-            named.join(", ")
-        );
-        std::fs::write(&config, text).unwrap();
-        let mut proxy = Pointsman::start(&["proxy", "--workers", "2", "--config", config.to_str().unwrap()]);
-        proxy.wait_for_line(START_DEADLINE, |line| line.contains("the master serves"));
+        let servers = format!("master = '{}'\nreplicas = [{}]\n", master.addr(), named.join(", "));
+        let (proxy, listen) = proxy(&format!("{servers}ack_replicas = {w}\n{settings}"));
         // After a full sync Redis sends a replica nothing until its next acknowledgement, up to a second later.
         let mut client = Client::connect(listen.as_str());
         client.set_read_timeout(PATIENCE);
@@ -59,9 +52,15 @@ impl Shard {
         Self {
             master,
             replicas,
+            servers,
             _proxy: proxy,
             listen,
         }
+    }
+
+    /// Another proxy before the same servers, and where it listens; it asks for one replica.
+    fn another_proxy(&self, settings: &str) -> (Pointsman, String) {
+        proxy(&format!("{}ack_replicas = 1\n{settings}", self.servers))
     }
 
     fn client(&self) -> Client {
@@ -69,6 +68,17 @@ impl Shard {
         client.set_read_timeout(PATIENCE);
         client
     }
+}
+
+/// A proxy that serves, and where it listens.
+fn proxy(settings: &str) -> (Pointsman, String) {
+    let listen = format!("127.0.0.1:{}", free_port());
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("proxy.toml");
+    std::fs::write(&config, format!("[proxy]\nlisten = ['{listen}']\n{settings}")).unwrap();
+    let mut proxy = Pointsman::start(&["proxy", "--workers", "2", "--config", config.to_str().unwrap()]);
+    proxy.wait_for_line(START_DEADLINE, |line| line.contains("the master serves"));
+    (proxy, listen)
 }
 
 fn is_linked(replica: &Redis) -> bool {
@@ -171,6 +181,55 @@ fn a_replica_that_is_no_member_acknowledges_nothing() {
         assert!(took < Duration::from_millis(300), "{took:?}");
         foreign.cont();
     });
+}
+
+#[test]
+fn a_write_counts_that_a_replica_has_on_disk_where_that_is_asked_for() {
+    on_every_server(|binary| {
+        let shard = Shard::start(binary, 1, 1, "ack_timeout_ms = 400\n");
+        let knows = shard.master.command(&["COMMAND", "INFO", "WAITAOF"]);
+        if knows == Value::Array(vec![Value::Null]) {
+            println!("{binary} has no WAITAOF: it cannot be asked what is on disk");
+            return;
+        }
+        // With 'everysec' it takes as long.
+        shard.replicas[0].command(&["CONFIG", "SET", "appendfsync", "always"]);
+        shard.replicas[0].command(&["CONFIG", "SET", "appendonly", "yes"]);
+        let (_proxy, listen) = shard.another_proxy("ack_on_disk = true\nack_timeout_ms = 1000\n");
+        let mut client = Client::connect(listen.as_str());
+        client.set_read_timeout(PATIENCE);
+        eventually(SOON, || client.command(&["SET", "k", "1"]) == Value::ok());
+        for round in 0..20 {
+            assert_eq!(client.command(&["SET", "k", &round.to_string()]), Value::ok());
+        }
+        // In memory it still has everything, and that is what others ask for.
+        shard.replicas[0].command(&["CONFIG", "SET", "appendonly", "no"]);
+        assert_eq!(client.command(&["SET", "k", "2"]), Value::Error(NOBODY.to_owned()));
+        assert_eq!(shard.replicas[0].command(&["GET", "k"]), Value::bulk("2"));
+        assert_eq!(shard.client().command(&["SET", "other", "1"]), Value::ok());
+        // A stranger's disk is no member's.
+        let port = shard.master.port().to_string();
+        let foreign = Redis::start_binary(binary, &["--replicaof", "127.0.0.1", &port, "--appendonly", "yes"]);
+        eventually(SOON, || foreign.command(&["GET", "k"]) == Value::bulk("2"));
+        assert_eq!(client.command(&["SET", "k", "3"]), Value::Error(NOBODY.to_owned()));
+        drop(foreign);
+        shard.replicas[0].command(&["CONFIG", "SET", "appendonly", "yes"]);
+        eventually(SOON, || client.command(&["SET", "k", "4"]) == Value::ok());
+    });
+}
+
+#[test]
+fn what_a_server_cannot_be_asked_is_acknowledged_by_nobody() {
+    let shard = Shard::start("redis-server", 1, 1, "ack_timeout_ms = 400\n");
+    if shard.master.command(&["COMMAND", "INFO", "WAITAOF"]) != Value::Array(vec![Value::Null]) {
+        println!("this redis-server has WAITAOF");
+        return;
+    }
+    let (_proxy, listen) = shard.another_proxy("ack_on_disk = true\nack_timeout_ms = 300\n");
+    let mut client = Client::connect(listen.as_str());
+    client.set_read_timeout(PATIENCE);
+    assert_eq!(client.command(&["SET", "k", "1"]), Value::Error(NOBODY.to_owned()));
+    assert_eq!(client.command(&["PING"]), Value::Simple("PONG".into()));
 }
 
 #[test]

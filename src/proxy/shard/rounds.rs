@@ -11,7 +11,8 @@
 //!
 //! What counts is not WAIT's number, which is of any replicas: WAIT is what makes them acknowledge. The first ROLE says how
 //! far everything goes that was executed before, the second which members have that. What is on disk is not in there: of
-//! WAITAOF's number all strangers are taken off.
+//! WAITAOF's number all strangers are taken off. A replica that is asked tells of its disk what was there before it was
+//! asked, so that such a round is asked again without publishing: for the same bytes, which are there by then.
 
 use std::cmp::max;
 use std::collections::BTreeSet;
@@ -69,6 +70,10 @@ pub struct Rounds {
     slice_ms: u64,
     counted: u32,
     on_disk: bool,
+    /// How far everything went that was executed before the round under way published.
+    reach: u64,
+    /// The next question is for what the last one was.
+    again: bool,
     /// Whom WAIT waits for beside W: strangers, which are quicker than members.
     beside: u32,
     /// Replicas that are no members, in the last round.
@@ -87,6 +92,8 @@ impl Rounds {
             slice_ms: SLICE_FIRST_MS,
             counted: 0,
             on_disk: false,
+            reach: 0,
+            again: false,
             beside: 0,
             strangers: BTreeSet::new(),
         }
@@ -108,17 +115,25 @@ impl Rounds {
         !self.under_way && self.wanted > self.acknowledged
     }
 
-    /// Begins a round: appends what is to be written at once.
+    /// Begins a round, or asks for the last one again: appends what is to be written at once.
     pub fn begin(&mut self, words: Words, out: &mut Vec<u8>) {
-        self.begun += 1;
-        self.wanted = self.wanted.max(self.begun);
         self.under_way = true;
-        let nonce = self.begun.to_string();
         self.on_disk = words.on_disk;
+        if !self.again {
+            self.begun += 1;
+            self.wanted = self.wanted.max(self.begun);
+            if self.on_disk {
+                self.slice_ms = SLICE_FIRST_MS;
+            }
+        }
+        let nonce = self.begun.to_string();
         let (count, slice) = (self.waits_for().to_string(), self.slice_ms.to_string());
-        let publish: &[u8] = if words.sharded { b"SPUBLISH" } else { b"PUBLISH" };
         put_request(out, &[b"ROLE"]);
-        put_request(out, &[publish, CHANNEL, nonce.as_bytes()]);
+        match (self.again, words.sharded) {
+            (true, _) => put_request(out, &[b"ROLE"]),
+            (false, true) => put_request(out, &[b"SPUBLISH", CHANNEL, nonce.as_bytes()]),
+            (false, false) => put_request(out, &[b"PUBLISH", CHANNEL, nonce.as_bytes()]),
+        }
         if words.on_disk {
             put_request(out, &[b"WAITAOF", b"0", count.as_bytes(), slice.as_bytes()]);
         } else {
@@ -130,6 +145,7 @@ impl Rounds {
     /// Takes in the replies to the round under way: to ROLE, to the publishing, to the waiting, and to the second ROLE.
     pub fn end(&mut self, [before, published, waited, after]: [&[u8]; 4], members: &Members) -> Outcome {
         self.under_way = false;
+        let again = std::mem::take(&mut self.again);
         if [before, after]
             .iter()
             .any(|role| role.starts_with(b"*5\r\n$5\r\nslave\r\n"))
@@ -142,7 +158,7 @@ impl Rounds {
         if waited.starts_with(b"-UNBLOCKED ") {
             return Outcome::Deposed("the server is demoted");
         }
-        if !published.starts_with(b":") {
+        if !again && !published.starts_with(b":") {
             return Outcome::Void("the server does not publish");
         }
         let Some(waited) = count(waited) else {
@@ -154,12 +170,16 @@ impl Rounds {
             .map(|replica| format!("{}:{}", replica.host, replica.port))
             .collect();
         let strangers = u32::try_from(self.strangers.len()).unwrap_or(u32::MAX);
-        let mut counted = after.members_at(before.offset, members);
+        if !again {
+            self.reach = before.offset;
+        }
+        let mut counted = after.members_at(self.reach, members);
         if self.on_disk {
             counted = counted.min(waited.saturating_sub(strangers));
         }
         if counted < self.w {
             self.counted = counted;
+            self.again = self.on_disk;
             if waited >= self.waits_for() {
                 // Others were quicker. One more each time, lest it is asked without pause.
                 self.beside = max(strangers, self.beside + 1);
@@ -364,11 +384,38 @@ mod tests {
                 matches!(outcome, Outcome::Acknowledged(_)),
             )
         };
-        // Whose disk it is, is not said.
+        // Whose disk it is, is not said. The same bytes are asked for until they are there.
         assert_eq!(ends("*2\r\n:1\r\n:1\r\n", &[(1, ALL), (7, 0)]), (false, false));
         assert_eq!(ends("*2\r\n:1\r\n:1\r\n", &[(1, ALL), (7, 0)]), (true, false));
         assert_eq!(ends("*2\r\n:1\r\n:2\r\n", &[(1, ALL), (7, ALL)]), (true, true));
         assert_eq!(ends("*2\r\n:1\r\n:0\r\n", &[(1, ALL)]), (true, false));
+    }
+
+    #[test]
+    fn what_is_to_be_on_disk_is_asked_for_until_it_is_there_and_covers_nothing_newer() {
+        let words = Words { on_disk: true, ..PLAIN };
+        let mut rounds = rounds(1);
+        let early = rounds.ticket();
+        assert!(begun_with(&mut rounds, words).contains("PUBLISH"));
+        let late = rounds.ticket();
+        for _ in 0..2 {
+            assert_eq!(ended(&mut rounds, "*2\r\n:1\r\n:0\r\n", &[(1, ALL)]), Outcome::Short);
+            assert!(rounds.is_due());
+            assert!(!begun_with(&mut rounds, words).contains("PUBLISH"));
+            assert_eq!(rounds.ticket(), late);
+        }
+        let outcome = ended(&mut rounds, "*2\r\n:1\r\n:1\r\n", &[(1, ALL)]);
+        assert_eq!(outcome, Outcome::Acknowledged(early));
+        assert!(rounds.is_due());
+        assert!(begun_with(&mut rounds, words).contains("PUBLISH"));
+        let outcome = ended(&mut rounds, "*2\r\n:1\r\n:1\r\n", &[(1, ALL)]);
+        assert_eq!(outcome, Outcome::Acknowledged(late));
+        // One that proved nothing has not told how far everything went either.
+        rounds.ticket();
+        begun_with(&mut rounds, words);
+        let void = rounds.end([MASTER, b"-MISCONF x\r\n", b"*2\r\n:1\r\n:1\r\n", MASTER], &members());
+        assert!(matches!(void, Outcome::Void(_)), "{void:?}");
+        assert!(begun_with(&mut rounds, words).contains("PUBLISH"));
     }
 
     #[test]
