@@ -254,6 +254,32 @@ fn it_is_said_how_many_replicas_have_a_write() {
 }
 
 #[test]
+fn a_listener_that_asks_for_more_gets_more_and_nobody_else_waits() {
+    let strict = format!("127.0.0.1:{}", free_port());
+    let settings = format!("ack_timeout_ms = 800\nlisteners = [{{ listen = '{strict}', ack_replicas = 2 }}]\n");
+    let shard = Shard::start("redis-server", 2, 1, &settings);
+    let mut client = shard.client();
+    let mut strict = Client::connect(strict.as_str());
+    strict.set_read_timeout(PATIENCE);
+    eventually(SOON, || strict.command(&["SET", "k", "1"]) == Value::ok());
+    // They see each other.
+    assert_eq!(client.command(&["GET", "k"]), Value::bulk("1"));
+    let list = client.command(&["CLIENT", "LIST"]).text();
+    assert_eq!(list.lines().count(), 2, "{list}");
+    shard.replicas[1].stop();
+    strict.send(&encode(&["SET", "k", "2"]));
+    eventually(SOON, || shard.master.command(&["GET", "k"]) == Value::bulk("2"));
+    let (reply, took) = timed(|| client.command(&["SET", "other", "1"]));
+    assert_eq!(reply, Value::ok());
+    assert!(took < Duration::from_millis(400), "{took:?}");
+    let short = "INDOUBT written on the master, acknowledged by 1 of 2 replicas";
+    assert_eq!(strict.read_reply(), Value::Error(short.to_owned()));
+    assert_eq!(client.command(&["SET", "k", "3"]), Value::ok());
+    shard.replicas[1].cont();
+    eventually(SOON, || strict.command(&["SET", "k", "4"]) == Value::ok());
+}
+
+#[test]
 fn a_server_that_refuses_writes_acknowledges_nothing_by_mistake() {
     on_every_server(|binary| {
         let shard = Shard::start(binary, 1, 1, "ack_timeout_ms = 700\n");
