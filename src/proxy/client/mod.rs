@@ -3,6 +3,7 @@
 mod attach;
 mod block;
 mod close;
+mod copying;
 mod cursor;
 mod dispatch;
 mod everynode;
