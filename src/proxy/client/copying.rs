@@ -79,7 +79,7 @@ impl Session {
             // Redis does not answer these, and they mean nothing before there is a copy.
             return Outcome::Done;
         }
-        if args.len() % 2 == 0 {
+        if args.len().is_multiple_of(2) {
             return self.refuse(|out| out.extend_from_slice(b"-ERR syntax error\r\n"));
         }
         if !OPTIONS.iter().any(|known| is(known)) {

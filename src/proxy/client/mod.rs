@@ -10,6 +10,7 @@ mod everynode;
 mod feed;
 mod feed_held;
 mod feed_request;
+mod feed_shown;
 mod feed_tracking;
 mod feedline;
 mod fencing;
