@@ -154,6 +154,7 @@ fn build(checked: config::Proxy) -> Result<Settings, Failure> {
     if let Some(id) = checked.id {
         settings.id = id.to_string();
     }
+    settings.listeners = checked.listeners;
     settings.admin = checked.admin;
     settings.workers = checked.workers.unwrap_or(settings.workers);
     if checked.reads == config::ReadPolicy::Master {

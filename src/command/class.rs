@@ -143,7 +143,7 @@ fn named(name: &str) -> Option<Class> {
 
         // Topology is ours.
         "replicaof" | "slaveof" | "failover" | "shutdown" | "migrate" => Class::Refused,
-        // They speak as a replica or as a cluster node, and may never answer (A1).
+        // They speak as a replica or as a cluster node, and may never answer (A1): what copies goes to a replica, apart.
         "sync" | "psync" | "replconf" | "asking" | "restore-asking" => Class::Refused,
         // A replica without the module would stop at its first command.
         "module|load" | "module|loadex" | "module|unload" => Class::Refused,

@@ -1,5 +1,6 @@
 //! What `[proxy]` may say.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -79,6 +80,19 @@ pub struct ProxyFile {
     /// Clients at once.
     #[serde(deserialize_with = "within::<1, 1_000_000, _>")]
     pub clients_max: u64,
+    /// More addresses where clients connect, which ask for more. Last, as toml has it: tables follow values.
+    pub listeners: Vec<Listener>,
+}
+
+/// An address where clients connect whose writes more replicas must acknowledge.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Listener {
+    /// Where.
+    pub listen: Addr,
+    /// How many, at least: not less than the proxy's own.
+    #[serde(deserialize_with = "within::<0, 63, _>")]
+    pub ack_replicas: u64,
 }
 
 impl Default for ProxyFile {
@@ -107,6 +121,7 @@ impl Default for ProxyFile {
             ack_on_disk: false,
             connect_timeout_ms: 1000,
             clients_max: 10_000,
+            listeners: Vec::new(),
         }
     }
 }
@@ -177,6 +192,8 @@ pub struct Proxy {
     pub connect_timeout: Duration,
     /// Clients at once.
     pub clients_max: usize,
+    /// More addresses where clients connect, and how many replicas must acknowledge a write there.
+    pub listeners: Vec<(Addr, u32)>,
 }
 
 impl ProxyFile {
@@ -193,7 +210,9 @@ impl ProxyFile {
             (_, Some(path)) => Password::File(path.clone()),
             (None, None) => Password::None,
         };
+        self.check_acks()?;
         let small = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
+        let acks = |wanted: u64| u32::try_from(wanted).unwrap_or(u32::MAX);
         Ok(Proxy {
             id: self.id.clone(),
             listen: self.listen.clone(),
@@ -206,12 +225,55 @@ impl ProxyFile {
             reads: self.reads,
             max_lag: Duration::from_millis(self.max_lag_ms),
             hold_max: Duration::from_millis(self.hold_max_ms),
-            ack_replicas: u32::try_from(self.ack_replicas).unwrap_or(u32::MAX),
+            ack_replicas: acks(self.ack_replicas),
             ack_timeout: Duration::from_millis(self.ack_timeout_ms),
             ack_on_disk: self.ack_on_disk,
             connect_timeout: Duration::from_millis(self.connect_timeout_ms),
             clients_max: small(self.clients_max),
+            listeners: self
+                .listeners
+                .iter()
+                .map(|listener| (listener.listen.clone(), acks(listener.ack_replicas)))
+                .collect(),
         })
+    }
+
+    /// Whether what is asked of replicas can be, as far as it can be seen here.
+    fn check_acks(&self) -> Result<(), Problem> {
+        let mut listen: BTreeSet<&Addr> = self.listen.iter().collect();
+        for Listener {
+            listen: addr,
+            ack_replicas,
+        } in &self.listeners
+        {
+            if *ack_replicas < self.ack_replicas {
+                let what = format!(
+                    "{addr} asks for {ack_replicas} replicas where all clients get {}: one may ask for more, never for less",
+                    self.ack_replicas
+                );
+                return Err(Problem::new("listeners", what));
+            }
+            if addr.port() != 0 && !listen.insert(addr) {
+                return Err(Problem::new("listeners", format!("{addr} is listed twice")));
+            }
+        }
+        let own = std::iter::once(("ack_replicas", self.ack_replicas));
+        let all = own.chain(
+            self.listeners
+                .iter()
+                .map(|listener| ("listeners", listener.ack_replicas)),
+        );
+        let there = self.replicas.len() as u64;
+        match all.max_by_key(|(_, wanted)| *wanted) {
+            Some((key, wanted)) if self.master.is_some() && wanted > there => {
+                let what = format!(
+                    "{wanted} replicas can never acknowledge anything where there are {there}: name them in replicas, or ask for that \
+                     many at most"
+                );
+                Err(Problem::new(key, what))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn source(&self) -> Result<Source, Problem> {

@@ -2,7 +2,11 @@
 //!
 //! One listener and one acceptor: the kernel's own spreading over several listeners is lopsided for few clients and
 //! loses connections when one of them closes (rule C3).
+//!
+//! Clients whose listeners ask for different numbers of acknowledgements have different workers, because lanes are shared by
+//! all of a worker's clients: nobody waits for what only another one asked for.
 
+use std::collections::BTreeSet;
 use std::io::{self, Write as _};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
@@ -61,6 +65,8 @@ pub enum ProxyError {
 
 /// One worker as the acceptor sees it.
 struct Dealt {
+    /// How many replicas acknowledge what its clients write, at least.
+    ack_replicas: u32,
     clients: Arc<AtomicUsize>,
     sender: mpsc::Sender<std::net::TcpStream>,
 }
@@ -81,12 +87,17 @@ where
     raise_descriptors(settings.clients_max);
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let mut listeners = Vec::new();
-    for addr in &settings.listen {
+    for (addr, ack_replicas) in settings.all_listeners() {
         let _guard = runtime.enter();
         let listener = listen(addr).map_err(|error| ProxyError::Listen(addr.clone(), error))?;
-        info!(listen = %listener.local_addr()?, "the proxy listens");
-        listeners.push(listener);
+        info!(listen = %listener.local_addr()?, ack_replicas, "the proxy listens");
+        listeners.push((listener, ack_replicas));
     }
+    let grades: BTreeSet<u32> = listeners.iter().map(|(_, ack_replicas)| *ack_replicas).collect();
+    let all_workers: Vec<u32> = grades
+        .into_iter()
+        .flat_map(|ack_replicas| std::iter::repeat_n(ack_replicas, settings.workers))
+        .collect();
     let admin_listener = match &settings.admin {
         None => None,
         Some(addr) => {
@@ -97,7 +108,7 @@ where
     let ids = Arc::new(AtomicU64::new(1));
     let (topology, snapshots) = watch::channel(Arc::new(Snapshot::empty()));
     let replicas = Arc::new(Replicas::new(Arc::new(Fences::new())));
-    let (roll, questions) = Roll::of(settings.workers);
+    let (roll, questions) = Roll::of(all_workers.len());
     let (vocabulary, learner) = vocabulary::start();
     let view = View {
         snapshots: snapshots.clone(),
@@ -109,11 +120,12 @@ where
         vocabulary,
     };
     let scripts = view.scripts.clone();
-    let (desk, ends) = desk(settings.workers);
+    let (desk, ends) = desk(all_workers.len());
     let (relays, relayed) = mpsc::channel(RELAYS_MAX);
     let mut threads = Vec::new();
     let mut workers = Vec::new();
-    for (number, (questions, (teller, orders))) in questions.into_iter().zip(ends).enumerate() {
+    let ends = all_workers.into_iter().zip(questions.into_iter().zip(ends));
+    for (number, (ack_replicas, (questions, (teller, orders)))) in ends.enumerate() {
         let (sender, dealt) = mpsc::channel(DEALT_MAX);
         let inboxes = Inboxes {
             dealt,
@@ -122,12 +134,25 @@ where
         };
         let clients = Arc::new(AtomicUsize::new(0));
         workers.push(Dealt {
+            ack_replicas,
             clients: clients.clone(),
             sender,
         });
         let (settings, ids, shutdown) = (settings.clone(), ids.clone(), shutdown.clone());
         let (view, replicas) = (view.clone(), replicas.clone());
-        let work = move || work(settings, inboxes, teller, view, replicas, &clients, &ids, &shutdown);
+        let work = move || {
+            work(
+                settings,
+                ack_replicas,
+                inboxes,
+                teller,
+                view,
+                replicas,
+                &clients,
+                &ids,
+                &shutdown,
+            )
+        };
         threads.push(thread::Builder::new().name(format!("worker-{number}")).spawn(work)?);
     }
     let served = runtime.block_on(async {
@@ -238,7 +263,7 @@ fn listen(addr: &Addr) -> io::Result<TcpListener> {
 }
 
 async fn accept_all(
-    listeners: Vec<TcpListener>,
+    listeners: Vec<(TcpListener, u32)>,
     workers: Vec<Dealt>,
     settings: Arc<Settings>,
     shutdown: &CancellationToken,
@@ -246,7 +271,7 @@ async fn accept_all(
     let workers = Arc::new(workers);
     let tasks: Vec<_> = listeners
         .into_iter()
-        .map(|listener| tokio::spawn(accept(listener, workers.clone(), settings.clone())))
+        .map(|(listener, ack_replicas)| tokio::spawn(accept(listener, ack_replicas, workers.clone(), settings.clone())))
         .collect();
     shutdown.cancelled().await;
     for task in tasks {
@@ -254,7 +279,7 @@ async fn accept_all(
     }
 }
 
-async fn accept(listener: TcpListener, workers: Arc<Vec<Dealt>>, settings: Arc<Settings>) {
+async fn accept(listener: TcpListener, ack_replicas: u32, workers: Arc<Vec<Dealt>>, settings: Arc<Settings>) {
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -265,13 +290,13 @@ async fn accept(listener: TcpListener, workers: Arc<Vec<Dealt>>, settings: Arc<S
                 continue;
             }
         };
-        if let Err(error) = deal(stream, &workers, &settings) {
+        if let Err(error) = deal(stream, ack_replicas, &workers, &settings) {
             debug!("client not served: {error}");
         }
     }
 }
 
-fn deal(stream: TcpStream, workers: &[Dealt], settings: &Settings) -> io::Result<()> {
+fn deal(stream: TcpStream, ack_replicas: u32, workers: &[Dealt], settings: &Settings) -> io::Result<()> {
     let socket = SockRef::from(&stream);
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(CLIENT_KEEPALIVE))?;
@@ -286,6 +311,7 @@ fn deal(stream: TcpStream, workers: &[Dealt], settings: &Settings) -> io::Result
     }
     let Some(worker) = workers
         .iter()
+        .filter(|worker| worker.ack_replicas == ack_replicas)
         .min_by_key(|worker| worker.clients.load(Ordering::Relaxed))
     else {
         return Ok(());
@@ -300,6 +326,7 @@ fn deal(stream: TcpStream, workers: &[Dealt], settings: &Settings) -> io::Result
 #[expect(clippy::too_many_arguments, reason = "what a thread is started with")]
 fn work(
     settings: Arc<Settings>,
+    ack_replicas: u32,
     mut inboxes: Inboxes,
     teller: Teller,
     view: View,
@@ -319,7 +346,7 @@ fn work(
         }
     };
     runtime.block_on(async {
-        let worker = Worker::new(settings, replicas, teller, &view);
+        let worker = Worker::new(settings, ack_replicas, replicas, teller, &view);
         let mut snapshots = view.snapshots;
         let serving = async {
             while let Some(stream) = inboxes.dealt.recv().await {

@@ -13,9 +13,11 @@ use crate::topology::{Addr, Epoch, RunId, ShardId};
 pub struct Settings {
     /// Where clients connect.
     pub listen: Vec<Addr>,
+    /// More addresses where clients connect, and how many replicas must acknowledge what is written there, at least.
+    pub listeners: Vec<(Addr, u32)>,
     /// Where the admin pages are.
     pub admin: Option<Addr>,
-    /// Worker threads, at least 1.
+    /// Worker threads, at least 1; so many for each of the different numbers of replicas that listeners ask for.
     pub workers: usize,
     /// Its name in `/proxies`, and in what is said of it.
     pub id: String,
@@ -55,6 +57,7 @@ impl Settings {
                 .map_or_else(String::new, |addr| format!("{}-{}", addr.host(), addr.port())),
             zone: String::new(),
             listen,
+            listeners: Vec::new(),
             admin: None,
             workers: (cores / 2).clamp(1, 4),
             reads: match &topology {
@@ -91,6 +94,12 @@ impl Settings {
         let master = master?;
         let token = peer::token(secret, peer::Role::Proxy, shard, epoch, master);
         Some((peer::name(peer::Role::Proxy, epoch), token))
+    }
+
+    /// Every address where clients connect, and how many replicas must acknowledge what is written there.
+    pub fn all_listeners(&self) -> impl Iterator<Item = (&Addr, u32)> {
+        let own = self.listen.iter().map(|addr| (addr, self.ack_replicas));
+        own.chain(self.listeners.iter().map(|(addr, acks)| (addr, *acks)))
     }
 
     /// What it says of itself in `/proxies`.

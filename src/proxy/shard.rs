@@ -13,10 +13,13 @@
 //! woken when there is a master, or told after `hold_max_ms` that there is none.
 //!
 //! `seek` looks for the master, `moving` is what a switchover adds, `lanes` what becomes of connections, `witness` the one
-//! that proves the epoch and, in `rounds`, acknowledges writes, `acks` who waits for that, `toll` what a change cost.
+//! that proves the epoch and, in `rounds`, acknowledges writes, `acks` who waits for that, `electorate` whose
+//! word counts, `toll` what a change cost.
 
 mod acks;
+mod electorate;
 mod lanes;
+mod members;
 mod moving;
 mod rounds;
 mod seek;
@@ -39,6 +42,7 @@ use super::shared::ReplicaFacts;
 use super::spares::Spares;
 use super::worker::Worker;
 use acks::{Doubtful, Holder};
+use electorate::Electorate;
 use moving::{Ahead, Move};
 use toll::Toll;
 use witness::Witness;
@@ -100,6 +104,8 @@ pub struct Shard {
     witness: RefCell<Option<Witness>>,
     /// W of the last epoch that was heard of.
     acks: Cell<u32>,
+    /// Whose acknowledgements count.
+    electorate: RefCell<Electorate>,
     /// Who holds replies that are not acknowledged.
     holders: RefCell<Vec<Holder>>,
     /// What may be lost yet although its client heard of it.
@@ -141,6 +147,7 @@ impl Shard {
             ahead: RefCell::default(),
             witness: RefCell::default(),
             acks: Cell::new(0),
+            electorate: RefCell::default(),
             holders: RefCell::default(),
             doubtful: RefCell::default(),
             toll: RefCell::default(),
@@ -264,6 +271,7 @@ impl Shard {
     /// Follows what topology says of the shard.
     pub fn follow(self: &Rc<Self>, worker: &Rc<Worker>, offered: &topology::Shard) {
         self.acks.set(worker.acks(offered.ack_replicas));
+        self.follow_members(offered);
         let named = offered.master.as_ref().map(|master| {
             let pass = worker.pass(&self.id, offered.epoch, master.run_id.as_ref());
             Target::master(master, offered.epoch, worker.acks(offered.ack_replicas), pass)

@@ -45,6 +45,8 @@ const DATABASES: u32 = 16;
 /// One worker's state.
 pub struct Worker {
     settings: Arc<Settings>,
+    /// Replicas that must acknowledge what its clients write, at least.
+    ack_replicas: u32,
     commands: Cell<&'static Table>,
     vocabulary: Vocabulary,
     snapshot: RefCell<Arc<Snapshot>>,
@@ -89,13 +91,21 @@ impl Drop for Monitoring {
 }
 
 impl Worker {
-    /// A worker that knows no shard yet; call it on the thread that keeps it.
-    pub fn new(settings: Arc<Settings>, replicas: Arc<Replicas>, teller: Teller, view: &View) -> Rc<Self> {
+    /// A worker that knows no shard yet; call it on the thread that keeps it. At least `ack_replicas` replicas acknowledge
+    /// what its clients write.
+    pub fn new(
+        settings: Arc<Settings>,
+        ack_replicas: u32,
+        replicas: Arc<Replicas>,
+        teller: Teller,
+        view: &View,
+    ) -> Rc<Self> {
         let (unserved, monitors) = (view.unserved.clone(), view.monitors.clone());
         let nameless = ShardId::from("");
         let nobody = Shard::new(nameless.clone(), replicas.fences().shard(&nameless), unserved.clone());
         Rc::new(Self {
             settings,
+            ack_replicas,
             commands: Cell::new(Table::builtin()),
             vocabulary: view.vocabulary.clone(),
             snapshot: RefCell::new(Arc::new(Snapshot::empty())),
@@ -369,7 +379,7 @@ impl Worker {
 
     /// How many replicas must acknowledge a write at a shard that asks for `wanted` itself.
     pub fn acks(&self, wanted: u32) -> u32 {
-        wanted.max(self.settings.ack_replicas)
+        wanted.max(self.ack_replicas)
     }
 
     /// How long a reply waits for that, in milliseconds.

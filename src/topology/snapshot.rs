@@ -65,6 +65,8 @@ pub struct Node {
     pub run_id: Option<RunId>,
     /// Its zone, empty when none is configured.
     pub zone: Arc<str>,
+    /// Whether it counts: what it has is acknowledged, and it is among those that elect and are elected.
+    pub is_member: bool,
 }
 
 /// One shard.

@@ -4,7 +4,9 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use pointsman::config::{AgentFile, Document, File, ProxyFile, agent_toml, read_secret, read_user_and_password};
+use pointsman::config::{
+    AgentFile, Document, File, Listener, ProxyFile, agent_toml, proxy_toml, read_secret, read_user_and_password,
+};
 use tempfile::TempDir;
 
 use crate::support::Pointsman;
@@ -113,6 +115,16 @@ fn a_written_config_reads_back_as_it_was() {
     let text = agent_toml(&file).unwrap();
     let read = Document::parse(Path::new("x"), text).unwrap().file;
     assert_eq!(read, File::Agent(file));
+    let file = ProxyFile {
+        listeners: vec![Listener {
+            listen: "h:1".parse().unwrap(),
+            ack_replicas: 2,
+        }],
+        ..ProxyFile::default()
+    };
+    let text = proxy_toml(&file).unwrap();
+    let read = Document::parse(Path::new("x"), text).unwrap().file;
+    assert_eq!(read, File::Proxy(file));
 }
 
 struct Checked {
@@ -183,6 +195,24 @@ fn check_config_tells_the_kind_or_names_line_key_and_remedy() {
         (
             "[proxy]\nmaster = 'h:1'\nzookeeper = 'h:1'\n",
             "f.toml:2: master: only one of zookeeper, topology and master may be given",
+        ),
+        (
+            "[proxy]\nmaster = 'h:1'\nack_replicas = 1\n",
+            "f.toml:3: ack_replicas: 1 replicas can never acknowledge anything where there are 0: name them in replicas, or ask for \
+             that many at most",
+        ),
+        (
+            "[proxy]\nmaster = 'h:1'\nreplicas = ['h:2']\nlisteners = [{ listen = 'h:3', ack_replicas = 2 }]\n",
+            "f.toml:4: listeners: 2 replicas can never acknowledge anything where there are 1: name them in replicas, or ask for \
+             that many at most",
+        ),
+        (
+            "[proxy]\ntopology = 't'\nack_replicas = 2\nlisteners = [{ listen = 'h:3', ack_replicas = 1 }]\n",
+            "f.toml:4: listeners: h:3 asks for 1 replicas where all clients get 2: one may ask for more, never for less",
+        ),
+        (
+            "[proxy]\ntopology = 't'\nlisten = ['h:3']\nlisteners = [{ listen = 'h:3', ack_replicas = 1 }]\n",
+            "f.toml:4: listeners: h:3 is listed twice",
         ),
         (
             "[agent]\nnode = 'a'\n",

@@ -122,6 +122,7 @@ fn snapshot(epoch: u64, phase: Phase, master: &Redis, replicas: &[Redis]) -> Sna
         peer: None,
         run_id: None,
         zone: "".into(),
+        is_member: true,
     };
     let mut nodes = vec![node("master".into(), master)];
     nodes.extend(replicas.iter().enumerate().map(|(at, redis)| node(node_id(at), redis)));

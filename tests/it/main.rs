@@ -12,6 +12,7 @@ mod cli;
 mod clients;
 mod command_keys;
 mod config;
+mod copies;
 mod differential;
 mod endtoend;
 mod failover;

@@ -271,7 +271,7 @@ impl<S> Entry<S> {
 
 /// The replies `bytes` to the entry's next commands as a client may see them although they are not acknowledged.
 /// `requests` begins with the entry's first one.
-fn in_doubt<S>(entry: &Entry<S>, requests: &[u8], bytes: &[u8], (k, w): (u32, u32), worker: &Worker) -> Vec<u8> {
+fn in_doubt<S>(entry: &Entry<S>, requests: &[u8], bytes: &[u8], counts: (u32, u32), worker: &Worker) -> Vec<u8> {
     let (mut frames, mut at) = (Frames::default(), 0);
     let requests = requests.get(..entry.bytes).unwrap_or_default();
     let mut next = || {
@@ -292,12 +292,19 @@ fn in_doubt<S>(entry: &Entry<S>, requests: &[u8], bytes: &[u8], (k, w): (u32, u3
             shown.extend_from_slice(reply);
             continue;
         }
-        let what = if traits.is_none_or(|traits| traits.writes()) {
-            "written on the master,"
-        } else {
-            "read on the master, what it shows is"
-        };
-        shown.extend_from_slice(format!("-INDOUBT {what} acknowledged by {k} of {w} replicas\r\n").as_bytes());
+        let writes = traits.is_none_or(|traits| traits.writes());
+        shown.extend_from_slice(doubt_line(writes, counts).as_bytes());
     }
     shown
+}
+
+/// What a client is told in place of a reply to what may have changed something, or only read, while `k` of `w` replicas
+/// have what it shows (design §8).
+pub fn doubt_line(writes: bool, (k, w): (u32, u32)) -> String {
+    let what = if writes {
+        "written on the master,"
+    } else {
+        "read on the master, what it shows is"
+    };
+    format!("-INDOUBT {what} acknowledged by {k} of {w} replicas\r\n")
 }

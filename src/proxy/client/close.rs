@@ -25,6 +25,8 @@ pub enum CloseReason {
     FeedRefused,
     /// A transaction on a subscriber's connection was lost with it.
     TransactionLost,
+    /// The server that a copy was taken from ended it.
+    CopyEnded,
 }
 
 impl fmt::Display for CloseReason {
@@ -39,6 +41,7 @@ impl fmt::Display for CloseReason {
             Self::SlowReader => "the client does not read its replies",
             Self::ReplyCutOff => "the backend was lost in the middle of a reply",
             Self::FeedRefused => "the master refuses the client's login or subscriptions",
+            Self::CopyEnded => "the copy has ended",
             Self::TransactionLost => "the backend was lost in the middle of a subscriber's transaction",
         })
     }

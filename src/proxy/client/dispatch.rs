@@ -300,7 +300,7 @@ impl Session {
             Class::Read | Class::Write if !Table::knows(command) => self.pin_and_append(shard, command, args, frame),
             Class::Blocking if self.worker.shard_count() == 1 => self.wait(command, frame),
             Class::EveryNode => self.every_node(command, args, frame),
-            Class::Refused => self.not_passed_on(command),
+            Class::Refused => self.copying(command, args, frame),
             Class::Read | Class::Write | Class::ManyKey | Class::Blocking | Class::Subscribe | Class::Transaction => {
                 self.refuse(|out| refusal::not_yet(command, out))
             }

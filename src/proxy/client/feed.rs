@@ -21,7 +21,7 @@ use tracing::{debug, info, warn};
 use super::attach::Moving;
 use super::close::CloseReason;
 use super::feed_held::Heard;
-use super::feedline::{Asked, FeedLine, Left, Shown, Trouble};
+use super::feedline::{Asked, FeedLine, Left, Trouble};
 use super::listener::{Which, move_to};
 use super::lost::with_time_left;
 use super::session::{Session, State, Way};
@@ -35,8 +35,6 @@ use crate::topology::ShardIndex;
 
 /// The feed's number among the lanes of the session's window; no lane has it.
 pub(super) const FEED_LANE: u32 = u32::MAX - 1;
-/// Unwritten bytes above which a client with a feed is closed, as `client-output-buffer-limit pubsub` of Redis.
-const UNREAD_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// How often a feed without a connection is looked at.
 const LOST_FEED_LOOK: Duration = Duration::from_millis(250);
 const RETRY_FIRST: Duration = Duration::from_millis(5);
@@ -58,15 +56,17 @@ pub(super) struct Feed {
     /// Which life of the master it leads to, where that is known.
     pub life: Option<Life>,
     /// Connections in a row that ended before everything was subscribed again: the next one is put off a little.
-    failures: u32,
+    pub(super) failures: u32,
     /// Whether Redis has said anything on this connection.
-    heard: bool,
+    pub(super) heard: bool,
     /// Whether [`Session::watch_lost_feed`] is running.
     watched: bool,
     /// Where a message that is shown in parts stands in the window.
-    flow: Option<RunId>,
+    pub(super) flow: Option<RunId>,
     /// The fences that what is unanswered holds raised.
-    fences: Option<FenceLog>,
+    pub(super) fences: Option<FenceLog>,
+    /// Those of what was just told to be in doubt.
+    pub(super) aside: Option<FenceLog>,
     /// What the commands queued since MULTI will change when EXEC runs them.
     pub(super) queued: Footprint,
     /// The connection is not read from, because the client does not read.
@@ -108,6 +108,7 @@ impl Feed {
             watched: false,
             flow: None,
             fences: None,
+            aside: None,
             queued: Footprint::default(),
             held_back: Cell::new(false),
             held: VecDeque::new(),
@@ -143,7 +144,11 @@ impl Feed {
 
     /// A request that was passed on in parts has left us.
     pub(super) fn streamed(&mut self, tap: &Rc<Tap>) {
-        if self.is_on(tap) && self.moving.is_some() {
+        if !self.is_on(tap) {
+            return;
+        }
+        self.line.ends_at(tap.send(b""));
+        if self.moving.is_some() {
             self.line.mark(|bytes| tap.send(bytes));
         }
     }
@@ -188,7 +193,7 @@ impl Feed {
     }
 
     /// Tells who waits for it that everything is heard.
-    fn settle_down(&mut self) {
+    pub(super) fn settle_down(&mut self) {
         if self.moving.is_none() && self.line.is_caught_up() {
             self.attaching = None;
         }
@@ -290,55 +295,7 @@ impl Session {
         tap
     }
 
-    /// Takes what Redis sent on the feed, once it is acknowledged where that has to be.
-    pub fn feed_received(self: &Rc<Self>, tap: &Rc<Tap>, bytes: &[u8]) -> Result<(), LaneEnd> {
-        if self.hold_feed(tap, bytes)? {
-            return Ok(());
-        }
-        self.take_from_feed(tap, bytes)
-    }
-
-    pub(super) fn take_from_feed(self: &Rc<Self>, tap: &Rc<Tap>, bytes: &[u8]) -> Result<(), LaneEnd> {
-        let mut state = self.state();
-        if state.closing.is_some() || !state.feed.as_ref().is_some_and(|feed| feed.is_on(tap)) {
-            return Err(LaneEnd::Released);
-        }
-        let Some(mut feed) = state.feed.take() else {
-            return Ok(());
-        };
-        let taken = feed.take(bytes, &mut state);
-        feed.heard = true;
-        if taken.is_ok() && feed.line.is_caught_up() {
-            feed.failures = 0;
-        }
-        feed.settle_down();
-        let written = feed.count_writes();
-        let (idle, drained) = (feed.line.is_idle(), feed.line.is_drained());
-        state.feed = Some(feed);
-        let unread = self.settle(&mut state, &self.worker.clone());
-        drop(state);
-        if written {
-            self.worker.shard(ShardIndex(0)).drained_some(&self.worker);
-        }
-        if unread > UNREAD_BYTES_MAX {
-            self.close(CloseReason::SlowReader);
-        }
-        if idle {
-            self.wake();
-        }
-        taken.map_err(|trouble| self.feed_in_trouble(tap, trouble))?;
-        if drained {
-            // It has nothing more to say; what it was to be replaced by may have been lost meanwhile.
-            return Err(if self.take_over() {
-                LaneEnd::Released
-            } else {
-                LaneEnd::Eof
-            });
-        }
-        Ok(())
-    }
-
-    fn feed_in_trouble(self: &Rc<Self>, tap: &Tap, trouble: Trouble) -> LaneEnd {
+    pub(super) fn feed_in_trouble(self: &Rc<Self>, tap: &Tap, trouble: Trouble) -> LaneEnd {
         let line = match trouble {
             Trouble::Poisoned => return LaneEnd::Poisoned,
             Trouble::Demoted => {
@@ -548,28 +505,8 @@ impl Feed {
         tap.is_some_and(|tap| *tap.target == *target)
     }
 
-    fn is_on(&self, tap: &Rc<Tap>) -> bool {
+    pub(super) fn is_on(&self, tap: &Rc<Tap>) -> bool {
         matches!(&self.link, Link::Up(own) if Rc::ptr_eq(own, tap))
-    }
-
-    fn take(&mut self, bytes: &[u8], state: &mut State) -> Result<(), Trouble> {
-        let (flow, fences) = (&mut self.flow, &mut self.fences);
-        self.line.take(bytes, &mut |shown| match shown {
-            Shown::Reply(run, bytes) => {
-                if let Some(log) = fences {
-                    log.answered(1);
-                }
-                state.feed_reply(run, bytes);
-            }
-            Shown::Part(run, bytes) => state.feed_part(run, bytes),
-            Shown::Push(bytes) => state.window.push(bytes, &mut state.out),
-            Shown::Begins => *flow = Some(state.window.reserve(FEED_LANE, 1)),
-            Shown::Ends => {
-                if let Some(run) = flow.take() {
-                    state.window.fill(run, b"", 1, &mut state.out);
-                }
-            }
-        })
     }
 }
 

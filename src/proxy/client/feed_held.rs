@@ -1,8 +1,8 @@
 //! What a feed hears while it waits for replies that replicas have to acknowledge (rule A7).
 //!
 //! Held as it came, messages and all, because their order is Redis'; so everything about it counts as unanswered, also
-//! when the connection is lost. What is not acknowledged in time costs the connection: writes are in doubt, the rest is
-//! asked again, and messages that were held are missed as with any lost feed.
+//! when the connection is lost: then messages that were held are missed as with any lost feed. What is not acknowledged in
+//! time is shown, but for replies: those are in doubt.
 
 use std::rc::Rc;
 
@@ -71,26 +71,47 @@ impl Session {
                 Some((tap.clone(), heard))
             });
             let Some((tap, heard)) = next.flatten() else { break };
-            match self.take_from_feed(&tap, &heard.bytes) {
-                Ok(()) => {}
-                Err(LaneEnd::Released) => tap.close(),
-                Err(_) => tap.lose(),
-            }
+            self.take_held(&tap, &heard.bytes, None);
         }
         self.with_feed(|feed| !feed.held.is_empty()) == Some(true)
     }
 
-    /// Gives the connection up, if something that it said has been held since before `until_ms`. Says whether it has not.
-    pub fn feed_not_acknowledged(self: &Rc<Self>, until_ms: u64) -> bool {
-        self.with_feed(|feed| {
-            let late = feed.held.front().is_some_and(|heard| heard.since_ms < until_ms);
-            if late {
-                feed.held.clear();
-                if let Link::Up(tap) = &feed.link {
-                    tap.lose();
-                }
+    /// Takes in what has been held since before `until_ms`, although only `counts.0` of `counts.1` replicas have it, as far
+    /// as is known. Says whether something is still held.
+    pub fn feed_not_acknowledged(self: &Rc<Self>, until_ms: u64, counts: (u32, u32)) -> bool {
+        loop {
+            let next = self.with_feed(|feed| {
+                let Link::Up(tap) = &feed.link else { return None };
+                feed.held.front().filter(|heard| heard.since_ms < until_ms)?;
+                let heard = feed.held.pop_front()?;
+                Some((tap.clone(), heard, feed.line.is_inside_reply()))
+            });
+            let Some((tap, heard, cut)) = next.flatten() else { break };
+            if cut {
+                // What was shown of a reply cannot be taken back.
+                self.close(CloseReason::ReplyCutOff);
+                return false;
             }
-            !feed.held.is_empty()
-        }) == Some(true)
+            self.take_held(&tap, &heard.bytes, Some(counts));
+        }
+        self.with_feed(|feed| !feed.held.is_empty()) == Some(true)
+    }
+
+    fn take_held(self: &Rc<Self>, tap: &Rc<Tap>, bytes: &[u8], doubt: Option<(u32, u32)>) {
+        match self.take_from_feed(tap, bytes, doubt) {
+            Ok(()) => {}
+            Err(LaneEnd::Released) => tap.close(),
+            Err(_) => tap.lose(),
+        }
+    }
+
+    /// The connection is gone that would have vouched for what is held: gives its own up, as if nothing had come.
+    pub fn feed_has_no_witness(&self) {
+        self.with_feed(|feed| {
+            if let (false, Link::Up(tap)) = (feed.held.is_empty(), &feed.link) {
+                tap.lose();
+            }
+            feed.held.clear();
+        });
     }
 }

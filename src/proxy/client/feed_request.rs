@@ -268,6 +268,7 @@ impl Session {
             since_ms: None,
         });
         self.ask_and_listen(asked, bytes, ear.map(Listener::One));
+        self.with_feed(|feed| feed.line.goes_on());
         Some(tap)
     }
 

@@ -87,6 +87,8 @@ pub(super) struct FeedLine {
     /// A frame that is not whole.
     partial: Vec<u8>,
     flow: Flow,
+    /// What is taken in was not acknowledged in time: so many replicas have it, of so many.
+    doubt: Option<(u32, u32)>,
 }
 
 /// Whether a frame is being passed on in parts.
@@ -163,6 +165,16 @@ impl FeedLine {
         self.asked.push(Entry { asked, run, end, bytes });
     }
 
+    /// More comes of the last request: until [it ends](Self::ends_at), Redis does not run it.
+    pub(super) fn goes_on(&mut self) {
+        self.ends_at(u64::MAX);
+    }
+
+    /// The last request, which came in parts, is sent; `end` as for [`FeedLine::ask`].
+    pub(super) fn ends_at(&mut self, end: u64) {
+        self.asked.ends_at(end);
+    }
+
     fn note(&mut self, asked: &Asked) {
         let speaks = matches!(asked, Asked::Tracking(Word::Caching(_), _));
         if speaks || asked.consumes_caching() {
@@ -212,6 +224,25 @@ impl FeedLine {
         u32::try_from(awaited).unwrap_or(u32::MAX)
     }
 
+    /// Takes what Redis sent and too few replicas acknowledged, `doubt.0` of `doubt.1`: as it is but for replies that may
+    /// show what can be lost.
+    pub(super) fn take_in_doubt(
+        &mut self,
+        bytes: &[u8],
+        doubt: (u32, u32),
+        show: &mut impl FnMut(Shown),
+    ) -> Result<(), Trouble> {
+        self.doubt = Some(doubt);
+        let taken = self.take(bytes, show);
+        self.doubt = None;
+        taken
+    }
+
+    /// Whether a part of a reply was shown and its rest was not, which nothing but that can follow.
+    pub(super) fn is_inside_reply(&self) -> bool {
+        self.flow == Flow::Reply
+    }
+
     /// Takes what Redis sent.
     pub(super) fn take(&mut self, bytes: &[u8], show: &mut impl FnMut(Shown)) -> Result<(), Trouble> {
         let mut at = 0;
@@ -229,7 +260,7 @@ impl FeedLine {
                 frame.extend_from_slice(part);
                 if whole {
                     self.frame(&frame, show)?;
-                } else if frame.len() > FRAME_BYTES_MAX {
+                } else if frame.len() > FRAME_BYTES_MAX && self.doubt.is_none() {
                     self.begin_flow(&frame, show)?;
                 } else {
                     self.partial = frame;
@@ -454,8 +485,10 @@ impl FeedLine {
 
     /// The oldest request is done.
     fn answered(&mut self, bytes: &[u8], show: &mut impl FnMut(Shown)) {
+        let asked = self.asked.front().map(|entry| &entry.asked);
+        let doubtful = asked.and_then(|asked| asked.doubtful(bytes, self.doubt?));
         match self.pop() {
-            Some(run) => show(Shown::Reply(run, bytes)),
+            Some(run) => show(Shown::Reply(run, doubtful.as_deref().unwrap_or(bytes))),
             None => show(Shown::Push(bytes)),
         }
     }

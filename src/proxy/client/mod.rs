@@ -3,12 +3,14 @@
 mod attach;
 mod block;
 mod close;
+mod copying;
 mod cursor;
 mod dispatch;
 mod everynode;
 mod feed;
 mod feed_held;
 mod feed_request;
+mod feed_shown;
 mod feed_tracking;
 mod feedline;
 mod fencing;

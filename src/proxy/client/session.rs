@@ -19,6 +19,7 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
 use super::close::CloseReason;
+use super::copying::Said;
 use super::feed::Feed;
 use super::listener::{Elements, Listeners};
 use super::mute::Mute;
@@ -132,6 +133,8 @@ pub(super) struct About {
     pub library_version: Box<[u8]>,
     /// CLIENT NO-EVICT.
     pub no_evict: bool,
+    /// REPLCONF.
+    pub as_replica: Said,
 }
 
 /// What a session has at one shard.

@@ -106,7 +106,7 @@ impl Shard {
     pub(super) fn not_acknowledged(&self, worker: &Rc<Worker>, until_ms: u64, counted: u32, wanted: u32) {
         self.for_holders(worker, |holder| match holder {
             Holder::Lane(lane) => lane.not_acknowledged(until_ms, counted, wanted, worker),
-            Holder::Feed(session) => session.feed_not_acknowledged(until_ms),
+            Holder::Feed(session) => session.feed_not_acknowledged(until_ms, (counted, wanted)),
         });
     }
 
@@ -114,7 +114,10 @@ impl Shard {
     pub(super) fn nobody_acknowledges(&self) {
         self.holders.borrow_mut().retain(|holder| match holder {
             Holder::Lane(_) => true,
-            Holder::Feed(session) => session.feed_not_acknowledged(u64::MAX),
+            Holder::Feed(session) => {
+                session.feed_has_no_witness();
+                false
+            }
         });
     }
 

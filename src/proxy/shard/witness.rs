@@ -32,6 +32,8 @@ const ASK_EVERY: Duration = Duration::from_millis(400);
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// Until a round is tried again that could not be asked.
 const REST: Duration = Duration::from_millis(5);
+/// Replies of a round.
+const ROUND_REPLIES: usize = 4;
 /// Bytes of replies that are not whole, at most: a role has a line for each replica.
 const HEARD_BYTES_MAX: usize = 64 * 1024;
 
@@ -277,7 +279,7 @@ impl Watch {
             Some(Asked::Role) => drop(self.asked.pop_front()),
             Some(Asked::Round) => {
                 self.round.push(reply);
-                if self.round.len() == 3 {
+                if self.round.len() == ROUND_REPLIES {
                     self.asked.pop_front();
                     return self.round_ended();
                 }
@@ -288,10 +290,15 @@ impl Watch {
 
     fn round_ended(&mut self) -> Result<(), &'static str> {
         let replies = std::mem::take(&mut self.round);
-        let ([role, published, waited], Some(acks)) = (&replies[..], &self.acks) else {
+        let ([before, published, waited, after], Some(acks)) = (&replies[..], &self.acks) else {
             return Ok(());
         };
-        let outcome = acks.rounds.borrow_mut().end([role, published, waited]);
+        let outcome = {
+            let mut rounds = acks.rounds.borrow_mut();
+            let outcome = rounds.end([before, published, waited, after], &self.shard.members());
+            self.shard.meets_strangers(rounds.strangers());
+            outcome
+        };
         match outcome {
             Outcome::Acknowledged(upto) => {
                 // What came meanwhile need not wait until everybody is told.

@@ -357,6 +357,7 @@ mod tests {
             peer: None,
             run_id: None,
             zone: "".into(),
+            is_member: true,
         };
         let shard = Shard {
             id: "s1".into(),

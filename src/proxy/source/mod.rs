@@ -150,6 +150,7 @@ fn unproven_node(addr: &Addr) -> Node {
         peer: None,
         run_id: None,
         zone: "".into(),
+        is_member: true,
     }
 }
 

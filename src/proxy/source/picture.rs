@@ -92,7 +92,9 @@ impl Known {
     fn shard(&self, id: &ShardId) -> Shard {
         let state = self.state.as_ref().map(|(_, state)| state);
         let master = state.and_then(master);
-        let mut nodes: Vec<Node> = self.nodes.iter().map(|(id, info)| node(id, info)).collect();
+        let is_member = |id: &NodeId| state.is_some_and(|state| state.members.contains(id));
+        let known = self.nodes.iter();
+        let mut nodes: Vec<Node> = known.map(|(id, info)| node(id, info, is_member(id))).collect();
         if let Some(master) = &master
             && !nodes.iter().any(|node| node.id == master.node)
         {
@@ -102,6 +104,7 @@ impl Known {
                 peer: None,
                 run_id: master.run_id.clone(),
                 zone: "".into(),
+                is_member: is_member(&master.node),
             });
         }
         Shard {
@@ -131,13 +134,14 @@ fn master(state: &ShardState) -> Option<Master> {
     })
 }
 
-fn node(id: &NodeId, info: &NodeInfo) -> Node {
+fn node(id: &NodeId, info: &NodeInfo, is_member: bool) -> Node {
     Node {
         id: id.clone(),
         addr: info.redis.clone(),
         peer: Some(info.peer.clone()),
         run_id: info.run_id.clone(),
         zone: info.zone.as_str().into(),
+        is_member,
     }
 }
 
@@ -254,6 +258,15 @@ mod tests {
         let all = ["b", "c"].map(NodeId::from);
         picture.set_nodes(&s1, &all, vec![(all[0].clone(), info(2)), (all[1].clone(), info(3))]);
         assert_eq!(names(&picture), ["b=127.0.0.1:2", "c=127.0.0.1:3", "a=127.0.0.1:1"]);
+        let members = |picture: &Picture| {
+            let snapshot = picture.snapshot().unwrap();
+            let nodes = snapshot.shards[0].nodes.iter();
+            nodes
+                .filter(|node| node.is_member)
+                .map(|node| node.id.to_string())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(members(&picture), ["b", "a"], "c is not");
         // All registrations vanish: b is a member, c was a guest.
         picture.set_nodes(&s1, &[], Vec::new());
         assert_eq!(names(&picture), ["b=127.0.0.1:2", "a=127.0.0.1:1"]);

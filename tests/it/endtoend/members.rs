@@ -1,28 +1,32 @@
 //! Members and W that change under clients.
 
+use nix::sys::signal::Signal;
+
 use super::clients::{Appender, reader};
 use super::switchovers::{content, witnesses};
 use super::{NO_MASTER, SOON};
-use crate::support::{Up, Value, eventually};
+use crate::support::{Client, Up, Value, eventually};
 
 /// What an executor says of a proxy that takes longer than `drain_max_ms`, as on a machine with too much to do.
 const LATE: &str = "not waiting any longer for ";
 
-/// A replica of a shard.
-fn replica(up: &Up) -> String {
+/// The replicas of the shard.
+pub fn replicas(up: &Up) -> Vec<String> {
     let master = up.master("s1");
     let shard = up.shard("s1");
-    let names = shard["nodes"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|node| node["id"].as_str().unwrap());
-    names.into_iter().find(|name| *name != master).unwrap().to_owned()
+    let nodes = shard["nodes"].as_array().unwrap().iter();
+    let names = nodes.map(|node| node["id"].as_str().unwrap().to_owned());
+    names.filter(|name| *name != master).collect()
+}
+
+/// One of them.
+fn replica(up: &Up) -> String {
+    replicas(up).swap_remove(0)
 }
 
 /// Runs `pointsman members s1` and returns what it printed.
 #[track_caller]
-fn members(up: &Up, args: &[&str]) -> String {
+pub fn members(up: &Up, args: &[&str]) -> String {
     let output = up.operate("members", &[&["s1"], args].concat());
     assert_eq!(output.code, Some(0), "{}{}", output.stdout, output.stderr);
     output.stdout
@@ -162,7 +166,7 @@ fn an_executor_that_dies_while_members_change_leaves_a_shard_that_becomes_as_wan
             };
             eventually(SOON, wanted);
             std::thread::sleep(std::time::Duration::from_millis(delay_ms));
-            up.signal(&master, "agent", nix::sys::signal::Signal::SIGKILL);
+            up.signal(&master, "agent", Signal::SIGKILL);
             changing.join().unwrap()
         });
         assert!(!changed.contains(&gone), "{changed}");
@@ -183,4 +187,55 @@ fn an_executor_that_dies_while_members_change_leaves_a_shard_that_becomes_as_wan
         "no master for epoch",
         "lives without its agent",
     ]);
+}
+
+#[test]
+fn a_pair_that_is_not_strict_shrinks_and_heals_under_a_proxy() {
+    let up = Up::start(&["--replicas", "1", "--ack-replicas", "1"]);
+    up.all_count("s1");
+    let (mut client, mut subscriber) = (up.client(), up.client());
+    subscriber.command(&["HELLO", "3"]);
+    subscriber.command(&["SUBSCRIBE", "news"]);
+    assert_eq!(client.command(&["SET", "k", "1"]), Value::ok());
+    let epoch = up.state("s1")["epoch"].as_u64().unwrap();
+    let other = replica(&up);
+    let nobody = "INDOUBT written on the master, acknowledged by 0 of 1 replicas";
+
+    // It is strict at first.
+    up.signal(&other, "redis", Signal::SIGSTOP);
+    assert!(client.command(&["SET", "k", "2"]).is_error(nobody));
+    assert!(client.command(&["SET", "k", "3"]).is_error(nobody));
+    up.signal(&other, "redis", Signal::SIGCONT);
+    eventually(SOON, || client.command(&["SET", "k", "4"]) == Value::ok());
+
+    members(&up, &["--when-short", "shrink", "--shrink-after-ms", "500"]);
+    up.signal(&other, "redis", Signal::SIGSTOP);
+    assert!(client.command(&["SET", "k", "5"]).is_error("INDOUBT "));
+    eventually(SOON, || client.command(&["SET", "k", "6"]) == Value::ok());
+    let alone = up.state("s1");
+    assert_eq!((&alone["epoch"], &alone["w"]), (&epoch.into(), &0.into()), "{alone}");
+    assert_eq!(subscriber.command(&["SET", "k", "7"]), Value::ok());
+    assert_eq!(client.command(&["GET", "k"]), Value::bulk("7"));
+
+    up.signal(&other, "redis", Signal::SIGCONT);
+    eventually(SOON, || up.state("s1")["w"] == 1);
+    up.all_count("s1");
+    let mut redis = Client::connect(up.redis(&other).as_str());
+    for round in 0..100 {
+        let value = round.to_string();
+        for client in [&mut client, &mut subscriber] {
+            let mut reply = client.command(&["SET", "k", &value]);
+            if round == 0 && reply.is_error("INDOUBT ") {
+                // It was in flight as W was raised.
+                reply = client.command(&["SET", "k", &value]);
+            }
+            assert_eq!(reply, Value::ok(), "{round}");
+        }
+        assert_eq!(redis.command(&["GET", "k"]), Value::bulk(&value), "one has it again");
+    }
+    // The proxy is as strict as the shard again, until that shrinks again.
+    up.signal(&other, "redis", Signal::SIGSTOP);
+    assert!(client.command(&["SET", "k", "8"]).is_error(nobody));
+    up.signal(&other, "redis", Signal::SIGCONT);
+    eventually(SOON, || client.command(&["SET", "k", "9"]) == Value::ok());
 }

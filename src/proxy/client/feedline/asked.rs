@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use crate::proxy::backend::{Role, put_request};
+use crate::proxy::backend::{Role, doubt_line, put_request};
 use crate::proxy::client::subscriptions::{Family, Kind, Name, Verb, put_family};
 use crate::proxy::client::tracking::Word;
 use crate::proxy::client::window::RunId;
@@ -79,6 +79,15 @@ impl Asked {
         matches!(self, Self::Plain(plain) if !plain.queued && (plain.is_write || shows(&plain.bytes)))
     }
 
+    /// What its client is told in place of a reply that is acknowledged by too few replicas: nothing else where that shows
+    /// neither a change nor data.
+    pub(super) fn doubtful(&self, reply: &[u8], counts: (u32, u32)) -> Option<Vec<u8>> {
+        let Self::Plain(plain) = self else { return None };
+        let stands_around = matches!(plain.role, Role::Multi | Role::Discard | Role::Watch);
+        let changed_nothing = plain.again && reply.starts_with(b"-");
+        (!plain.queued && !stands_around && !changed_nothing).then(|| doubt_line(plain.is_write, counts).into_bytes())
+    }
+
     /// Whether it may change data when it arrives.
     pub(super) fn writes(&self) -> bool {
         matches!(self, Self::Plain(plain) if plain.is_write && !plain.queued)
@@ -148,14 +157,16 @@ impl Entry {
     }
 
     pub(super) fn fate(&self, written: u64) -> Fate {
-        let is_write = self.asked.writes();
-        let kept = !matches!(&self.asked, Asked::Plain(plain) if plain.bytes.is_empty());
-        match (self.end <= written, is_write) {
-            _ if !kept => Fate::SentWrite,
+        match (self.end <= written, self.asked.writes()) {
             (false, _) => Fate::Unsent,
             (true, false) => Fate::SentRead,
             (true, true) => Fate::SentWrite,
         }
+    }
+
+    /// Whether it can be sent again: it was not too large to be kept.
+    pub(super) fn is_kept(&self) -> bool {
+        !matches!(&self.asked, Asked::Plain(plain) if plain.bytes.is_empty())
     }
 
     /// Appends the request as it is to be sent again: without the names that were confirmed.

@@ -34,6 +34,13 @@ impl Flight {
         self.entries.push_back(entry);
     }
 
+    /// The newest one has been sent with this many bytes.
+    pub(super) fn ends_at(&mut self, end: u64) {
+        if let Some(newest) = self.entries.back_mut() {
+            newest.end = end;
+        }
+    }
+
     pub(super) fn pop(&mut self) -> Option<Entry> {
         let entry = self.entries.pop_front()?;
         self.ours -= usize::from(entry.asked.is_ours());

@@ -58,11 +58,18 @@ impl FeedLine {
             self.tracking.consumed();
         }
         let fates: Vec<Fate> = asked.iter().map(|entry| entry.fate(written)).collect();
-        for line in plan(&fates).into_iter().map_while(Verdict::line) {
-            let entry = asked.pop_front();
-            answers.extend(entry.and_then(|entry| self.give_up(entry, line)));
+        let mut again = VecDeque::new();
+        for (entry, verdict) in asked.into_iter().zip(plan(&fates)) {
+            let verdict = match verdict {
+                Verdict::Resend if !entry.is_kept() => Verdict::MasterDown,
+                verdict => verdict,
+            };
+            match verdict.line() {
+                Some(line) => answers.extend(self.give_up(entry, line)),
+                None => again.push_back(entry),
+            }
         }
-        self.asked = Flight::of(asked);
+        self.asked = Flight::of(again);
         self.count_unanswered();
         Left::Answers(answers)
     }

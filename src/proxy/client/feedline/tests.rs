@@ -69,6 +69,14 @@ impl Client {
     }
 
     fn hear(&mut self, bytes: &[u8]) -> Result<(), Trouble> {
+        self.shown(|line, show| line.take(bytes, &mut |shown| show(shown)))
+    }
+
+    fn hear_in_doubt(&mut self, bytes: &[u8]) -> Result<(), Trouble> {
+        self.shown(|line, show| line.take_in_doubt(bytes, (0, 1), &mut |shown| show(shown)))
+    }
+
+    fn shown<T>(&mut self, take: impl FnOnce(&mut FeedLine, &mut dyn FnMut(Shown)) -> T) -> T {
         let Self {
             line,
             window,
@@ -76,7 +84,7 @@ impl Client {
             flow,
             ..
         } = self;
-        line.take(bytes, &mut |shown| match shown {
+        take(line, &mut |shown| match shown {
             Shown::Reply(run, bytes) => window.fill(run, bytes, 1, out),
             Shown::Part(run, bytes) => window.fill(run, bytes, 0, out),
             Shown::Push(bytes) => window.push(bytes, out),
@@ -200,6 +208,72 @@ fn a_lost_write_is_in_doubt_and_what_follows_it_is_asked_again() {
         [Verdict::MasterDown.line().unwrap(), Verdict::InDoubt.line().unwrap()]
     );
     assert!(client.reconnect(false).ends_with("GET 3 SET 4 "));
+}
+
+#[test]
+fn what_is_too_large_to_be_kept_is_in_doubt_only_if_it_was_sent_and_may_have_changed_something() {
+    let mut client = subscriber();
+    client.plain("GET 1 ", false);
+    client.plain("", false);
+    client.plain("", true);
+    client.line.goes_on();
+    let told = |client: &mut Client, written: u64| -> Vec<Vec<u8>> {
+        let Left::Answers(answers) = client.line.lose(written) else {
+            panic!("nothing was cut off");
+        };
+        answers.into_iter().map(|(_, line)| line).collect()
+    };
+    let (masterdown, indoubt) = (Verdict::MasterDown.line().unwrap(), Verdict::InDoubt.line().unwrap());
+    let written = client.sent;
+    assert_eq!(
+        told(&mut client, written),
+        [masterdown, masterdown],
+        "more of it was to come"
+    );
+    assert!(client.reconnect(false).ends_with("GET 1 "));
+    client.plain("", true);
+    client.line.goes_on();
+    client.line.ends_at(client.sent);
+    client.plain("GET 2 ", false);
+    let written = client.sent;
+    assert_eq!(
+        told(&mut client, written),
+        [masterdown, indoubt],
+        "GET 1 is not shown a later value"
+    );
+    assert!(client.reconnect(false).ends_with("GET 2 "));
+}
+
+#[test]
+fn in_doubt_replies_say_so_and_all_else_is_shown() {
+    let mut client = subscriber();
+    client.plain("SET 1 ", true);
+    client.names(Verb::Subscribe, &["c"]);
+    client.plain("GET 2 ", false);
+    client.plain("LPUSH 3 ", true);
+    client.plain("GET 4 ", false);
+    let heard = [
+        message("x"),
+        "+OK\r\n".to_owned(),
+        confirms("subscribe", "c", 3),
+        message("y"),
+        "$1\r\nv\r\n-WRONGTYPE x\r\n$3\r\nab".to_owned(),
+    ]
+    .concat();
+    client.hear_in_doubt(heard.as_bytes()).unwrap();
+    let shown = [
+        message("x"),
+        "-INDOUBT written on the master, acknowledged by 0 of 1 replicas\r\n".to_owned(),
+        confirms("subscribe", "c", 3),
+        message("y"),
+        "-INDOUBT read on the master, what it shows is acknowledged by 0 of 1 replicas\r\n-WRONGTYPE x\r\n".to_owned(),
+    ]
+    .concat();
+    assert_eq!(client.seen(), shown);
+    // It ends in what is acknowledged.
+    client.hear(b"c\r\n").unwrap();
+    assert_eq!(client.seen(), "$3\r\nabc\r\n");
+    assert_eq!(client.line.subscriptions.count_of(Kind::Channel), 3);
 }
 
 #[test]
