@@ -9,6 +9,7 @@
 mod abandoned;
 mod clients;
 mod faults;
+mod leases;
 pub(super) mod redis;
 mod reforms;
 mod runs;
@@ -100,6 +101,10 @@ pub(super) enum Fault {
     StoreBack,
     Isolate(NodeId),
     Heal(NodeId),
+    /// From the other nodes only.
+    Part(NodeId),
+    /// From the proxies only.
+    Unreach(NodeId),
     /// Somebody asks for a switchover.
     Wish(Option<NodeId>),
     /// The operator wants something else of the shard.
@@ -142,6 +147,10 @@ pub(super) struct World {
     lives: u32,
     pub redis: BTreeMap<NodeId, SimRedis>,
     isolated: BTreeSet<NodeId>,
+    /// From the other nodes, not from the store and the proxies.
+    apart: BTreeSet<NodeId>,
+    /// From the proxies.
+    unreached: BTreeSet<NodeId>,
     store: Option<Versioned>,
     store_up: bool,
     suspects: BTreeMap<NodeId, Suspicion>,
@@ -199,6 +208,8 @@ impl World {
             lives: 0,
             redis: BTreeMap::new(),
             isolated: BTreeSet::new(),
+            apart: BTreeSet::new(),
+            unreached: BTreeSet::new(),
             store: None,
             store_up: true,
             suspects: BTreeMap::new(),
@@ -411,7 +422,8 @@ impl World {
     }
 
     fn connected(&self, a: &NodeId, b: &NodeId) -> bool {
-        !self.isolated.contains(a) && !self.isolated.contains(b)
+        let cut = |id| self.isolated.contains(id) || self.apart.contains(id);
+        a == b || !cut(a) && !cut(b)
     }
 
     pub fn story(&self) -> String {
@@ -490,6 +502,12 @@ impl World {
         let watch = agent.machine.master_to_watch().cloned();
         let seen = self.look(node, node, now);
         self.soon(Event::Tell(node.clone(), life, Input::Own(seen)));
+        if !self.isolated.contains(node)
+            && !self.unreached.contains(node)
+            && let Some(agent) = self.agent(node, life)
+        {
+            agent.machine.note_proxy(now, PROXY);
+        }
         if let Some(master) = watch {
             let seen = self.look(node, &master.node, now);
             self.soon(Event::Tell(node.clone(), life, Input::Master(master, seen)));
@@ -505,9 +523,9 @@ impl World {
             }
             let status = self.agents[&other]
                 .as_ref()
-                .map(|agent| Box::new(agent.machine.status()));
+                .map(|agent| Box::new(agent.machine.status(now)));
             let seen = match status {
-                Some(status) if self.connected(node, &other) => PeerSeen::Up(status),
+                Some(status) if self.connected(node, &other) => PeerSeen::Up { status, asked_at: now },
                 _ if !self.connected(node, &other) => continue,
                 _ => PeerSeen::Unreachable,
             };
