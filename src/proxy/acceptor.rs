@@ -21,12 +21,12 @@ use tracing::{debug, info, warn};
 
 use super::client::Session;
 use super::handover::{Desk, Order, Teller, desk};
-use super::liaison::{self, RELAYS_MAX};
+use super::liaison::{self, Heed, RELAYS_MAX};
 use super::roll::{Question, Roll};
 use super::scripts;
 use super::settings::Settings;
 use super::shared::{ControlLogin, Replicas, SamplerSettings, sample};
-use super::source::{self, SourceError};
+use super::source::{self, Earshot, SourceError};
 use super::view::View;
 use super::vocabulary;
 use super::worker::Worker;
@@ -111,6 +111,7 @@ where
     let scripts = view.scripts.clone();
     let (desk, ends) = desk(settings.workers);
     let (relays, relayed) = mpsc::channel(RELAYS_MAX);
+    let (ear, listens) = source::ear(settings.suspicion / 4);
     let mut threads = Vec::new();
     let mut workers = Vec::new();
     for (number, (questions, (teller, orders))) in questions.into_iter().zip(ends).enumerate() {
@@ -141,6 +142,7 @@ where
             settings.topology.clone(),
             settings.identity(),
             relayed,
+            listens,
             topology,
             shutdown.clone(),
         );
@@ -149,6 +151,7 @@ where
             snapshots.clone(),
             desk,
             relays,
+            ear,
             shutdown.clone(),
         ));
         tokio::select! {
@@ -175,16 +178,18 @@ async fn talk_to_agents(
     snapshots: watch::Receiver<Arc<Snapshot>>,
     desk: Desk,
     relays: mpsc::Sender<Relayed>,
+    ear: Earshot,
     shutdown: CancellationToken,
 ) {
-    let Some(secret) = settings.agents_secret() else {
-        return;
-    };
     let me = liaison::Me {
         id: settings.id.clone(),
-        secret: secret.clone(),
+        secret: settings.agents_secret().cloned(),
+        heed: settings.heed(),
+        suspicion: settings.suspicion,
     };
-    liaison::keep(me, snapshots, desk, relays, shutdown).await;
+    if me.secret.is_some() || me.heed != Heed::Nothing {
+        liaison::keep(me, snapshots, desk, relays, ear, shutdown).await;
+    }
 }
 
 /// Samples masters and replicas until `shutdown`, if reads are split.
