@@ -12,7 +12,8 @@
 //! Owns: that reckoning, and what agents tell of it. Refuses: a shard of two, where either would stop without the other
 //! (ha.md C7). Invariants: a word counts from when it was asked for, by the clock of who asked, so that clocks need only
 //! run equally fast; the store alone or the others alone are enough, so that a restart of either parks nobody; whoever
-//! elects over a denial does so `suspicion` after the last one, and the master relies on it for half as long.
+//! elects over a denial does so twice `suspicion` after the last one, and the master relies on it for a quarter less: that
+//! is for a reading of the store that lags.
 //!
 //! Not covered: a master whose agent is dead, or stands still with it. Proxies that hear nobody stop by themselves.
 
@@ -33,8 +34,10 @@ use super::{Machine, Source};
 
 /// Members at least: of two, neither can tell a cut from the other's death.
 const MEMBERS_MIN: usize = 3;
+/// How long a denial keeps others from electing, in times of `suspicion`: the store is slower than they are.
+const DENIAL_GOOD: u32 = 2;
 /// Denials that were sent and not read back.
-const DENIALS_MAX: usize = 8;
+const DENIALS_MAX: usize = 16;
 /// Proxies whose last question is remembered, beyond those that are registered.
 const PROXIES_MAX: usize = 256;
 
@@ -89,7 +92,7 @@ impl Lease {
     /// Until when the master may go on: what the others say, what stands in the store, and the time to hear of either.
     fn until(&self, enough: usize, suspicion: Duration) -> Instant {
         let begun = self.reign.as_ref().map(|(_, _, begun)| *begun + suspicion);
-        let stands = self.stands.map(|sent| sent + suspicion / 2);
+        let stands = self.stands.map(|sent| sent + suspicion * DENIAL_GOOD - suspicion / 4);
         let known = [begun, stands, self.heard_until(enough)].into_iter().flatten();
         known.fold(self.grace, Instant::max)
     }
@@ -234,7 +237,8 @@ impl Machine {
     /// its replicas lack.
     pub(super) fn is_denied(&self, now: Instant, master: &MasterOf, state: &State) -> bool {
         let fresh = |denied: &&Denied| {
-            denied.run_id == master.run_id && now.saturating_duration_since(denied.read) < self.timings.suspicion
+            denied.run_id == master.run_id
+                && now.saturating_duration_since(denied.read) < self.timings.suspicion * DENIAL_GOOD
         };
         leased(state) && self.denied.as_ref().filter(fresh).is_some()
     }
@@ -246,7 +250,7 @@ impl Machine {
         };
         let lately = |proxy: &&String| {
             let asked = self.asked_by.get(*proxy);
-            asked.is_some_and(|asked| now.saturating_duration_since(*asked) < self.timings.suspicion)
+            asked.is_some_and(|asked| now.saturating_duration_since(*asked) < self.timings.suspicion * DENIAL_GOOD)
         };
         proxies.iter().filter(lately).count() * 2 > proxies.len()
     }
@@ -276,7 +280,7 @@ impl Machine {
         let suspicion = self.timings.suspicion;
         let begun = self.lease.reign.as_ref().map(|(_, _, begun)| *begun + suspicion);
         let heard = self.lease.heard_until(enough).max(begun);
-        if heard.is_some_and(|heard| heard >= now + suspicion / 2) {
+        if heard.is_some_and(|heard| heard >= now + suspicion * 5 / 8) {
             self.take_denial_back();
         } else {
             self.deny(now);
@@ -288,7 +292,8 @@ impl Machine {
     }
 
     fn deny(&mut self, now: Instant) {
-        let every = self.timings.suspicion / 4;
+        // Several are on their way before the first of them would have to be back.
+        let every = self.timings.suspicion / 8;
         let due = self.lease.denials.back().is_none_or(|(_, sent)| now >= *sent + every);
         if !due || !self.connected || !self.is_reached(now) {
             return;

@@ -134,6 +134,7 @@ impl LaneEnd {
             Self::Network(error) if error.kind() == io::ErrorKind::TimedOut => {
                 u64::try_from(silence(limit).as_millis()).unwrap_or(u64::MAX)
             }
+            Self::Connect(ConnectError::Silent(..)) => u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
             _ => 0,
         }
     }

@@ -61,7 +61,7 @@ fn once_the_store_is_lost_too_it_stands_down_before_another_is_elected() {
         world.fail(Fault::Part(old.clone()));
         world.run(Duration::from_secs(3), |_| false);
         world.fail(Fault::Isolate(old.clone()));
-        replaced(&mut world, &old, Duration::from_secs(3));
+        replaced(&mut world, &old, Duration::from_secs(4));
         world.fail(Fault::Heal(old));
         heals(&mut world, "healed");
     }
@@ -74,7 +74,7 @@ fn a_master_that_no_proxy_reaches_does_not_keep_others_from_being_elected() {
         let old = world.master().unwrap();
         world.fail(Fault::Part(old.clone()));
         world.fail(Fault::Unreach(old.clone()));
-        replaced(&mut world, &old, Duration::from_secs(3));
+        replaced(&mut world, &old, Duration::from_secs(6));
         world.fail(Fault::Heal(old));
         heals(&mut world, "healed");
     }
