@@ -112,6 +112,23 @@ fn without_acknowledgements_a_master_that_only_its_replicas_do_not_hear_goes_on(
 }
 
 #[test]
+fn without_acknowledgements_a_master_that_its_replicas_do_not_hear_one_way_goes_on() {
+    let Some(scene) = Scene::start(ASYNC) else { return };
+    let reign = scene.reign();
+    scene
+        .cluster
+        .network()
+        .cut_one_way(&[reign.0], &scene.cluster.replicas());
+    scene.goes_on(&[0, 1], Duration::from_secs(4));
+    scene.cluster.network().heal();
+    scene.goes_on(&[0, 1], Duration::from_secs(2));
+    assert_eq!(scene.reign(), reign);
+    let findings = scene.end();
+    assert_eq!(findings.lost().1, 0, "acknowledged and lost");
+    findings.told.into_iter().for_each(undisturbed);
+}
+
+#[test]
 fn without_acknowledgements_everything_serves_on_while_the_ensemble_is_down() {
     let Some(mut scene) = Scene::start(ASYNC) else { return };
     let reign = scene.reign();
