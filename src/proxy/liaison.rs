@@ -220,17 +220,18 @@ impl Liaison {
             let Some(hearing) = self.hearings.get(&shard.id) else {
                 continue;
             };
-            let said = hearing.said_until().is_some_and(|until| until >= now + suspicion / 2);
+            // ZooKeeper is asked before it is too late.
+            let asks_at = hearing.said_until().and_then(|until| until.checked_sub(suspicion / 2));
+            let said = asks_at.is_some_and(|at| at > now);
             asks |= heeded && !said;
             let until = hearing
                 .until(read_at, suspicion)
                 .checked_sub(HEAR_MARGIN)
                 .unwrap_or(now);
             let hears = !heeded || until > now;
-            if hears {
-                next = next.min(if heeded { until } else { next });
-                // ZooKeeper is asked before it is too late.
-                next = next.min(if said { next } else { now + suspicion / 4 });
+            if heeded {
+                let look = asks_at.filter(|_| said).unwrap_or(now + suspicion / 4);
+                next = next.min(look).min(if hears { until } else { look });
             }
             let known = !self.deaf.contains(&shard.id);
             if hears != known {
