@@ -268,6 +268,21 @@ impl Machine {
             < enough(state)
     }
 
+    /// Whether the others hear our Redis, the master, or it needs nobody's word.
+    pub(super) fn lease_is_calm(&self) -> bool {
+        self.lease.denials.is_empty()
+    }
+
+    /// The next moment after `now` at which time alone ends what a lease rests on.
+    pub(super) fn lease_due(&self, now: Instant) -> Option<Instant> {
+        self.lease.reign.as_ref()?;
+        let (state, _) = self.undisputed()?;
+        let (enough, suspicion) = (enough(state), self.timings.suspicion);
+        let heard = self.lease.heard_until(enough)?.checked_sub(suspicion * 5 / 8);
+        let over = self.lease.until(enough, suspicion).checked_sub(margin(&self.timings));
+        [heard, over].into_iter().flatten().filter(|at| *at > now).min()
+    }
+
     /// Denies what others suspect, and stands down when the lease is over.
     pub(super) fn keep_lease(&mut self, now: Instant) {
         let reign = self.leased_reign();
