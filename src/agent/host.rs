@@ -311,7 +311,7 @@ impl Host {
     fn peer_asked(&mut self, inbound: Inbound) -> Option<Input> {
         match inbound.request {
             Request::State => {
-                send(inbound.reply, &self.machine.status());
+                send(inbound.reply, &self.machine.status(clock::now()));
                 None
             }
             Request::Ask(json) => match serde_json::from_slice(&json) {
@@ -341,6 +341,15 @@ impl Host {
                 if inbound.kind == Kind::Proxy && shard == self.shard {
                     self.reports.note(inbound.id, epoch, report);
                 }
+                None
+            }
+            Request::Word(shard) => {
+                let now = clock::now();
+                let ours = shard == self.shard;
+                if ours && inbound.kind == Kind::Proxy {
+                    self.machine.note_proxy(now, &inbound.id);
+                }
+                send(inbound.reply, &self.machine.word(now).filter(|_| ours));
                 None
             }
             // Our own watch brings what others relay.

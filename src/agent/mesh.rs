@@ -178,10 +178,12 @@ impl Worker {
     }
 
     async fn check(&self, client: &mut Client) -> Result<(), PeerError> {
+        let asked_at = clock::now();
         let json = client.ask(&Request::State, self.limit).await?;
         match serde_json::from_slice(&json) {
             Ok(status) => {
-                self.tell(Input::Peer(self.node.clone(), PeerSeen::Up(Box::new(status))))
+                let status = Box::new(status);
+                self.tell(Input::Peer(self.node.clone(), PeerSeen::Up { status, asked_at }))
                     .await
             }
             Err(error) => tracing::warn!(node = %self.node, %error, "an agent's status cannot be read"),

@@ -9,7 +9,7 @@ use crate::admin::{self, Pages};
 use crate::config::{self, ConfigError, Document, Ensemble, File, Kind, Name, ProxyFile, Source, read_secret};
 use crate::proxy::shared::ControlLogin;
 use crate::proxy::source::Topology;
-use crate::proxy::{self, Settings, View};
+use crate::proxy::{self, Settings, StaleReads, View};
 use crate::route::ReadPolicy;
 use crate::topology::Addr;
 
@@ -160,6 +160,11 @@ fn build(checked: config::Proxy) -> Result<Settings, Failure> {
     if checked.reads == config::ReadPolicy::Master {
         settings.reads = ReadPolicy::Master;
     }
+    settings.stale_reads = match checked.stale_reads {
+        config::StaleReads::Refuse => StaleReads::Refuse,
+        config::StaleReads::Allow => StaleReads::Allow,
+    };
+    settings.suspicion = checked.suspicion;
     settings.max_lag_ms = u64::try_from(checked.max_lag.as_millis()).unwrap_or(u64::MAX);
     settings.hold_max_ms = u64::try_from(checked.hold_max.as_millis()).unwrap_or(u64::MAX);
     settings.ack_replicas = checked.ack_replicas;

@@ -19,6 +19,6 @@ mod value;
 pub use agent::{Agent, AgentFile, OnStop, OnStopError, Password, TimingsFile};
 pub use document::{Document, File, Kind, agent_toml, proxy_toml};
 pub use error::{ConfigError, Problem};
-pub use proxy::{Listener, Proxy, ProxyFile, ReadPolicy, Source, ZooKeeper};
+pub use proxy::{Listener, Proxy, ProxyFile, ReadPolicy, Source, StaleReads, ZooKeeper};
 pub use secret::{SECRET_BYTES_MAX, SECRET_BYTES_MIN, read_secret, read_user_and_password};
 pub use value::{Ensemble, EnsembleError, Name};

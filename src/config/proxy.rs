@@ -22,6 +22,16 @@ pub enum ReadPolicy {
     Causal,
 }
 
+/// What is done with reads while the proxy would not hear of another master.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StaleReads {
+    /// They are held, and refused in the end.
+    Refuse,
+    /// They are sent.
+    Allow,
+}
+
 /// `[proxy]` as it stands in the file; `conf/proxy.toml` documents each key.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -60,6 +70,11 @@ pub struct ProxyFile {
     pub redis_password_file: Option<PathBuf>,
     /// Where reads go.
     pub reads: ReadPolicy,
+    /// What is done with them while the proxy hears neither ZooKeeper nor enough agents.
+    pub stale_reads: Option<StaleReads>,
+    /// How long it may have heard neither.
+    #[serde(deserialize_with = "within::<100, 600_000, _>")]
+    pub suspicion_ms: u64,
     /// How old the newest sample that a replica has passed may be.
     #[serde(deserialize_with = "within::<1, 600_000, _>")]
     pub max_lag_ms: u64,
@@ -114,6 +129,8 @@ impl Default for ProxyFile {
             redis_user: None,
             redis_password_file: None,
             reads: ReadPolicy::Causal,
+            stale_reads: None,
+            suspicion_ms: 1000,
             max_lag_ms: 1000,
             hold_max_ms: 5000,
             ack_replicas: 0,
@@ -178,6 +195,10 @@ pub struct Proxy {
     pub redis_password: Password,
     /// Where reads go.
     pub reads: ReadPolicy,
+    /// What is done with them while the proxy hears neither ZooKeeper nor enough agents.
+    pub stale_reads: StaleReads,
+    /// How long it may have heard neither.
+    pub suspicion: Duration,
     /// How old the newest sample that a replica has passed may be.
     pub max_lag: Duration,
     /// How long a command waits for a master.
@@ -223,6 +244,11 @@ impl ProxyFile {
             redis_user: self.redis_user.clone(),
             redis_password,
             reads: self.reads,
+            stale_reads: self.stale_reads.unwrap_or(match self.reads {
+                ReadPolicy::Master => StaleReads::Refuse,
+                ReadPolicy::Causal => StaleReads::Allow,
+            }),
+            suspicion: Duration::from_millis(self.suspicion_ms),
             max_lag: Duration::from_millis(self.max_lag_ms),
             hold_max: Duration::from_millis(self.hold_max_ms),
             ack_replicas: acks(self.ack_replicas),

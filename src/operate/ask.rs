@@ -109,6 +109,7 @@ mod tests {
             seen: None,
             delay: None,
             foreign: false,
+            word: None,
         };
         change(&mut status, &mut facts);
         status.facts = Some(facts);

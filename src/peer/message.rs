@@ -90,6 +90,18 @@ pub struct Report {
     pub took_us: u64,
 }
 
+/// How long a shard's published master may be believed in, as far as the agent that says so has a say (rule C7): nobody
+/// that needs this agent for it elects a successor to it over its silence before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Word {
+    /// The epoch that the master was published in.
+    pub epoch: Epoch,
+    /// Milliseconds, from the moment on at which the agent was asked.
+    pub good_ms: u64,
+    /// How many agents have to say so. The master's own may be enough: it parks its Redis when its word is over.
+    pub enough: usize,
+}
+
 /// What a client asks; each gets one reply.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
@@ -106,6 +118,9 @@ pub enum Request {
     Report(ShardId, Epoch, Report),
     /// A state that the sender knows to stand in ZooKeeper.
     Relay(Relayed),
+    /// How long the shard's master may be believed in; the reply is a [`Word`] as JSON, or null. An agent of version 2 that
+    /// does not know the request yet refuses it.
+    Word(ShardId),
 }
 
 impl Request {
@@ -140,6 +155,7 @@ impl Request {
                 ])
             }
             Self::Relay(relayed) => relayed.frame(),
+            Self::Word(shard) => array(&[b"WORD", shard.as_str().as_bytes()]),
         }
     }
 
@@ -159,6 +175,7 @@ impl Request {
                 Some(Self::Report(shard_id(shard)?, Epoch(number(epoch)?), report))
             }
             [b"RELAY", ..] => Relayed::parse(frame).map(Self::Relay),
+            [b"WORD", shard, ..] => Some(Self::Word(shard_id(shard)?)),
             _ => None,
         }
     }
@@ -281,6 +298,7 @@ mod tests {
                 },
             ),
             Request::Relay(relayed.clone()),
+            Request::Word(ShardId::from("s1")),
         ] {
             assert_eq!(Request::parse(&request.frame(Version::OURS)), Some(request));
         }

@@ -5,7 +5,7 @@
 //!    HELLO 2 <agent|proxy> <id> <nonce> -->   *3 <nonce> <proof of the server> <version>
 //!    AUTH <proof of the client>         -->   +OK          (or an error line, and the end)
 //!    STATE | ASK <json> | RELAY <shard> <version> <state> | DRAINED <shard> <epoch> <course>
-//!      | ATTACHED <shard> <epoch> <course>
+//!      | ATTACHED <shard> <epoch> <course> | WORD <shard>
 //!      | REPORT <shard> <epoch> <json>  -->   one reply each, in order
 //!                                       <--   at any time, without a reply: RELAY <shard> <version> <state>
 //!                                             | ATTACH <shard> <epoch> <node> <addr> <run_id> <course>
@@ -33,7 +33,7 @@ mod version;
 pub use bulletin::Bulletin;
 pub use client::{Client, PeerError};
 pub use credential::{Role, name, role_of, token};
-pub use message::{Attach, Kind, News, Relayed, Report, Request};
+pub use message::{Attach, Kind, News, Relayed, Report, Request, Word};
 pub use server::{Inbound, serve};
 use version::Version;
 

@@ -25,12 +25,12 @@ use tracing::{debug, info, warn};
 
 use super::client::Session;
 use super::handover::{Desk, Order, Teller, desk};
-use super::liaison::{self, RELAYS_MAX};
+use super::liaison::{self, Heed, RELAYS_MAX};
 use super::roll::{Question, Roll};
 use super::scripts;
 use super::settings::Settings;
 use super::shared::{ControlLogin, Replicas, SamplerSettings, sample};
-use super::source::{self, SourceError};
+use super::source::{self, Earshot, SourceError};
 use super::view::View;
 use super::vocabulary;
 use super::worker::Worker;
@@ -122,6 +122,7 @@ where
     let scripts = view.scripts.clone();
     let (desk, ends) = desk(all_workers.len());
     let (relays, relayed) = mpsc::channel(RELAYS_MAX);
+    let (ear, listens) = source::ear(settings.suspicion / 4);
     let mut threads = Vec::new();
     let mut workers = Vec::new();
     let ends = all_workers.into_iter().zip(questions.into_iter().zip(ends));
@@ -166,6 +167,7 @@ where
             settings.topology.clone(),
             settings.identity(),
             relayed,
+            listens,
             topology,
             shutdown.clone(),
         );
@@ -174,6 +176,7 @@ where
             snapshots.clone(),
             desk,
             relays,
+            ear,
             shutdown.clone(),
         ));
         tokio::select! {
@@ -200,16 +203,18 @@ async fn talk_to_agents(
     snapshots: watch::Receiver<Arc<Snapshot>>,
     desk: Desk,
     relays: mpsc::Sender<Relayed>,
+    ear: Earshot,
     shutdown: CancellationToken,
 ) {
-    let Some(secret) = settings.agents_secret() else {
-        return;
-    };
     let me = liaison::Me {
         id: settings.id.clone(),
-        secret: secret.clone(),
+        secret: settings.agents_secret().cloned(),
+        heed: settings.heed(),
+        suspicion: settings.suspicion,
     };
-    liaison::keep(me, snapshots, desk, relays, shutdown).await;
+    if me.secret.is_some() || me.heed != Heed::Nothing {
+        liaison::keep(me, snapshots, desk, relays, ear, shutdown).await;
+    }
 }
 
 /// Samples masters and replicas until `shutdown`, if reads are split.

@@ -27,6 +27,13 @@ const COUNTED_MAX: usize = 64;
 pub enum Order {
     /// To bring what hears to another node.
     Attach(Arc<Attach>),
+    /// This proxy hears of masters, or would not hear of the next one.
+    Hear {
+        /// Which shard's.
+        shard: ShardId,
+        /// Whether it hears.
+        hears: bool,
+    },
 }
 
 /// What a worker has done.

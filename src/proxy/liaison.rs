@@ -3,24 +3,27 @@
 //! ```text
 //! agent --State--> relays --> source --> snapshot        workers <--Order-- Attach <-- agent
 //! agent <--DRAINED, ATTACHED, REPORT-- one task each <-- Tally <-- workers
+//! agent --Word, when asked--> Hearing <-- ZooKeeper           Hearing --Order::Hear--> workers
 //! ```
 //! Owns: who is connected to, what is told to whom. Refuses: judging what agents tell; the source knows which state is
 //! news, the workers what an attachment means. Invariants: every queue is bounded, and what is told too late to matter is
 //! not told; an agent that is away costs a connection attempt now and then.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
-use tokio::time::sleep;
+use tokio::time::{MissedTickBehavior, interval, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::handover::{Desk, Order, Tally, Told, What};
+use super::hearing::Hearing;
+use super::source::Earshot;
 use crate::clock;
-use crate::peer::{Attach, Client, Kind, News, PeerError, Relayed, Request};
+use crate::peer::{Attach, Client, Kind, News, PeerError, Relayed, Request, Word};
 use crate::topology::{Addr, NodeId, Phase, ShardId, Snapshot};
 
 const RETRY_FIRST: Duration = Duration::from_millis(20);
@@ -31,6 +34,8 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 const TELL_LIMIT: Duration = Duration::from_secs(1);
 /// What waits to be told to one agent.
 const UNTOLD_MAX: usize = 32;
+/// How long before nobody may be believed in workers are told: they have to hear of it, too.
+const HEAR_MARGIN: Duration = Duration::from_millis(50);
 /// News that the control thread has not looked at.
 const HEARD_MAX: usize = 64;
 /// States on their way to the source.
@@ -41,8 +46,23 @@ pub const RELAYS_MAX: usize = 64;
 pub struct Me {
     /// The proxy's name.
     pub id: String,
-    /// What agents have to know, too.
-    pub secret: Arc<[u8]>,
+    /// What agents have to know, too; without it they are not talked to.
+    pub secret: Option<Arc<[u8]>>,
+    /// Whether commands wait while nobody is heard, and for which shards.
+    pub heed: Heed,
+    /// How long nobody may have been heard.
+    pub suspicion: Duration,
+}
+
+/// Which shards' commands wait while nobody is heard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heed {
+    /// None.
+    Nothing,
+    /// Those where replicas acknowledge nothing; what they acknowledge is proven.
+    Unproven,
+    /// All.
+    All,
 }
 
 /// Keeps the line to the agents of the newest snapshot until `stop`. States that they tell go to `relays`.
@@ -51,6 +71,7 @@ pub async fn keep(
     mut snapshots: watch::Receiver<Arc<Snapshot>>,
     mut desk: Desk,
     relays: mpsc::Sender<Relayed>,
+    mut ear: Earshot,
     stop: CancellationToken,
 ) {
     let (tell, mut heard) = mpsc::channel(HEARD_MAX);
@@ -60,10 +81,13 @@ pub async fn keep(
         agents: HashMap::new(),
         tally: Tally::new(desk.orders.len()),
         attached: HashMap::new(),
+        hearings: HashMap::new(),
+        deaf: HashSet::new(),
         snapshot: snapshots.borrow_and_update().clone(),
     };
     liaison.follow();
     loop {
+        let next = liaison.judge(&ear, &desk.orders).await;
         tokio::select! {
             () = stop.cancelled() => return,
             Ok(()) = snapshots.changed() => liaison.see(&mut snapshots),
@@ -72,11 +96,14 @@ pub async fn keep(
                 liaison.see(&mut snapshots);
                 liaison.pass_on(told);
             }
-            Some(news) = heard.recv() => match news {
+            Some(said) = heard.recv() => match said {
                 // The source looks at all of them, and soon: it waits for nothing else meanwhile.
-                News::State(relayed) => drop(relays.send(relayed).await),
-                News::Attach(attach) => liaison.attach(attach, &desk.orders).await,
+                Said::News(News::State(relayed)) => drop(relays.send(relayed).await),
+                Said::News(News::Attach(attach)) => liaison.attach(attach, &desk.orders).await,
+                Said::Word(shard, node, asked_at, word) => liaison.note(&shard, &node, asked_at, word),
             },
+            Ok(()) = ear.heard.changed() => {}
+            () = sleep_until(next.into()) => {}
         }
     }
 }
@@ -86,12 +113,23 @@ type Key = (ShardId, NodeId, Addr);
 
 struct Liaison {
     me: Me,
-    tell: mpsc::Sender<News>,
+    tell: mpsc::Sender<Said>,
     agents: HashMap<Key, Agent>,
     tally: Tally,
     /// The last order to each shard's listeners: agents repeat the last thing they said to whoever connects.
     attached: HashMap<ShardId, Attach>,
+    /// What is said of each shard's master.
+    hearings: HashMap<ShardId, Hearing>,
+    /// The shards whose workers were told to wait.
+    deaf: HashSet<ShardId>,
     snapshot: Arc<Snapshot>,
+}
+
+/// What one agent says.
+enum Said {
+    News(News),
+    /// How long the shard's master may be believed in, asked for at that moment.
+    Word(ShardId, NodeId, Instant, Option<Word>),
 }
 
 /// The task that keeps one connection; it ends with this.
@@ -133,17 +171,88 @@ impl Liaison {
         self.agents.retain(|key, _| named.contains(key));
         self.attached
             .retain(|id, _| snapshot.shards.iter().any(|shard| shard.id == *id));
+        self.hear_of(&snapshot);
+        let Some(secret) = self.me.secret.clone() else { return };
         for key in named {
-            let (me, tell) = (self.me.clone(), self.tell.clone());
-            self.agents.entry(key).or_insert_with_key(|(_, node, addr)| {
+            let (me, tell, secret) = (self.me.clone(), self.tell.clone(), secret.clone());
+            self.agents.entry(key).or_insert_with_key(|key| {
                 let (untold, asked) = mpsc::channel(UNTOLD_MAX);
-                let task = tokio::spawn(hold_the_line(me, node.clone(), addr.clone(), asked, tell));
+                let task = tokio::spawn(hold_the_line(me, secret, key.clone(), asked, tell));
                 Agent {
                     untold,
                     task: task.abort_handle(),
                 }
             });
         }
+    }
+
+    /// What was said of another epoch is forgotten: that there is a new one has just been heard.
+    fn hear_of(&mut self, snapshot: &Snapshot) {
+        let now = clock::now();
+        self.hearings
+            .retain(|id, _| snapshot.shards.iter().any(|shard| shard.id == *id));
+        for shard in &snapshot.shards {
+            let known = self.hearings.get(&shard.id);
+            if known.is_none_or(|known| known.epoch() != shard.epoch) {
+                self.hearings.insert(shard.id.clone(), Hearing::new(shard.epoch, now));
+            }
+        }
+    }
+
+    fn note(&mut self, shard: &ShardId, node: &NodeId, asked_at: Instant, word: Option<Word>) {
+        if let Some(hearing) = self.hearings.get_mut(shard) {
+            hearing.note(node, asked_at, word, self.me.suspicion);
+        }
+    }
+
+    /// Tells workers which shards' masters may be believed in. Returns when that may be another answer.
+    async fn judge(&mut self, ear: &Earshot, workers: &[mpsc::Sender<Order>]) -> Instant {
+        let (now, suspicion) = (clock::now(), self.me.suspicion);
+        let mut next = now + suspicion;
+        let read_at = *ear.heard.borrow();
+        let (mut asks, mut changed) = (false, Vec::new());
+        for shard in &self.snapshot.shards {
+            let heeded = match self.me.heed {
+                Heed::Nothing => false,
+                Heed::Unproven => shard.ack_replicas == 0,
+                Heed::All => true,
+            };
+            let Some(hearing) = self.hearings.get(&shard.id) else {
+                continue;
+            };
+            // ZooKeeper is asked before it is too late.
+            let asks_at = hearing.said_until().and_then(|until| until.checked_sub(suspicion / 2));
+            let said = asks_at.is_some_and(|at| at > now);
+            asks |= heeded && !said;
+            let until = hearing
+                .until(read_at, suspicion)
+                .checked_sub(HEAR_MARGIN)
+                .unwrap_or(now);
+            let hears = !heeded || until > now;
+            if heeded {
+                let look = asks_at.filter(|_| said).unwrap_or(now + suspicion / 4);
+                next = next.min(look).min(if hears { until } else { look });
+            }
+            let known = !self.deaf.contains(&shard.id);
+            if hears != known {
+                changed.push((shard.id.clone(), hears));
+            }
+        }
+        ear.wants
+            .send_if_modified(|wants| std::mem::replace(wants, asks) != asks);
+        for (shard, hears) in changed {
+            if hears {
+                self.deaf.remove(&shard);
+            } else {
+                self.deaf.insert(shard.clone());
+            }
+            for worker in workers {
+                let shard = shard.clone();
+                // A worker that has ended has no clients.
+                let _ = worker.send(Order::Hear { shard, hears }).await;
+            }
+        }
+        next
     }
 
     /// Tells the executor's agent what is true of all workers.
@@ -193,19 +302,20 @@ impl Liaison {
 /// Connects again and again, and carries what is said both ways.
 async fn hold_the_line(
     me: Me,
-    node: NodeId,
-    addr: Addr,
+    secret: Arc<[u8]>,
+    (shard, node, addr): Key,
     mut untold: mpsc::Receiver<(Instant, Request)>,
-    heard: mpsc::Sender<News>,
+    heard: mpsc::Sender<Said>,
 ) {
     let (mut wait, mut warned) = (RETRY_FIRST, false);
     let mut unfinished = None;
     loop {
-        match Client::connect(&addr, Kind::Proxy, &me.id, &me.secret).await {
+        match Client::connect(&addr, Kind::Proxy, &me.id, &secret).await {
             Ok(mut client) => {
                 debug!(%node, %addr, "connected to the agent");
                 wait = RETRY_FIRST;
-                let end = converse(&mut client, &mut untold, &mut unfinished, &heard).await;
+                let about = (&shard, &node, me.suspicion);
+                let end = converse(&mut client, about, &mut untold, &mut unfinished, &heard).await;
                 debug!(%node, %addr, "the agent's line is lost: {end}");
             }
             Err(error @ (PeerError::Stranger(_) | PeerError::Says(_))) => {
@@ -223,11 +333,14 @@ async fn hold_the_line(
 
 async fn converse(
     client: &mut Client,
+    (shard, node, suspicion): (&ShardId, &NodeId, Duration),
     untold: &mut mpsc::Receiver<(Instant, Request)>,
     unfinished: &mut Option<(Instant, Request)>,
-    heard: &mpsc::Sender<News>,
+    heard: &mpsc::Sender<Said>,
 ) -> PeerError {
     let gone = || PeerError::Lost("pointsman ends".to_owned());
+    let mut words = interval(suspicion / 4);
+    words.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         if unfinished.is_none() {
             tokio::select! {
@@ -237,12 +350,25 @@ async fn converse(
                 },
                 news = client.hear() => match news {
                     Ok(news) => {
-                        if heard.send(news).await.is_err() {
+                        if heard.send(Said::News(news)).await.is_err() {
                             return gone();
                         }
                     }
                     Err(error) => return error,
                 },
+                _ = words.tick() => {
+                    let asked_at = clock::now();
+                    let word = match client.ask(&Request::Word(shard.clone()), ANSWER_LIMIT).await {
+                        Ok(json) => serde_json::from_slice(&json).unwrap_or_default(),
+                        // It is older than the request.
+                        Err(PeerError::Says(_)) => None,
+                        Err(error) => return error,
+                    };
+                    let said = Said::Word(shard.clone(), node.clone(), asked_at, word);
+                    if heard.send(said).await.is_err() {
+                        return gone();
+                    }
+                }
             }
         }
         let Some((since, request)) = unfinished.take() else {

@@ -11,6 +11,7 @@ mod acceptor;
 mod backend;
 mod client;
 mod handover;
+mod hearing;
 mod liaison;
 mod pause;
 mod roll;
@@ -26,5 +27,5 @@ mod wake;
 mod worker;
 
 pub use acceptor::{ProxyError, run};
-pub use settings::Settings;
+pub use settings::{Settings, StaleReads};
 pub use view::View;

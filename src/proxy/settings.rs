@@ -3,10 +3,20 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::liaison::Heed;
 use super::source::{Identity, Topology};
 use crate::peer;
 use crate::route::ReadPolicy;
 use crate::topology::{Addr, Epoch, RunId, ShardId};
+
+/// What becomes of commands that may meet a deposed master.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StaleReads {
+    /// They wait until it is known again that there is no other, and are refused in the end.
+    Refuse,
+    /// They are sent.
+    Allow,
+}
 
 /// The settings of one proxy, checked.
 #[derive(Clone, Debug)]
@@ -27,6 +37,10 @@ pub struct Settings {
     pub topology: Topology,
     /// Where reads may go.
     pub reads: ReadPolicy,
+    /// What is done with reads, and at W = 0 with writes, while the proxy would not hear of another master.
+    pub stale_reads: StaleReads,
+    /// How long the proxy may have heard nothing: that of the agents.
+    pub suspicion: Duration,
     /// How old the newest sample that a replica has passed may be, in milliseconds.
     pub max_lag_ms: u64,
     /// How long a command waits for a master before it is refused, in milliseconds.
@@ -65,6 +79,8 @@ impl Settings {
                 Topology::Fixed { .. } | Topology::File(..) | Topology::ZooKeeper(_) => ReadPolicy::Causal,
             },
             topology,
+            stale_reads: StaleReads::Allow,
+            suspicion: Duration::from_millis(1000),
             max_lag_ms: 1000,
             hold_max_ms: 5000,
             ack_replicas: 0,
@@ -74,6 +90,15 @@ impl Settings {
             clients_max: 10_000,
             secret: None,
             redis_login: None,
+        }
+    }
+
+    /// For which shards it matters whether the proxy would hear of another master.
+    pub fn heed(&self) -> Heed {
+        match (&self.topology, self.stale_reads, self.reads) {
+            (Topology::Fixed { .. } | Topology::File(..), ..) | (_, StaleReads::Allow, _) => Heed::Nothing,
+            (Topology::ZooKeeper(_), StaleReads::Refuse, ReadPolicy::Master) => Heed::Unproven,
+            (Topology::ZooKeeper(_), StaleReads::Refuse, ReadPolicy::Causal) => Heed::All,
         }
     }
 

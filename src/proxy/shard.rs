@@ -118,6 +118,8 @@ pub struct Shard {
     seeking: Cell<bool>,
     /// Topology removed it: nothing waits for it any more.
     removed: Cell<bool>,
+    /// Of another master the proxy would not hear: none is believed in (`stale_reads`).
+    deaf: Cell<bool>,
     news: Notify,
     /// The shared lanes that take newcomers.
     lanes: RefCell<HashMap<Login, Rc<Lane>>>,
@@ -154,6 +156,7 @@ impl Shard {
             unserved,
             seeking: Cell::new(false),
             removed: Cell::new(false),
+            deaf: Cell::new(false),
             news: Notify::new(),
             lanes: RefCell::default(),
             readers: RefCell::default(),
@@ -202,6 +205,9 @@ impl Shard {
         ask: &Ask,
         sticky: &mut Stickiness,
     ) -> Option<Rc<Lane>> {
+        if self.deaf.get() {
+            return None;
+        }
         let mut readers = self.readers.borrow_mut();
         for reader in readers.iter_mut().filter(|reader| reader.facts.is_in_service()) {
             if !reader.lanes.contains_key(login) && reader.rests_until_ms <= ask.now_ms {

@@ -264,6 +264,12 @@ impl Worker {
                         worker.tell(&shard.id, order.epoch, What::Attached(order.course.clone()));
                     });
                 }
+                Some(Order::Hear { shard, hears }) => {
+                    let shards = self.shards.borrow().clone();
+                    if let Some(shard) = shards.into_iter().find(|known| known.id == shard) {
+                        shard.hear(&self, hears);
+                    }
+                }
                 None => std::future::pending::<()>().await,
             }
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pointsman::peer::Relayed;
-use pointsman::proxy::source::{Identity, SourceError, Topology, nothing, run};
+use pointsman::proxy::source::{Identity, SourceError, Topology, ear, nothing, run};
 use pointsman::store::{Lifetime, Settings, Store};
 use pointsman::topology::codec::{
     ClusterConfig, NodeInfo, Place, ProxyInfo, ShardConfig, ShardState, Slots, decode, encode,
@@ -46,7 +46,14 @@ impl Source {
         let (out, heard) = watch::channel(nothing());
         let stop = CancellationToken::new();
         let (relays, relayed) = mpsc::channel(8);
-        let task = tokio::spawn(run(topology, identity(), relayed, out, stop.clone()));
+        let task = tokio::spawn(run(
+            topology,
+            identity(),
+            relayed,
+            ear(Duration::from_millis(250)).1,
+            out,
+            stop.clone(),
+        ));
         Self {
             heard,
             stop,

@@ -69,6 +69,8 @@ pub struct Suspicion {
     pub master: NodeId,
     /// Which life of it.
     pub run_id: RunId,
+    /// The agent beside the master says that it serves; the number tells one such word from the next.
+    pub denial: Option<u64>,
 }
 
 /// What became of a compare-and-set.

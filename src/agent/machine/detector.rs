@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use crate::peer::Word;
 use crate::topology::{Epoch, NodeId, RunId};
 
 use super::facts::Facts;
@@ -77,13 +78,21 @@ pub struct Status {
     /// Its Redis holds data that never was this shard's.
     #[serde(default)]
     pub foreign: bool,
+    /// How long it lets the published master go on.
+    #[serde(default)]
+    pub word: Option<Word>,
 }
 
 /// What is known of another agent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PeerSeen {
-    /// It answered.
-    Up(Box<Status>),
+    /// It answered; it was asked at this moment.
+    Up {
+        /// The answer.
+        status: Box<Status>,
+        /// When it was asked for, before the first byte was sent.
+        asked_at: Instant,
+    },
     /// Its port refuses or its connection broke and could not be restored.
     Unreachable,
 }
@@ -222,7 +231,7 @@ impl Detector {
             refused: false,
         });
         match seen {
-            PeerSeen::Up(status) => {
+            PeerSeen::Up { status, .. } => {
                 peer.status = Some(*status);
                 peer.answered = now;
                 peer.refused = false;
@@ -269,6 +278,14 @@ impl Detector {
         }
         let (known, sight) = self.remote.as_ref()?;
         (known == master).then_some(sight.answered)
+    }
+
+    /// When the published master or the agent beside it last answered us: from then on `suspicion` has to pass until we
+    /// suspect it.
+    pub fn heard(&self, master: &MasterOf, me: &NodeId) -> Option<Instant> {
+        let answered = self.last_answer(master, me);
+        let beside = self.peers.get(&master.node).filter(|peer| !peer.refused);
+        answered.max(beside.map(|peer| peer.answered))
     }
 
     /// What another agent said last, unless it has fallen silent.
@@ -349,8 +366,8 @@ mod tests {
         }
     }
 
-    fn status(health: Health) -> PeerSeen {
-        PeerSeen::Up(Box::new(Status {
+    fn status(health: Health) -> Status {
+        Status {
             node: NodeId::from("a"),
             health,
             facts: Some(sample("r", "x", 0)),
@@ -359,7 +376,15 @@ mod tests {
             seen: None,
             delay: None,
             foreign: false,
-        }))
+            word: None,
+        }
+    }
+
+    fn says(now: Instant, status: Status) -> PeerSeen {
+        PeerSeen::Up {
+            status: Box::new(status),
+            asked_at: now,
+        }
     }
 
     struct Bench {
@@ -382,7 +407,7 @@ mod tests {
             bench.detector.handle_own(now, &up);
             bench
                 .detector
-                .handle_peer(now, NodeId::from("a"), status(Health::Alive));
+                .handle_peer(now, NodeId::from("a"), says(now, status(Health::Alive)));
             bench
         }
 
@@ -414,20 +439,18 @@ mod tests {
         );
         bench
             .detector
-            .handle_peer(bench.now, NodeId::from("a"), status(Health::Dead));
+            .handle_peer(bench.now, NodeId::from("a"), says(bench.now, status(Health::Dead)));
         assert!(matches!(bench.seen_afar(), Verdict::Gone(_)));
     }
 
     #[test]
     fn word_of_a_death_before_the_promotion_is_none_of_the_masters() {
         let mut bench = Bench::new();
-        let PeerSeen::Up(mut before) = status(Health::Dead) else {
-            unreachable!("it is up");
-        };
+        let mut before = status(Health::Dead);
         before.facts = Some(sample("before", "x", 0));
         bench
             .detector
-            .handle_peer(bench.now, NodeId::from("a"), PeerSeen::Up(before));
+            .handle_peer(bench.now, NodeId::from("a"), says(bench.now, before));
         assert_eq!(bench.seen_afar(), Verdict::Fine);
     }
 

@@ -71,7 +71,7 @@ impl Machine {
         match source {
             Source::Ticket(ticket) => self.actions.push_back(Action::Answer { ticket, reply }),
             Source::Course(id) => self.own_answers.push((id, reply)),
-            Source::Published => {}
+            Source::Published | Source::Lease => {}
         }
     }
 
@@ -102,8 +102,10 @@ impl Machine {
                 }
             }
             Err(why) => {
-                if running.source == Source::Published {
-                    self.shout(Level::Warn, format!("could not attach to the master: {why}"));
+                match running.source {
+                    Source::Published => self.shout(Level::Warn, format!("could not attach to the master: {why}")),
+                    Source::Lease => self.shout(Level::Warn, format!("could not stand down: {why}")),
+                    Source::Ticket(_) | Source::Course(_) => {}
                 }
                 Reply::Failed(why)
             }

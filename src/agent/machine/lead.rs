@@ -113,6 +113,9 @@ impl Machine {
 
     fn consider_failover(&mut self, now: Instant, state: &State) {
         let Some(master) = state.serving().cloned() else { return };
+        if self.leaves_it_to_others(now, state) {
+            return;
+        }
         let verdict = self.verdict(now, &master, state);
         let why = match verdict {
             Verdict::Fine => {
@@ -123,7 +126,8 @@ impl Machine {
             Verdict::Unreachable => {
                 let silent = self.accusers(&master, state);
                 let needed = accusers_needed(state);
-                if silent < needed {
+                // Its replacement would lose what its replicas lack: at W = 0 its word in the store is enough.
+                if silent < needed || self.is_denied(now, &master, state) {
                     return;
                 }
                 format!("{silent} agents hear neither it nor its agent")
@@ -151,7 +155,12 @@ impl Machine {
         let demoted = own.is_some_and(|facts| facts.run_id == master.run_id && facts.role == Role::Replica);
         let by_us = self.obedience.epoch() > state.epoch || self.running.is_some();
         if master.node == self.me.node && read_since && demoted && !by_us {
-            return Verdict::Gone("it was made a replica by somebody else".to_owned());
+            let why = if self.lease.ended() {
+                "it stood down while nobody was heard"
+            } else {
+                "it was made a replica by somebody else"
+            };
+            return Verdict::Gone(why.to_owned());
         }
         self.detector.verdict(now, master, &self.me.node)
     }
@@ -159,7 +168,10 @@ impl Machine {
     /// How many agents, this one included, say that they hear neither the master nor its agent.
     fn accusers(&self, master: &MasterOf, state: &State) -> usize {
         let others = self.suspects.iter().filter(|suspect| {
-            suspect.run_id == master.run_id && suspect.by != self.me.node && state.members.contains(&suspect.by)
+            suspect.denial.is_none()
+                && suspect.run_id == master.run_id
+                && suspect.by != self.me.node
+                && state.members.contains(&suspect.by)
         });
         others.count() + usize::from(state.members.contains(&self.me.node))
     }
@@ -174,6 +186,7 @@ impl Machine {
                 by: self.me.node.clone(),
                 master: master.node,
                 run_id: master.run_id,
+                denial: None,
             })
         });
         if self.connected && accused != self.suspicion {
@@ -405,7 +418,7 @@ impl Machine {
 
 /// How many agents must hear nothing before a silent host counts as gone: with acknowledgements those
 /// that could elect (n-W), without them a majority, but never more than there are others.
-fn accusers_needed(state: &State) -> usize {
+pub(super) fn accusers_needed(state: &State) -> usize {
     let n = state.members.len();
     let w = usize::try_from(state.ack_replicas).unwrap_or(usize::MAX);
     let needed = if w == 0 { n / 2 + 1 } else { n.saturating_sub(w) };

@@ -6,6 +6,7 @@
 //!        detector (is the master gone?) -> lead (claim?) -> election (park, choose, promote, publish)
 //!        wish (may the master be moved?) -----------------> switch (drain, fence, reach, promote, publish)
 //!        membership (is all as the operator wants?) -------> reform (drain, renew, re-attach, publish)
+//!        lease (may our master go on unheard?) ---------> stand down
 //!        obedience (may I do as told?) <- follow (what my own Redis should be doing)
 //! ```
 //!
@@ -28,6 +29,7 @@ pub mod election;
 pub mod facts;
 mod follow;
 mod lead;
+mod lease;
 mod membership;
 pub mod obedience;
 mod origin;
@@ -56,6 +58,7 @@ use action::{Action, AskId, Input, Job, Level, Registered, Suspicion, Ticket};
 use course::Course;
 use detector::{Detector, Health, PeerSeen, Seen, Status};
 use facts::Cleanliness;
+use lease::{Denied, Lease};
 use obedience::{Ask, Obedience, Step};
 use origin::Origin;
 use state::{MasterOf, Versioned};
@@ -100,6 +103,8 @@ enum Source {
     Course(AskId),
     /// Nobody: we follow the published master.
     Published,
+    /// Nobody: the lease of our Redis, the master, is over.
+    Lease,
 }
 
 /// A piece of work on our own Redis.
@@ -141,6 +146,11 @@ pub struct Machine {
     registered: BTreeSet<NodeId>,
     suspects: Vec<Suspicion>,
     suspicion: Option<Suspicion>,
+    lease: Lease,
+    /// The last denial of the published master's agent.
+    denied: Option<Denied>,
+    /// When each proxy last asked us something.
+    asked_by: BTreeMap<String, Instant>,
     pending: Option<Pending>,
     write_again: Instant,
 
@@ -214,6 +224,9 @@ impl Machine {
             registered: BTreeSet::new(),
             suspects: Vec::new(),
             suspicion: None,
+            lease: Lease::new(now),
+            denied: None,
+            asked_by: BTreeMap::new(),
             pending: None,
             write_again: now,
             master_reading: None,
@@ -255,7 +268,10 @@ impl Machine {
             Input::StoreLost => self.handle_store_lost(now),
             Input::State(state) => self.learn(now, state),
             Input::Nodes(nodes) => self.handle_nodes(nodes),
-            Input::Suspects(suspects) => self.suspects = suspects,
+            Input::Suspects(suspects) => {
+                self.suspects = suspects;
+                self.note_denials(now);
+            }
             Input::Wish(request) => self.handle_wish(now, request),
             Input::Wanted(wanted) => self.handle_wanted(wanted),
             Input::Proxies(proxies) => self.proxies = Some(proxies),
@@ -273,8 +289,9 @@ impl Machine {
             Input::Own(seen) => self.handle_own(now, seen),
             Input::Master(master, seen) => self.handle_master(now, &master, &seen),
             Input::Peer(node, seen) => {
-                if let PeerSeen::Up(status) = &seen {
+                if let PeerSeen::Up { status, asked_at } = &seen {
                     self.note_status(status);
+                    self.note_word(&node, *asked_at, status.word.as_ref());
                 }
                 self.detector.handle_peer(now, node, seen);
             }
@@ -291,7 +308,7 @@ impl Machine {
     }
 
     /// What we tell other agents when asked.
-    pub fn status(&self) -> Status {
+    pub fn status(&self, now: Instant) -> Status {
         Status {
             node: self.me.node.clone(),
             health: self.detector.health(),
@@ -302,6 +319,7 @@ impl Machine {
             seen: self.seen.clone(),
             delay: self.planned.clone(),
             foreign: self.is_foreign(),
+            word: self.word(now),
         }
     }
 
@@ -345,6 +363,7 @@ impl Machine {
         self.wind_down(now);
         self.advance_course(now);
         self.hear_own_answers(now);
+        self.keep_lease(now);
         self.consider_wish(now);
         self.consider_claim(now);
         self.hear_own_answers(now);

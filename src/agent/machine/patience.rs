@@ -24,7 +24,8 @@ impl Machine {
             return UNSETTLED;
         }
         let again = [self.write_again, self.claim_again, self.reform_again, self.follow_again];
-        let dues = again.into_iter().filter(|at| *at > now).chain(self.detector.due(now));
+        let again = again.into_iter().filter(|at| *at > now);
+        let dues = again.chain(self.detector.due(now)).chain(self.lease_due(now));
         // A longer sleep would look as if we had been stopped.
         let longest = self.timings.stall / 4;
         let due = dues.min().map(|due| due.saturating_duration_since(now));
@@ -36,7 +37,7 @@ impl Machine {
         let serving = self.state().is_some_and(|known| known.state.serving().is_some());
         let wished = self.wish.as_ref().is_some_and(|wish| !wish.is_over());
         let waiting = self.pending.is_some() || self.running.is_some() || self.planned.is_some() || wished;
-        let suspicious = self.suspicion.is_some() || self.short_since.is_some();
+        let suspicious = self.suspicion.is_some() || self.short_since.is_some() || !self.lease_is_calm();
         let known = self.connected && self.ready() && self.detector.health() == Health::Alive;
         serving && known && !waiting && !suspicious && !self.leaving
     }

@@ -126,7 +126,16 @@ impl Proving {
     pub fn advance(&mut self, now: Instant, timings: &Timings, base: &State) -> Option<Order> {
         let waited = now.saturating_duration_since(self.since);
         let enough = self.proven.len() >= self.needed(base);
-        let patience = if enough { timings.prove } else { timings.prove_needed };
+        // A master that stood down reigns again over those who had all it has: its next death is to find them valid.
+        let again = base
+            .master
+            .as_ref()
+            .is_some_and(|before| before.run_id == self.promoted.run_id);
+        let patience = if enough && !again {
+            timings.prove
+        } else {
+            timings.prove_needed
+        };
         let settled = (enough && !self.proven.is_empty()) || self.awaited.is_empty();
         if !settled && waited < patience {
             return None;

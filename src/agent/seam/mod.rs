@@ -222,6 +222,7 @@ mod tests {
             let evidence = Suspect {
                 master: NodeId::from("m"),
                 run_id: RunId::from("r"),
+                denial: None,
             };
             let path = format!("/shards/s1/suspects/{marker}");
             self.other
@@ -419,6 +420,7 @@ mod tests {
             by: NodeId::from("a"),
             master: NodeId::from("m"),
             run_id: RunId::from("m1"),
+            denial: None,
         };
         bench.ask(StoreRequest::Suspect(Some(suspicion.clone()))).await;
         let evidence = |wanted: Vec<Suspicion>| {

@@ -55,6 +55,7 @@ pub(super) fn to_suspicion(by: NodeId, znode: Suspect) -> Suspicion {
         by,
         master: znode.master,
         run_id: znode.run_id,
+        denial: znode.denial,
     }
 }
 
@@ -62,6 +63,7 @@ pub(super) fn from_suspicion(suspicion: &Suspicion) -> Suspect {
     Suspect {
         master: suspicion.master.clone(),
         run_id: suspicion.run_id.clone(),
+        denial: suspicion.denial,
     }
 }
 

@@ -76,26 +76,29 @@ pub enum ConnectError {
 const NO_PASSWORD: &str = "-NOAUTH Authentication required.";
 /// How long an idle connection to Redis goes unchecked.
 const KEEPALIVE: Duration = Duration::from_secs(15);
-/// How long what was sent to Redis may go without a sign from its host: then the connection is lost.
-const SILENCE: Duration = Duration::from_secs(5);
 /// Bytes of a handshake's replies that are read at most.
 const HANDSHAKE_REPLY_BYTES_MAX: usize = 64 * 1024;
 
 /// Connects within `limit` and logs in. Sets `TCP_NODELAY`, keepalive and `TCP_USER_TIMEOUT`.
 pub async fn connect(addr: &Addr, login: &Login, limit: Duration) -> Result<TcpStream, ConnectError> {
-    within(limit, addr, open(addr, None, login)).await
+    within(limit, addr, open(addr, None, login, limit)).await
 }
 
 /// The same, once the server has proven that it is of the target's epoch.
 pub async fn connect_to(target: &Target, login: &Login, limit: Duration) -> Result<TcpStream, ConnectError> {
-    within(limit, &target.addr, open(&target.addr, target.pass.as_deref(), login)).await
+    within(
+        limit,
+        &target.addr,
+        open(&target.addr, target.pass.as_deref(), login, limit),
+    )
+    .await
 }
 
 /// Connects within `limit` as nobody's: with the pass of the epoch, or not logged in where there is none. For questions
 /// about connections and logins only.
 pub async fn connect_control(target: &Target, limit: Duration) -> Result<TcpStream, ConnectError> {
     let opening = async {
-        let mut stream = open_socket(&target.addr).await?;
+        let mut stream = open_socket(&target.addr, limit).await?;
         if let Some(pass) = target.pass.as_deref() {
             log_in(&mut stream, pass_request(pass), 1, true, &target.addr).await?;
         }
@@ -106,7 +109,7 @@ pub async fn connect_control(target: &Target, limit: Duration) -> Result<TcpStre
 
 /// Connects within `limit`, and does not log in.
 pub async fn connect_mute(addr: &Addr, limit: Duration) -> Result<TcpStream, ConnectError> {
-    within(limit, addr, open_socket(addr)).await
+    within(limit, addr, open_socket(addr, limit)).await
 }
 
 async fn within<T>(
@@ -119,7 +122,13 @@ async fn within<T>(
         .unwrap_or_else(|_| Err(ConnectError::Silent(addr.clone(), limit)))
 }
 
-async fn open_socket(addr: &Addr) -> Result<TcpStream, ConnectError> {
+/// How long what was sent to Redis may go without a sign from its host, by the limit of opening a connection: then the
+/// connection is lost. Twice, so that agents who suspect a host after as long replace it first.
+pub fn silence(limit: Duration) -> Duration {
+    limit.saturating_mul(2)
+}
+
+async fn open_socket(addr: &Addr, limit: Duration) -> Result<TcpStream, ConnectError> {
     let network = |error| ConnectError::Network(addr.clone(), error);
     let stream = TcpStream::connect((addr.host(), addr.port())).await.map_err(network)?;
     let socket = SockRef::from(&stream);
@@ -127,12 +136,12 @@ async fn open_socket(addr: &Addr) -> Result<TcpStream, ConnectError> {
     socket
         .set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE))
         .map_err(network)?;
-    socket.set_tcp_user_timeout(Some(SILENCE)).map_err(network)?;
+    socket.set_tcp_user_timeout(Some(silence(limit))).map_err(network)?;
     Ok(stream)
 }
 
-async fn open(addr: &Addr, pass: Option<&Pass>, login: &Login) -> Result<TcpStream, ConnectError> {
-    let mut stream = open_socket(addr).await?;
+async fn open(addr: &Addr, pass: Option<&Pass>, login: &Login, limit: Duration) -> Result<TcpStream, ConnectError> {
+    let mut stream = open_socket(addr, limit).await?;
     let early = if login.is_named_user() {
         if let Some(pass) = pass {
             log_in(&mut stream, pass_request(pass), 1, true, addr).await?;

@@ -18,12 +18,13 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use thiserror::Error;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
-use super::connect::{ConnectError, Login, connect, connect_to, identify_replica};
+use super::connect::{ConnectError, Login, connect, connect_to, identify_replica, silence};
 use super::held::Held;
 use super::ledger::{Cover, Ledger};
 use super::life::Life;
@@ -124,6 +125,19 @@ pub enum Purpose {
     Master(Option<FenceLog>),
     /// Reads, to the replica that these facts are about.
     Replica(Arc<ReplicaFacts>),
+}
+
+impl LaneEnd {
+    /// How long nothing was heard when that is why it ended, in milliseconds; `limit` is that of opening a connection.
+    pub fn silent_ms(&self, limit: Duration) -> u64 {
+        match self {
+            Self::Network(error) if error.kind() == io::ErrorKind::TimedOut => {
+                u64::try_from(silence(limit).as_millis()).unwrap_or(u64::MAX)
+            }
+            Self::Connect(ConnectError::Silent(..)) => u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
+            _ => 0,
+        }
+    }
 }
 
 /// Whether a lane gets on, from one look to the next.

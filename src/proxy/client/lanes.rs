@@ -20,6 +20,14 @@ use crate::route::{Ask, Footprint, Place, ReadPolicy};
 use crate::topology::ShardIndex;
 
 const NO_MASTER: &[u8] = b"-MASTERDOWN no master for the shard: not executed\r\n";
+const NOT_HEARD: &[u8] =
+    b"-MASTERDOWN neither ZooKeeper nor enough agents are heard, so that there may be another master: not \
+    executed; see to this proxy's network, or set stale_reads = \"allow\"\r\n";
+
+/// Why what waited for a shard is not executed.
+fn no_master(shard: &Shard) -> &'static [u8] {
+    if shard.is_deaf() { NOT_HEARD } else { NO_MASTER }
+}
 
 impl State {
     /// How many of the requests that wait at the front for `shard` its toll has not counted yet.
@@ -421,7 +429,7 @@ impl Session {
         for held in expired {
             shard.count_failed(held.count);
             for _ in 0..held.count {
-                self.fill(held.run, NO_MASTER, 1, &worker);
+                self.fill(held.run, no_master(shard), 1, &worker);
             }
         }
         let tail = self.state().tail.take();
@@ -449,7 +457,7 @@ impl Session {
                         return at;
                     }
                     shard.count_failed(1);
-                    let line = self.refused_line(&args, NO_MASTER);
+                    let line = self.refused_line(&args, no_master(shard));
                     self.refuse(|out| out.extend_from_slice(line));
                     at += len;
                 }

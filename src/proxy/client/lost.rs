@@ -16,8 +16,8 @@ use crate::route::{Fate, Verdict, plan};
 const SERVED_MS: u64 = 100;
 
 impl Session {
-    /// Applies the in-flight rules to what this session had on a lane that is gone.
-    pub fn lane_lost(self: &Rc<Self>, lane: &Rc<Lane>, lost: Vec<Lost>) {
+    /// Applies the in-flight rules to what this session had on a lane that is gone, and was silent for so long before.
+    pub fn lane_lost(self: &Rc<Self>, lane: &Rc<Lane>, lost: Vec<Lost>, silent_ms: u64) {
         let worker = self.worker.clone();
         let now_ms = clock::monotonic_ms();
         let served = lost.first().and_then(|lost| lost.since_ms);
@@ -25,7 +25,7 @@ impl Session {
             // It was blocked there, as it is meant to be.
             self.state().held_at_written = u64::MAX;
         }
-        let too_late = self.has_waited_ms(now_ms) > worker.hold_max_ms();
+        let too_late = self.has_waited_ms(now_ms, silent_ms) > worker.hold_max_ms();
         let told = self.judge_lost(lane, &lost, too_late);
         let demoted = lost.iter().any(|lost| lost.fate == Fate::Refused);
         let mut held = Vec::new();
@@ -117,11 +117,11 @@ impl Session {
     }
 
     /// How long the client has been waiting through one loss after the other without an answer; begins anew after one.
-    fn has_waited_ms(&self, now_ms: u64) -> u64 {
+    fn has_waited_ms(&self, now_ms: u64, silent_ms: u64) -> u64 {
         let written = self.written();
         let mut state = self.state();
         if state.held_at_written != written {
-            (state.held_since_ms, state.held_at_written) = (now_ms, written);
+            (state.held_since_ms, state.held_at_written) = (now_ms.saturating_sub(silent_ms), written);
         }
         now_ms.saturating_sub(state.held_since_ms)
     }

@@ -56,6 +56,15 @@ impl Shard {
         self.lose_taps(astray);
     }
 
+    /// Ends all lanes to replicas: reads that are unanswered are asked again.
+    pub(super) fn abandon_readers(&self) {
+        for reader in self.readers.borrow_mut().iter_mut() {
+            for (_, lane) in reader.lanes.drain() {
+                lane.abandon();
+            }
+        }
+    }
+
     /// The same, for a master that was moved on purpose: what it still has to answer is heard, for a while. It is
     /// fenced, so it says nothing that the next master does not know.
     pub(super) fn retire_lanes(&self, still: &Target) {
@@ -140,7 +149,7 @@ impl Shard {
                 LaneEnd::Connect(ConnectError::Refused(_, line)) if is_no_loss(line) => {
                     session.login_refused(&lost, line)
                 }
-                _ => session.lane_lost(lane, lost),
+                _ => session.lane_lost(lane, lost, end.silent_ms(worker.connect_timeout())),
             }
         }
         worker.flush_dirty();

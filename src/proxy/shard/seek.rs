@@ -62,6 +62,34 @@ impl Shard {
         }
     }
 
+    /// The proxy hears of masters again, or would not hear of the next one: then the one that it knows may be deposed. It gets
+    /// nothing more, and what it has not answered yet is not heard.
+    pub fn hear(self: &Rc<Self>, worker: &Rc<Worker>, hears: bool) {
+        if self.deaf.replace(!hears) != hears {
+            return;
+        }
+        if hears {
+            info!(shard = %self.id, "ZooKeeper or enough agents are heard again");
+            self.news.notify_one();
+            return;
+        }
+        warn!(
+            shard = %self.id,
+            "neither ZooKeeper nor enough agents are heard: commands are held (stale_reads = \"refuse\")"
+        );
+        let target = self.answering();
+        self.abandon_lanes(None);
+        self.abandon_readers();
+        if let Some(target) = target {
+            self.lost(worker, &target);
+        }
+    }
+
+    /// Whether the proxy would not hear of another master.
+    pub fn is_deaf(&self) -> bool {
+        self.deaf.get()
+    }
+
     pub(super) fn start_seeking(self: &Rc<Self>, worker: &Rc<Worker>) {
         if !self.seeking.replace(true) {
             let (shard, worker) = (self.clone(), worker.clone());
@@ -73,13 +101,9 @@ impl Shard {
     async fn seek(self: Rc<Self>, worker: &Rc<Worker>) {
         let (since_ms, mut wait, mut told) = (clock::monotonic_ms(), RETRY_FIRST, None);
         while !self.removed.get() && self.serving().is_none() {
-            let greeted = tokio::select! {
-                biased;
-                () = self.news.notified() => {
-                    wait = RETRY_FIRST;
-                    continue;
-                }
-                greeted = self.greet(worker) => greeted,
+            let Some(greeted) = self.greet_in_time(worker).await else {
+                wait = RETRY_FIRST;
+                continue;
             };
             match greeted {
                 Ok(()) => {
@@ -106,9 +130,23 @@ impl Shard {
         self.wake_all();
     }
 
+    /// Greets the master, and meanwhile tells those whose time is up: a host that is away answers nothing. `None`: there is news.
+    async fn greet_in_time(self: &Rc<Self>, worker: &Rc<Worker>) -> Option<Result<(), Option<String>>> {
+        let mut greeting = std::pin::pin!(self.greet(worker));
+        loop {
+            tokio::select! {
+                biased;
+                () = self.news.notified() => return None,
+                greeted = &mut greeting => return Some(greeted),
+                () = tokio::time::sleep(RETRY_LAST) => self.expire_holds(worker),
+            }
+        }
+    }
+
     /// Greets the master that topology names. An error without a reason: it names none, or another by now.
     async fn greet(self: &Rc<Self>, worker: &Rc<Worker>) -> Result<(), Option<String>> {
         let target = match &*self.mastership.borrow() {
+            Mastership::Sought(_) if self.deaf.get() => return Err(None),
             Mastership::Sought(target) => target.clone(),
             Mastership::Nobody | Mastership::Serving(_) | Mastership::Leaving(_) => return Err(None),
         };
@@ -124,6 +162,7 @@ impl Shard {
         let life = target.run_id.clone().or(told);
         worker.scripts().before_serving(&target.addr, life.as_ref()).await;
         let still = matches!(&*self.mastership.borrow(), Mastership::Sought(sought) if *sought == target);
+        let still = still && !self.deaf.get();
         if !still {
             return Err(None);
         }

@@ -21,6 +21,7 @@ mod zookeeper;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 use tokio::sync::{mpsc, watch};
@@ -86,6 +87,35 @@ pub enum SourceError {
     Name(#[from] NameError),
 }
 
+/// Whether the store is heard: the end of who wants to know.
+#[derive(Debug)]
+pub struct Earshot {
+    /// Whether it is to be asked, now and then.
+    pub wants: watch::Sender<bool>,
+    /// When it was last asked something that it has answered since.
+    pub heard: watch::Receiver<Option<Instant>>,
+}
+
+/// The source's end of an [`Earshot`].
+#[derive(Debug)]
+pub struct Listens {
+    wanted: watch::Receiver<bool>,
+    heard: watch::Sender<Option<Instant>>,
+    every: Duration,
+}
+
+/// Both ends; the store is asked each `every` while that is wanted.
+pub fn ear(every: Duration) -> (Earshot, Listens) {
+    let (wants, wanted) = watch::channel(false);
+    let (sender, heard) = watch::channel(None);
+    let listens = Listens {
+        wanted,
+        heard: sender,
+        every,
+    };
+    (Earshot { wants, heard }, listens)
+}
+
 /// The snapshot before anything is known: no shards.
 pub fn nothing() -> Arc<Snapshot> {
     Arc::new(Snapshot {
@@ -100,6 +130,7 @@ pub async fn run(
     topology: Topology,
     identity: Identity,
     relays: mpsc::Receiver<Relayed>,
+    listens: Listens,
     out: watch::Sender<Arc<Snapshot>>,
     stop: CancellationToken,
 ) -> Result<(), SourceError> {
@@ -111,7 +142,7 @@ pub async fn run(
             Ok(())
         }
         Topology::File(path, login) => file::follow(path, login, offer, stop).await,
-        Topology::ZooKeeper(settings) => zookeeper::follow(settings, identity, relays, offer, stop).await,
+        Topology::ZooKeeper(settings) => zookeeper::follow(settings, identity, relays, listens, offer, stop).await,
     }
 }
 
@@ -175,7 +206,14 @@ mod tests {
         };
         let (_relays, relayed) = mpsc::channel(1);
         let stop = CancellationToken::new();
-        let running = tokio::spawn(run(topology, identity, relayed, out, stop.clone()));
+        let running = tokio::spawn(run(
+            topology,
+            identity,
+            relayed,
+            ear(Duration::from_millis(250)).1,
+            out,
+            stop.clone(),
+        ));
         let snapshot = heard.wait_for(|now| !now.shards.is_empty()).await.unwrap().clone();
         let shard = &snapshot.shards[0];
         assert_eq!(

@@ -6,13 +6,14 @@
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::offer::Offer;
 use super::picture::Gap;
 use super::reader::{Due, Reader};
-use super::{Identity, SourceError};
+use super::{Identity, Listens, SourceError};
+use crate::clock;
 use crate::peer::Relayed;
 use crate::store::{Connection, Ephemeral, Hint, Settings, Store, StoreError, Watch};
 use crate::topology::Phase;
@@ -25,6 +26,7 @@ pub(super) async fn follow(
     settings: Settings,
     identity: Identity,
     relays: mpsc::Receiver<Relayed>,
+    listens: Listens,
     offer: Offer,
     stop: CancellationToken,
 ) -> Result<(), SourceError> {
@@ -36,7 +38,11 @@ pub(super) async fn follow(
     let store = store?;
     let following = async {
         check_schema(&store).await?;
-        Source::new(store.clone(), identity, offer).run(relays).await;
+        let mut source = Source::new(store.clone(), identity, offer);
+        tokio::select! {
+            () = source.run(relays) => {}
+            () = listens.listen(&store) => {}
+        }
         Ok(())
     };
     let ended = stop.run_until_cancelled(following).await;
@@ -55,6 +61,23 @@ async fn check_schema(store: &Store) -> Result<(), SourceError> {
         // Nobody has laid anything out yet, or it cannot be known now.
         Ok(None) | Err(StoreError::Away | StoreError::Unknown) => Ok(()),
         Err(error) => Err(error.into()),
+    }
+}
+
+impl Listens {
+    /// Asks the store whether it is there, as often as that is wanted. The question goes to its leader: a server that is cut off
+    /// from that one answers reads for seconds.
+    async fn listen(mut self, store: &Store) {
+        loop {
+            if self.wanted.wait_for(|wanted| *wanted).await.is_err() {
+                return std::future::pending().await;
+            }
+            let asked_at = clock::now();
+            if let Ok(Ok(())) = timeout(self.every * 4, store.sync()).await {
+                self.heard.send_replace(Some(asked_at));
+            }
+            sleep(self.every).await;
+        }
     }
 }
 

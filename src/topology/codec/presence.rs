@@ -61,6 +61,9 @@ pub struct Suspect {
     pub master: NodeId,
     /// Which life of it.
     pub run_id: RunId,
+    /// None: suspected. Else the agent beside the master itself says that it serves, and this tells one such word from the next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub denial: Option<u64>,
 }
 
 impl Znode for Suspect {
@@ -125,6 +128,7 @@ mod tests {
         let suspect = Suspect {
             master: NodeId::from("a"),
             run_id: RunId::from("ab"),
+            denial: None,
         };
         assert_eq!(decode::<Suspect>(&encode(&suspect), "p").unwrap(), suspect);
         assert!(decode::<Suspect>(br#"{"master":"","run_id":"ab"}"#, "p").is_err());

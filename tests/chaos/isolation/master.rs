@@ -47,14 +47,17 @@ fn a_master_on_the_minority_side_with_clients_is_replaced_and_they_follow_when_i
 }
 
 #[test]
-fn without_acknowledgements_a_minority_loses_what_it_wrote() {
+fn without_acknowledgements_a_minority_loses_what_it_wrote_until_its_master_stood_down() {
     let Some(scene) = Scene::start(Shape { w: 0, ..SMALL }) else {
         return;
     };
     let master = scene.cluster.master().unwrap();
     scene.cluster.network().isolate(&[master, PROXIES[0]], &[]);
     scene.cluster.next_master(master);
-    scene.goes_on(&[0, 1], Duration::from_secs(2));
+    scene.goes_on(&[1], Duration::from_secs(2));
+    let before = scene.workload.good(0);
+    scene.goes_on(&[1], Duration::from_secs(1));
+    assert_eq!(scene.workload.good(0), before, "the minority goes on");
     scene.cluster.network().heal();
     let findings = scene.end();
     let (_, lost) = findings.lost();

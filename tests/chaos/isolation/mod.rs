@@ -7,6 +7,7 @@ mod master;
 mod oneway;
 mod paused;
 mod proxies;
+mod unheard;
 
 use std::time::Duration;
 

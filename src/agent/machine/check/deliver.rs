@@ -106,8 +106,13 @@ impl World {
             (master, seen)
         });
         let peers = (0..NODES).filter(|other| *other != node).map(|other| {
-            let status = self.agents[other].as_deref().map(|agent| agent.machine.status());
-            let seen = status.map_or(PeerSeen::Unreachable, |status| PeerSeen::Up(Box::new(status)));
+            let status = self.agents[other]
+                .as_deref()
+                .map(|agent| agent.machine.status(asked_at));
+            let seen = status.map_or(PeerSeen::Unreachable, |status| PeerSeen::Up {
+                status: Box::new(status),
+                asked_at,
+            });
             (other, seen)
         });
         let peers: Vec<(usize, PeerSeen)> = peers.collect();

@@ -52,7 +52,15 @@ impl World {
             }
             Fault::Heal(id) => {
                 self.isolated.remove(&id);
+                self.apart.remove(&id);
+                self.unreached.remove(&id);
                 self.reconnect();
+            }
+            Fault::Part(id) => {
+                self.apart.insert(id);
+            }
+            Fault::Unreach(id) => {
+                self.unreached.insert(id);
             }
             Fault::Wish(to) => self.ask_for(to),
             Fault::Want(wanted) => self.want(*wanted),

@@ -9,6 +9,8 @@
 mod abandoned;
 mod clients;
 mod faults;
+mod leases;
+mod probes;
 pub(super) mod redis;
 mod reforms;
 mod runs;
@@ -21,7 +23,6 @@ use std::time::{Duration, Instant};
 
 use super::Machine;
 use super::action::{Action, Input, Job, Reply, Suspicion, Ticket};
-use super::detector::{PeerSeen, Seen};
 use super::facts::Role;
 use super::obedience::Ask;
 use super::outcome::Outcome;
@@ -100,6 +101,10 @@ pub(super) enum Fault {
     StoreBack,
     Isolate(NodeId),
     Heal(NodeId),
+    /// From the other nodes only.
+    Part(NodeId),
+    /// From the proxies only.
+    Unreach(NodeId),
     /// Somebody asks for a switchover.
     Wish(Option<NodeId>),
     /// The operator wants something else of the shard.
@@ -144,6 +149,10 @@ pub(super) struct World {
     lives: u32,
     pub redis: BTreeMap<NodeId, SimRedis>,
     isolated: BTreeSet<NodeId>,
+    /// From the other nodes, not from the store and the proxies.
+    apart: BTreeSet<NodeId>,
+    /// From the proxies.
+    unreached: BTreeSet<NodeId>,
     store: Option<Versioned>,
     store_up: bool,
     suspects: BTreeMap<NodeId, Suspicion>,
@@ -201,6 +210,8 @@ impl World {
             lives: 0,
             redis: BTreeMap::new(),
             isolated: BTreeSet::new(),
+            apart: BTreeSet::new(),
+            unreached: BTreeSet::new(),
             store: None,
             store_up: true,
             suspects: BTreeMap::new(),
@@ -422,7 +433,8 @@ impl World {
     }
 
     fn connected(&self, a: &NodeId, b: &NodeId) -> bool {
-        !self.isolated.contains(a) && !self.isolated.contains(b)
+        let cut = |id| self.isolated.contains(id) || self.apart.contains(id);
+        a == b || !cut(a) && !cut(b)
     }
 
     pub fn story(&self) -> String {
@@ -493,59 +505,6 @@ impl World {
         let facts = self.redis[&node].up().map(|up| Box::new(up.facts()));
         let facts = facts.ok_or_else(|| "no answer".to_owned());
         self.tell(&node, life, Input::Acted(job, facts));
-    }
-
-    fn probe(&mut self, node: &NodeId, life: u32) {
-        let now = self.now;
-        let Some(agent) = self.agent(node, life) else { return };
-        let watch = agent.machine.master_to_watch().cloned();
-        let seen = self.look(node, node, now);
-        self.soon(Event::Tell(node.clone(), life, Input::Own(seen)));
-        if let Some(master) = watch {
-            let seen = self.look(node, &master.node, now);
-            self.soon(Event::Tell(node.clone(), life, Input::Master(master, seen)));
-        }
-        for (other, _) in self
-            .agents
-            .iter()
-            .map(|(id, agent)| (id.clone(), agent.is_some()))
-            .collect::<Vec<_>>()
-        {
-            if other == *node {
-                continue;
-            }
-            let status = self.agents[&other]
-                .as_ref()
-                .map(|agent| Box::new(agent.machine.status()));
-            let seen = match status {
-                Some(status) if self.connected(node, &other) => PeerSeen::Up(status),
-                _ if !self.connected(node, &other) => continue,
-                _ => PeerSeen::Unreachable,
-            };
-            self.soon(Event::Tell(node.clone(), life, Input::Peer(other, seen)));
-        }
-        self.at(Duration::from_millis(20), Event::Probe(node.clone(), life));
-    }
-
-    fn look(&self, from: &NodeId, at: &NodeId, now: Instant) -> Seen {
-        let redis = &self.redis[at];
-        match &redis.life {
-            _ if from != at && !self.connected(from, at) => Seen::Silent,
-            None => Seen::Dead,
-            Some(_) if redis.frozen => Seen::Silent,
-            Some(life) => {
-                let linked = self.redis.values().filter_map(SimRedis::up);
-                let linked = linked.filter(|other| other.linked && other.follows.as_ref() == Some(&redis.addr));
-                let replicas = u32::try_from(linked.count()).unwrap();
-                Seen::Up {
-                    facts: super::facts::Facts {
-                        replicas,
-                        ..life.facts()
-                    },
-                    asked_at: now,
-                }
-            }
-        }
     }
 
     /// L: a master serves, members and W are as wanted, every member follows and is valid, and nobody else follows.
