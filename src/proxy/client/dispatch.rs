@@ -234,6 +234,7 @@ impl Session {
                 is_write: command.is_write(),
                 is_masters: command.is_masters(),
                 alone: false,
+                is_script: command.is_script(),
             };
             if command.concern != Concern::None {
                 self.concerns(command.concern, args, &mut ride);

@@ -11,7 +11,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt;
 use futures_util::future::join_all;
+use futures_util::stream::FuturesUnordered;
 use tracing::warn;
 
 use super::dispatch::Outcome;
@@ -27,6 +29,10 @@ use crate::topology::ShardIndex;
 
 /// How long a node may take to answer: CONFIG REWRITE and ACL LOAD go to its disk.
 const ANSWER_LIMIT: Duration = Duration::from_millis(2000);
+/// How long a node may take to say whether it killed a script: it hears nothing before its `busy-reply-threshold`, 5 s.
+const KILL_LIMIT: Duration = Duration::from_secs(10);
+/// How long the others may take once the master has said that it runs none.
+const KILL_LIMIT_OTHERS: Duration = Duration::from_millis(500);
 /// How long until a master that cannot be reached is tried again.
 pub(super) const RETRY: Duration = Duration::from_millis(50);
 pub(super) const NO_MASTER: &[u8] = b"-MASTERDOWN no master for the shard: not executed\r\n";
@@ -93,7 +99,11 @@ impl Session {
                 "script|flush" => Some(scripts.flush().await),
                 _ => None,
             };
-            let reply = session.tell_nodes(&name, &request).await;
+            let reply = if is_kill(&name) {
+                session.kill_script(&request).await
+            } else {
+                session.tell_nodes(&name, &request).await
+            };
             match (flush, body) {
                 (Some(flush), _) if reply.starts_with(b"+") => flush.done(),
                 (_, Some(body)) if reply.starts_with(b"$") => scripts.learn(&body, Origin::Loaded),
@@ -129,19 +139,59 @@ impl Session {
     }
 }
 
+impl Session {
+    /// Asks all nodes at once to kill the script that they run: one that does so is enough, else the master's reply counts.
+    async fn kill_script(&self, request: &[u8]) -> Vec<u8> {
+        // A server that runs a script takes no SELECT.
+        let login = Login {
+            database: 0,
+            no_touch: false,
+            ..self.state().login.clone()
+        };
+        let nodes = self.worker.nodes();
+        let asking = nodes.iter().enumerate().map(|(place, node)| {
+            let asked = tell_one(node, &login, request, KILL_LIMIT, KILL_LIMIT);
+            async move { (place, asked.await) }
+        });
+        let mut asking: FuturesUnordered<_> = asking.collect();
+        let (mut best, mut limit) = ((0, NO_MASTER.to_vec()), KILL_LIMIT);
+        while let Ok(Some((place, told))) = tokio::time::timeout(limit, asking.next()).await {
+            let reply = match told {
+                Ok(reply) => reply,
+                Err(Failure::Refused(line)) => [line.as_bytes(), b"\r\n"].concat(),
+                Err(Failure::Unreachable(_) | Failure::Silent(_)) => continue,
+            };
+            let weight = match place {
+                _ if reply.starts_with(b"+") => 3,
+                _ if reply.starts_with(b"-UNKILLABLE") => 2,
+                0 => 1,
+                _ => continue,
+            };
+            best = best.max((weight, reply));
+            limit = KILL_LIMIT_OTHERS;
+        }
+        best.1
+    }
+}
+
+/// Whether a command kills a script.
+fn is_kill(name: &str) -> bool {
+    matches!(name, "script|kill" | "function|kill")
+}
+
 /// Tells the first of `nodes`, the master, and then all others; the master's reply counts.
 async fn tell(nodes: &[Rc<Target>], login: &Login, name: &str, request: &[u8], connect_limit: Duration) -> Told {
     let Some((master, others)) = nodes.split_first() else {
         return Told::Unreachable;
     };
-    let reply = match tell_one(master, login, request, connect_limit).await {
+    let reply = match tell_one(master, login, request, connect_limit, ANSWER_LIMIT).await {
         Ok(reply) => reply,
         Err(Failure::Unreachable(_)) => return Told::Unreachable,
         Err(Failure::Silent(_)) => return Told::InDoubt,
         Err(Failure::Refused(line)) => return Told::Reply([line.as_bytes(), b"\r\n"].concat()),
     };
     let telling = others.iter().map(|node| async move {
-        if let Err(failure) = tell_one(node, login, request, connect_limit).await {
+        if let Err(failure) = tell_one(node, login, request, connect_limit, ANSWER_LIMIT).await {
             // The arguments may be passwords: the name has to do.
             warn!(node = %node.addr, command = name, "a node was not told what the master was: {}", failure.text());
         }
@@ -164,7 +214,13 @@ impl Failure {
     }
 }
 
-async fn tell_one(node: &Target, login: &Login, request: &[u8], connect_limit: Duration) -> Result<Vec<u8>, Failure> {
+async fn tell_one(
+    node: &Target,
+    login: &Login,
+    request: &[u8],
+    connect_limit: Duration,
+    answer_limit: Duration,
+) -> Result<Vec<u8>, Failure> {
     let mut stream = match connect_to(node, login, connect_limit).await {
         Ok(stream) => stream,
         Err(ConnectError::Refused(_, line)) => return Err(Failure::Refused(line)),
@@ -177,12 +233,12 @@ async fn tell_one(node: &Target, login: &Login, request: &[u8], connect_limit: D
             return Err(Failure::Unreachable(error.to_string()));
         }
     };
-    match tokio::time::timeout(ANSWER_LIMIT, ask(&mut stream, request, 1, &node.addr)).await {
+    match tokio::time::timeout(answer_limit, ask(&mut stream, request, 1, &node.addr)).await {
         Ok(Ok(reply)) => Ok(reply),
         Ok(Err(ConnectError::Refused(_, line))) => Err(Failure::Refused(line)),
         Ok(Err(error)) => Err(Failure::Silent(error.to_string())),
         Err(_) => Err(Failure::Silent(format!(
-            "{} does not answer within {ANSWER_LIMIT:?}",
+            "{} does not answer within {answer_limit:?}",
             node.addr
         ))),
     }

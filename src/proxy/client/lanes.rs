@@ -94,7 +94,11 @@ impl Session {
             Some(current) if busy && !current.is_reader() => None,
             Some(_) | None => self.reader_for(state, &shard, run),
         };
-        let Some(wanted) = reader.or_else(|| shard.lane(&self.worker, &state.login, run.changes)) else {
+        let master_lane = || {
+            let stays_on = current.as_ref().filter(|_| busy);
+            shard.lane_for(&self.worker, &state.login, run.changes, run.scripts, stays_on)
+        };
+        let Some(wanted) = reader.or_else(master_lane) else {
             self.hold_run(state, &shard, run);
             return None;
         };
@@ -232,6 +236,7 @@ impl Session {
             count: block.count,
             writes: true,
             changes: true,
+            scripts: block.scripts,
             ..Run::default()
         };
         let outcome = self.append_whole(bytes, &run);
