@@ -105,6 +105,7 @@ where
         monitors: Arc::default(),
         roll,
         pause: Arc::default(),
+        census: Arc::default(),
         scripts: Arc::default(),
         vocabulary,
     };

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::backend::{ConnectError, Greeting, Pass, Target, ask, connect_control};
+use super::census::Census;
 use super::client::{CloseReason, Session, answer, attach};
 use super::handover::{Order, Teller, What};
 use super::pause::Pause;
@@ -72,6 +73,7 @@ pub struct Worker {
     clients: RefCell<BTreeMap<u64, Weak<Session>>>,
     roll: Roll,
     pause: Arc<Pause>,
+    census: Arc<Census>,
     scripts: Arc<Scripts>,
     shelf: RefCell<Shelf>,
     teller: Teller,
@@ -117,6 +119,7 @@ impl Worker {
             clients: RefCell::default(),
             roll: view.roll.clone(),
             pause: view.pause.clone(),
+            census: view.census.clone(),
             scripts: view.scripts.clone(),
             shelf: RefCell::default(),
             teller,
@@ -209,6 +212,11 @@ impl Worker {
         let clients = self.clients.borrow();
         let here = clients.values().filter_map(Weak::upgrade);
         here.filter(|client| !client.is_closed()).collect()
+    }
+
+    /// How many clients this proxy has.
+    pub fn census(&self) -> &Arc<Census> {
+        &self.census
     }
 
     /// The pause that a client of this proxy asked for.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::support::{Client, Pointsman, Redis, START_DEADLINE, Value, eventually, free_port};
+use crate::support::{Client, Pair, Pointsman, Redis, START_DEADLINE, Value, encode, eventually, field, free_port};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -49,6 +49,14 @@ fn id(client: &mut Client) -> String {
 
 fn addr(client: &Client) -> String {
     client.stream().local_addr().unwrap().to_string()
+}
+
+/// The text of an element of an array.
+fn element(reply: &Value, at: usize) -> String {
+    match reply {
+        Value::Array(elements) => elements[at].text(),
+        other => panic!("no array: {other:?}"),
+    }
 }
 
 fn words(line: &str) -> Vec<&str> {
@@ -484,4 +492,136 @@ fn a_user_who_may_not_select_uses_the_database_that_was_selected_before_its_logi
     eventually(SOON, || client.command(&["GET", "a"]).is_error("WRONGPASS"));
     assert_eq!(circuit.client().command(&["SET", "b", "1"]), Value::ok());
     assert!(!circuit.proxy.log().contains("no master"), "{}", circuit.proxy.log());
+}
+
+#[test]
+fn info_tells_of_clients_and_not_of_connections() {
+    let circuit = Circuit::start();
+    let mut clients: Vec<Client> = (0..5).map(|_| circuit.client()).collect();
+    clients.iter_mut().for_each(|client| drop(client.command(&["PING"])));
+    let [asks, paused, blocked, ..] = clients.as_mut_slice() else {
+        unreachable!()
+    };
+    let told = |client: &mut Client, name: &str| field(&client.command(&["INFO", "clients"]).text(), name);
+    eventually(SOON, || told(asks, "connected_clients") == "5");
+    assert_eq!(asks.command(&["CLIENT", "PAUSE", "20000", "WRITE"]), Value::ok());
+    paused.send(&encode(&["SET", "k", "v"]));
+    blocked.send(&encode(&["XREAD", "BLOCK", "0", "STREAMS", "s", "$"]));
+    eventually(SOON, || told(asks, "blocked_clients") == "2");
+    // The same within a transaction.
+    assert_eq!(asks.command(&["MULTI"]), Value::ok());
+    assert_eq!(asks.command(&["INFO", "clients"]).text(), "QUEUED");
+    let Value::Array(replies) = asks.command(&["EXEC"]) else {
+        panic!("no array")
+    };
+    assert_eq!(field(&replies[0].text(), "blocked_clients"), "2");
+    assert_eq!(asks.command(&["CLIENT", "UNPAUSE"]), Value::ok());
+    assert_eq!(paused.read_reply(), Value::ok());
+    eventually(SOON, || told(asks, "blocked_clients") == "1");
+    drop(clients);
+    eventually(SOON, || told(&mut circuit.client(), "connected_clients") == "1");
+}
+
+#[test]
+fn what_pointsman_asks_for_itself_is_in_no_monitor_and_no_slow_log() {
+    let pair = Pair::start();
+    let (mut client, mut monitor, mut raw) = (pair.client(), pair.client(), pair.a.client());
+    assert_eq!(
+        client.command(&["CONFIG", "SET", "slowlog-log-slower-than", "0"]),
+        Value::ok()
+    );
+    assert_eq!(
+        client.command(&["CONFIG", "SET", "slowlog-max-len", "100000"]),
+        Value::ok()
+    );
+    assert_eq!(monitor.command(&["MONITOR"]), Value::ok());
+    assert_eq!(raw.command(&["MONITOR"]), Value::ok());
+    // As long as there is traffic, the proxy asks how far the servers are.
+    let mut sent = 0;
+    eventually(SOON, || {
+        sent += 1;
+        assert_eq!(client.command(&["SET", "k", &sent.to_string()]), Value::ok());
+        raw.read_reply().text().contains("\"iNFO\"")
+    });
+    for number in 1..=sent {
+        let line = monitor.read_reply().text();
+        assert!(line.ends_with(&format!("\"SET\" \"k\" \"{number}\"")), "{line}");
+    }
+    let log = |client: &mut Client, count: &str| match client.command(&["SLOWLOG", "GET", count]) {
+        Value::Array(entries) => entries,
+        other => panic!("no log: {other:?}"),
+    };
+    let direct = format!("{:?}", log(&mut pair.a.client(), "-1"));
+    assert!(direct.contains("iNFO"), "{direct}");
+    let all = log(&mut client, "-1");
+    assert!(!format!("{all:?}").contains("iNFO") && !format!("{all:?}").contains("REPLCONF"));
+    assert_eq!(log(&mut client, "3").len(), 3);
+    assert!(client.command(&["SLOWLOG", "GET", "x"]).is_error("ERR"));
+}
+
+#[test]
+fn settings_are_every_nodes_inside_a_transaction_too() {
+    let pair = Pair::start();
+    let mut client = pair.client();
+    client.send(b"MULTI\r\nSET k v\r\nCONFIG SET maxmemory 104857600\r\nSCRIPT LOAD \"return 7\"\r\nCONFIG SET maxmemory bla\r\nEXEC\r\n");
+    let replies: Vec<Value> = (0..6).map(|_| client.read_reply()).collect();
+    let Value::Array(results) = &replies[5] else {
+        panic!("{replies:?}")
+    };
+    assert_eq!(results[..2], [Value::ok(), Value::ok()]);
+    assert!(results[3].is_error("ERR"), "{results:?}");
+    let sha = results[2].text();
+    let set = Value::Array(vec![Value::bulk("maxmemory"), Value::bulk("104857600")]);
+    eventually(SOON, || pair.b.command(&["CONFIG", "GET", "maxmemory"]) == set);
+    eventually(SOON, || {
+        pair.b.command(&["SCRIPT", "EXISTS", &sha]) == Value::Array(vec![Value::Int(1)])
+    });
+    // What is not for clients ends it.
+    client.send(b"MULTI\r\nCONFIG SET replicaof 'no one'\r\nEXEC\r\n");
+    assert_eq!(client.read_reply(), Value::ok());
+    assert!(client.read_reply().is_error("NOPERM"));
+    assert!(client.read_reply().is_error("EXECABORT"));
+}
+
+#[test]
+fn settings_that_stay_as_they_are_may_be_written_back() {
+    let pair = Pair::start();
+    pair.a
+        .command(&["CONFIG", "SET", "masterauth", "secret", "masteruser", "somebody"]);
+    let mut client = pair.client();
+    let Value::Array(all) = client.command(&["CONFIG", "GET", "master*"]) else {
+        panic!("no settings")
+    };
+    let texts: Vec<String> = all.iter().map(Value::text).collect();
+    assert_eq!(texts.len(), 4);
+    assert!(
+        texts.contains(&"masterauth".to_owned())
+            && !texts.contains(&"secret".to_owned())
+            && !texts.contains(&"somebody".to_owned())
+    );
+    let port = pair.a.port().to_string();
+    let same = [
+        "CONFIG",
+        "SET",
+        "port",
+        &port,
+        "masterauth",
+        "",
+        "maxmemory",
+        "104857600",
+    ];
+    assert_eq!(client.command(&same), Value::ok());
+    assert_eq!(
+        element(&client.command(&["CONFIG", "GET", "maxmemory"]), 1),
+        "104857600"
+    );
+    assert_eq!(client.command(&["CONFIG", "SET", "port", &port]), Value::ok());
+    assert!(
+        client
+            .command(&["CONFIG", "SET", "maxmemory", "0", "port", "1"])
+            .is_error("NOPERM")
+    );
+    assert!(client.command(&["CONFIG", "SET", "masterauth", "x"]).is_error("NOPERM"));
+    assert!(client.command(&["CONFIG", "SET", "port"]).is_error("ERR"));
+    assert_eq!(element(&pair.a.command(&["CONFIG", "GET", "masterauth"]), 1), "secret");
 }

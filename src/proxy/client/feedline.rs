@@ -18,7 +18,7 @@ use crate::resp::{Heed, ReplyScanner, Stop};
 use asked::Entry;
 pub(super) use asked::{Asked, POISON, Plain};
 use flight::Flight;
-use frames::{Meaning, is_monitor_line, words};
+use frames::{Meaning, is_monitor_line, is_own_line, words};
 
 /// A longer frame is passed on in parts. Every confirmation is shorter, because names are.
 const FRAME_BYTES_MAX: usize = 128 * 1024;
@@ -290,6 +290,7 @@ impl FeedLine {
 
     fn frame(&mut self, frame: &[u8], show: &mut impl FnMut(Shown)) -> Result<(), Trouble> {
         match self.meaning(frame) {
+            Meaning::Message if frame.starts_with(b"+") && is_own_line(frame) => {}
             Meaning::Message => show(Shown::Push(frame)),
             Meaning::Confirms(family) => self.confirmed(family, frame, show),
             Meaning::Reply => return self.reply(frame, show),

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use super::block::Block;
 use super::cursor::begun_anew;
 use super::dispatch::Outcome;
-use super::listener::{Elements, Listener, reserve_for};
+use super::listener::{Ear, Elements, Listener, reserve_for};
 use super::run::Run;
 use super::session::{Counted, Held, Park, Pinned, Session, State};
 use super::transaction::Transaction;
@@ -169,6 +169,10 @@ impl Session {
                 || (command.class == Class::Node && &*command.name != "debug"));
         let blocks = command.class_for(args) == Class::Blocking && state.transaction != Transaction::Queueing;
         let (mut ear, instead) = self.listen(command, args, pinned.lane.life());
+        if command.class == Class::EveryNode {
+            let reply = self.tells_after_exec(state.login.clone(), command, args, frame);
+            ear = Some(Ear::Tells(reply));
+        }
         let mut listener = None;
         let mut footprint = Footprint::default();
         match (state.transaction, &*command.name) {

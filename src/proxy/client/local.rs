@@ -45,7 +45,6 @@ impl Session {
             "client|unpause" => self.client_unpause(),
             "client|unblock" => self.client_unblock(command, args),
             "acl|whoami" => self.who_am_i(),
-            "acl|getuser" | "acl|list" | "acl|log" | "acl|users" => self.acl_users(command, args, frame),
             _ => self.refuse(|out| refusal::not_yet(command, out)),
         }
     }

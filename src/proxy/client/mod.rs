@@ -23,6 +23,7 @@ mod mute;
 mod pausing;
 mod portrait;
 mod queue;
+mod redaction;
 mod roster;
 mod run;
 mod selection;
@@ -31,7 +32,6 @@ mod stream;
 mod subscriptions;
 mod tracking;
 mod transaction;
-mod users;
 mod wait;
 mod window;
 

@@ -82,6 +82,13 @@ impl Session {
                 self.state().stand(after);
                 Some(self.refuse(|out| out.extend_from_slice(told.line(resp3))))
             }
+            Reaction::Forward if now == Transaction::Queueing && command.class == Class::EveryNode => {
+                if let Some(refused) = self.refused_for_all(command, args) {
+                    self.abort_transaction();
+                    return Some(refused);
+                }
+                Some(self.pin_and_append(ShardIndex(0), command, args, frame))
+            }
             Reaction::Forward if command.class == Class::Transaction || may_be_pinned(command, args) => {
                 let selects = match self.selected_by(command) {
                     Ok(selects) => selects,

@@ -52,11 +52,13 @@ impl Session {
         let Some(left) = self.worker.pause().left(true, clock::monotonic_ms()) else {
             return self.wake();
         };
+        let paused = self.worker.census().pauses();
         tokio::task::spawn_local(async move {
             tokio::select! {
                 () = tokio::time::sleep(left) => {}
                 _ = changes.changed() => {}
             }
+            drop(paused);
             if session.state().park == Park::Pause {
                 session.wake();
             }

@@ -272,6 +272,7 @@ impl Session {
             state: RefCell::new(state),
         });
         session.worker.enter(&session);
+        let _counted = session.worker.census().connects();
         let reason = std::future::poll_fn(|context| session.poll(context, &mut reader)).await;
         session.worker.leave(session.id);
         session.end(reason);

@@ -9,7 +9,7 @@
 //! what the round publishes; a round counts only if the server was a master in it and did publish, because WAIT looks no
 //! further than what its own connection has propagated (Redis 7.2 and later).
 
-use crate::proxy::backend::put_request;
+use crate::proxy::backend::put_own;
 
 /// The first slice of a WAIT. One issued before a replica is linked gets no answer from it for up to a second, so that a
 /// new connection asks again soon.
@@ -100,12 +100,12 @@ impl Rounds {
         let nonce = self.begun.to_string();
         let (w, slice) = (self.w.to_string(), self.slice_ms.to_string());
         let publish: &[u8] = if words.sharded { b"SPUBLISH" } else { b"PUBLISH" };
-        put_request(out, &[b"ROLE"]);
-        put_request(out, &[publish, CHANNEL, nonce.as_bytes()]);
+        put_own(out, &[b"ROLE"]);
+        put_own(out, &[publish, CHANNEL, nonce.as_bytes()]);
         if words.on_disk {
-            put_request(out, &[b"WAITAOF", b"0", w.as_bytes(), slice.as_bytes()]);
+            put_own(out, &[b"WAITAOF", b"0", w.as_bytes(), slice.as_bytes()]);
         } else {
-            put_request(out, &[b"WAIT", w.as_bytes(), slice.as_bytes()]);
+            put_own(out, &[b"WAIT", w.as_bytes(), slice.as_bytes()]);
         }
     }
 
