@@ -13,12 +13,11 @@
 use std::time::Duration;
 
 use redis_protocol::resp2::types::BytesFrame;
-use tokio::time::sleep;
 
-use crate::clock;
 use crate::peer;
 use crate::topology::{Addr, Epoch, RunId, ShardId};
 
+use super::glance::{Glance, look_until};
 use super::info;
 use super::machine::facts::{Facts, PARKED_AT, Role};
 use super::machine::obedience::{Ask, Mark};
@@ -26,12 +25,6 @@ use super::redis::{Connection, Login, RedisError, text, texts};
 
 /// How long one block may take.
 const BLOCK_LIMIT: Duration = Duration::from_millis(400);
-/// How long a replica's link is awaited after it was pointed at its master.
-const LINK_LIMIT: Duration = Duration::from_millis(100);
-/// Between two looks at that link.
-const LINK_POLL: Duration = Duration::from_millis(1);
-/// Looks that follow each other at once.
-const LOOKS_AT_ONCE: u32 = 10;
 /// The user of every agent's working connection.
 const AGENT_USER: &str = "pm-agent";
 
@@ -410,27 +403,18 @@ pub async fn read(connection: &mut Connection) -> Result<Facts, RedisError> {
         .ok_or(RedisError::Unexpected("INFO"))
 }
 
-/// Looks until the link is up and `fence` is reached, at most [`LINK_LIMIT`]; the last look counts.
+/// Looks until the link is up and `fence` is reached; the last look counts.
 async fn await_link(warm: &mut Warm, fence: i64) -> Result<Facts, RedisError> {
-    look_until(warm, |facts| facts.link_up && facts.offset >= fence).await
+    let hopeless = |glance: Glance| !glance.linked || glance.offset.is_some_and(|offset| offset < fence);
+    let good = |facts: &Facts| facts.link_up && facts.offset >= fence;
+    look_until(&mut warm.connection, hopeless, good).await
 }
 
 /// The same until the mark is reached; without one a single look.
 async fn await_mark(warm: &mut Warm, mark: Option<&Mark>) -> Result<Facts, RedisError> {
-    look_until(warm, |facts| mark.is_none_or(|mark| has_reached(facts, mark))).await
-}
-
-async fn look_until(warm: &mut Warm, done: impl Fn(&Facts) -> bool) -> Result<Facts, RedisError> {
-    let end = clock::now() + LINK_LIMIT;
-    for look in 1.. {
-        let facts = read(&mut warm.connection).await?;
-        if done(&facts) || clock::now() >= end {
-            return Ok(facts);
-        }
-        // What a timer takes at least is more than most replicas need.
-        if look > LOOKS_AT_ONCE {
-            sleep(LINK_POLL).await;
-        }
-    }
-    unreachable!("the time is up before the numbers are");
+    let Some(mark) = mark else {
+        return read(&mut warm.connection).await;
+    };
+    let hopeless = |glance: Glance| glance.offset.is_some_and(|offset| offset < mark.offset);
+    look_until(&mut warm.connection, hopeless, |facts| has_reached(facts, mark)).await
 }

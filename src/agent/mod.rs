@@ -7,6 +7,7 @@
 
 pub mod act;
 mod errands;
+mod glance;
 mod guard;
 mod handover;
 pub mod host;
