@@ -25,6 +25,8 @@ pub enum CloseReason {
     FeedRefused,
     /// A transaction on a subscriber's connection was lost with it.
     TransactionLost,
+    /// The backend was lost on which the client was told of keys that another one reads, or the other way round.
+    RedirectLost,
 }
 
 impl fmt::Display for CloseReason {
@@ -40,6 +42,7 @@ impl fmt::Display for CloseReason {
             Self::ReplyCutOff => "the backend was lost in the middle of a reply",
             Self::FeedRefused => "the master refuses the client's login or subscriptions",
             Self::TransactionLost => "the backend was lost in the middle of a subscriber's transaction",
+            Self::RedirectLost => "the backend was lost that invalidations were redirected from or to",
         })
     }
 }

@@ -308,7 +308,7 @@ impl Session {
     }
 
     /// Sends a request that changes what is in the worker's footprint, which is empty afterwards.
-    fn ask_and_listen(self: &Rc<Self>, asked: Asked, frame: &[u8], listener: Option<Listener>) -> Outcome {
+    pub(super) fn ask_and_listen(self: &Rc<Self>, asked: Asked, frame: &[u8], listener: Option<Listener>) -> Outcome {
         let mut state = self.state();
         let State {
             feed,

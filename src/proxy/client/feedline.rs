@@ -66,6 +66,8 @@ pub(super) struct FeedLine {
     pub subscriptions: Subscriptions,
     /// Which keys Redis tells the client of.
     pub tracking: Tracking,
+    /// Other clients redirect to this one.
+    pub redirected: bool,
     /// MULTI was asked for, and neither EXEC nor DISCARD.
     pub multi: bool,
     /// WATCH was asked for, and nothing that ends it.
@@ -105,6 +107,7 @@ impl FeedLine {
             && self.unsent.is_empty()
             && self.subscriptions.is_empty()
             && !self.tracking.is_on()
+            && !self.redirected
             && !(self.monitoring || self.multi || self.watch)
             && self.flow == Flow::None
     }

@@ -13,6 +13,7 @@ use std::collections::VecDeque;
 use super::cursor::{CursorReply, Tag};
 use super::everynode::EveryNodeReply;
 use super::redaction::Redaction;
+use super::redirection::RedirectReply;
 use super::window::{RunId as WindowRun, Window};
 use crate::proxy::scripts::ScriptReply;
 use crate::resp::{Heed, ReplyScanner, Stop};
@@ -30,6 +31,8 @@ pub(super) enum Ear {
     Cursor(CursorReply),
     /// Whether the script ran.
     Script(ScriptReply),
+    /// An id of Redis' that is another client's.
+    Redirect(RedirectReply),
     /// Whether every other node is to be told.
     Tells(EveryNodeReply),
     /// What is pointsman's own, to be left out.
@@ -121,6 +124,7 @@ impl Ear {
                 reply.hear(bytes);
                 out.extend_from_slice(bytes);
             }
+            Self::Redirect(reply) => reply.take(bytes, out),
             Self::Redacts(redaction) => redaction.take(bytes, out),
         }
     }
@@ -132,7 +136,7 @@ impl Ear {
                 reply.comes_from(life);
                 false
             }
-            Self::Tells(_) => false,
+            Self::Tells(_) | Self::Redirect(_) => false,
             Self::Redacts(redaction) => {
                 redaction.begins_anew();
                 false

@@ -24,6 +24,7 @@ mod pausing;
 mod portrait;
 mod queue;
 mod redaction;
+mod redirection;
 mod roster;
 mod run;
 mod selection;

@@ -23,6 +23,7 @@ use super::feed::Feed;
 use super::listener::{Elements, Listeners};
 use super::mute::Mute;
 use super::queue::Queue;
+use super::redirection::Redirection;
 use super::transaction::Transaction;
 use super::wait::{Awaits, Unproven};
 use super::window::{RunId, Window};
@@ -161,6 +162,10 @@ pub(super) struct State {
     /// What was asked for since MULTI; there exactly while the transaction is `Queueing`.
     pub queue: Option<Box<Queue>>,
     pub feed: Option<Box<Feed>>,
+    /// Where what it tracks is told.
+    pub redirection: Option<Box<Redirection>>,
+    /// Others have what they track told here.
+    pub is_redirected_to: bool,
     pub streaming: Option<Box<Streaming>>,
     pub login: Login,
     pub authenticated: bool,
@@ -244,6 +249,8 @@ impl Session {
             transaction: Transaction::None,
             queue: None,
             feed: None,
+            redirection: None,
+            is_redirected_to: false,
             streaming: None,
             login: Login::default(),
             authenticated,

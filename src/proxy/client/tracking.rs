@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 
 use super::subscriptions::Name;
 use crate::proxy::backend::put_request;
-use crate::resp::Args;
+use crate::resp::{Args, parse_i64};
 
 /// Prefixes of one client.
 const PREFIXES_MAX: usize = 1000;
@@ -44,6 +44,8 @@ pub(super) struct Wanted {
     /// Not of what the client changes itself.
     no_loop: bool,
     prefixes: Vec<Name>,
+    /// To which client what changes is told, if not to this one.
+    redirect: Option<u64>,
 }
 
 /// A request about tracking.
@@ -62,7 +64,9 @@ pub(super) enum Word {
 pub(super) enum Unfit {
     /// Redis would not understand it, nor do we.
     Syntax,
-    /// It redirects to another client.
+    /// It redirects to what is no client's id.
+    NoClient,
+    /// It redirects more than once.
     Redirects,
     /// It has more prefixes than are kept.
     TooMany,
@@ -87,7 +91,13 @@ impl Word {
                     wanted.prefixes.push(prefix.into());
                     at += 1;
                 }
-                (b"redirect", Some(_)) => return Err(Unfit::Redirects),
+                (b"redirect", Some(_)) if wanted.redirect.is_some() => return Err(Unfit::Redirects),
+                (b"redirect", Some(id)) => {
+                    let id = parse_i64(id).ok_or(Unfit::NoClient)?;
+                    // No client has a negative one, which Redis says once it looks.
+                    wanted.redirect = Some(u64::try_from(id).unwrap_or(u64::MAX));
+                    at += 1;
+                }
                 _ => return Err(Unfit::Syntax),
             }
             at += 1;
@@ -96,6 +106,14 @@ impl Word {
             b"on" => Ok(Self::On(wanted)),
             b"off" => Ok(Self::Off),
             _ => Err(Unfit::Syntax),
+        }
+    }
+
+    /// To which client it redirects.
+    pub(super) fn redirect(&self) -> Option<u64> {
+        match self {
+            Self::On(wanted) => wanted.redirect,
+            Self::Off | Self::Caching(_) | Self::Asks => None,
         }
     }
 
@@ -115,6 +133,7 @@ struct On {
     mode: Mode,
     no_loop: bool,
     prefixes: BTreeSet<Name>,
+    redirects: bool,
     /// A broadcast without prefixes was asked for: Redis takes that beside others, and nothing beside it.
     every_key: bool,
 }
@@ -144,6 +163,11 @@ impl Tracking {
         self.on.as_ref().is_some_and(|on| on.mode == Mode::Broadcast)
     }
 
+    /// Whether another client is told.
+    pub(super) fn redirects(&self) -> bool {
+        self.on.as_ref().is_some_and(|on| on.redirects)
+    }
+
     /// Whether what is wanted can be kept beside what there is.
     pub(super) fn has_room(&self, word: &Word) -> bool {
         let Word::On(wanted) = word else { return true };
@@ -161,7 +185,7 @@ impl Tracking {
                     self.caching = None;
                 }
                 let on = self.on.get_or_insert_default();
-                (on.mode, on.no_loop) = (wanted.mode, wanted.no_loop);
+                (on.mode, on.no_loop, on.redirects) = (wanted.mode, wanted.no_loop, wanted.redirect.is_some());
                 on.every_key |= wanted.mode == Mode::Broadcast && wanted.prefixes.is_empty();
                 on.prefixes.extend(wanted.prefixes);
             }
@@ -311,7 +335,8 @@ mod tests {
             ("CLIENT TRACKING OFF FOO", Unfit::Syntax),
             ("CLIENT TRACKING ON PREFIX", Unfit::Syntax),
             ("CLIENT TRACKING ON REDIRECT", Unfit::Syntax),
-            ("CLIENT TRACKING ON REDIRECT 3", Unfit::Redirects),
+            ("CLIENT TRACKING ON REDIRECT x", Unfit::NoClient),
+            ("CLIENT TRACKING ON REDIRECT 3 REDIRECT 3", Unfit::Redirects),
         ] {
             assert_eq!(read(line), Err(unfit), "{line}");
         }
@@ -325,6 +350,7 @@ mod tests {
             Word::On(Wanted {
                 mode: Mode::Broadcast,
                 no_loop: false,
+                redirect: None,
                 prefixes: prefixes.collect(),
             })
         };
