@@ -22,7 +22,7 @@ use super::view::View;
 use super::vocabulary::Vocabulary;
 use crate::clock;
 use crate::command::{Command, KeyPositions, Table};
-use crate::resp::{Args, RequestLimits, RequestScanner, Span};
+use crate::resp::{ARGUMENTS_MAX, ARGUMENTS_MAX_LATER, Args, RequestLimits, RequestScanner, Span};
 use crate::route::{Fences, Footprint, Place, ReadPolicy, place};
 use crate::topology::{Epoch, RunId, ShardId, ShardIndex, Snapshot};
 use tokio::sync::mpsc;
@@ -53,6 +53,8 @@ pub struct Worker {
     shards: RefCell<Vec<Rc<Shard>>>,
     auth_required: Cell<bool>,
     databases: Cell<u32>,
+    /// Arguments that the servers take in one request.
+    arguments_max: Cell<i64>,
     redis_version: RefCell<String>,
     lane_number: Cell<u32>,
     /// Whether [`Worker::watch_lanes`] is running.
@@ -104,6 +106,7 @@ impl Worker {
             shards: RefCell::new(vec![nobody]),
             auth_required: Cell::new(false),
             databases: Cell::new(DATABASES),
+            arguments_max: Cell::new(ARGUMENTS_MAX_LATER),
             redis_version: RefCell::new("7.0.0".to_owned()),
             lane_number: Cell::new(0),
             watching: Cell::new(false),
@@ -225,6 +228,11 @@ impl Worker {
         &self.pause
     }
 
+    /// The same, to be kept.
+    pub fn pause_shared(&self) -> Arc<Pause> {
+        self.pause.clone()
+    }
+
     /// The scripts that are known.
     pub fn scripts(&self) -> &Arc<Scripts> {
         &self.scripts
@@ -321,6 +329,9 @@ impl Worker {
         self.auth_required.set(greeting.auth_required);
         if let Some(version) = &greeting.version {
             version.clone_into(&mut self.redis_version.borrow_mut());
+            let later = self.redis_is_at_least(7, 0);
+            self.arguments_max
+                .set(if later { ARGUMENTS_MAX_LATER } else { ARGUMENTS_MAX });
         }
         if let Some(databases) = greeting.databases {
             self.databases.set(databases);
@@ -419,7 +430,10 @@ impl Worker {
 
     /// What a client may send.
     pub fn request_limits(&self) -> RequestLimits {
-        RequestLimits::default()
+        RequestLimits {
+            arguments_max: self.arguments_max.get(),
+            ..RequestLimits::default()
+        }
     }
 
     /// How long opening a backend connection may take.

@@ -15,7 +15,10 @@ struct Circuit {
 
 impl Circuit {
     fn start() -> Self {
-        let redis = Redis::start(&[]);
+        Self::before(Redis::start(&[]))
+    }
+
+    fn before(redis: Redis) -> Self {
         let listen = format!("127.0.0.1:{}", free_port());
         let mut proxy = Pointsman::start(&[
             "proxy",
@@ -636,4 +639,66 @@ fn settings_that_stay_as_they_are_may_be_written_back() {
     assert!(client.command(&["CONFIG", "SET", "masterauth", "x"]).is_error("NOPERM"));
     assert!(client.command(&["CONFIG", "SET", "port"]).is_error("ERR"));
     assert_eq!(element(&pair.a.command(&["CONFIG", "GET", "masterauth"]), 1), "secret");
+}
+
+#[test]
+fn a_pause_of_writes_lets_scripts_pass_that_declare_to_write_nothing() {
+    let circuit = Circuit::start();
+    let (mut pauses, mut reads, mut writes) = (circuit.client(), circuit.client(), circuit.client());
+    let library = "#!lua name=f1\nredis.register_function{function_name='f1', callback=function() return 'hello' end, \
+                   flags={'no-writes'}}\nredis.register_function('f2', function() return 'bye' end)";
+    assert_eq!(pauses.command(&["FUNCTION", "LOAD", library]).text(), "f1");
+    let body = "#!lua flags=no-writes\nreturn 'unique'";
+    // It begins when the transaction that it stands in ends.
+    let begin = [
+        "MULTI",
+        "SET a 1",
+        "CLIENT PAUSE 60000 WRITE",
+        "CLIENT PAUSE x",
+        "SET b 2",
+        "EXEC",
+    ];
+    let replies: Vec<Value> = begin.iter().map(|line| pauses.command(&words(line))).collect();
+    let Value::Array(results) = &replies[5] else {
+        panic!("{replies:?}")
+    };
+    assert_eq!(results[..2], [Value::ok(), Value::ok()]);
+    assert!(results[2].is_error("ERR timeout is not an integer"), "{results:?}");
+    assert_eq!(
+        reads.command(&["MGET", "a", "b"]),
+        Value::Array(vec![Value::bulk("1"), Value::bulk("2")])
+    );
+    writes.send(&encode(&["FCALL", "f2", "0"]));
+    assert_eq!(reads.command(&["EVAL", body, "0"]), Value::bulk("unique"));
+    let sha = reads.command(&["SCRIPT", "LOAD", body]).text();
+    assert_eq!(reads.command(&["EVALSHA", &sha, "0"]), Value::bulk("unique"));
+    assert_eq!(reads.command(&["FCALL", "f1", "0"]), Value::bulk("hello"));
+    for line in ["MULTI", "FCALL f1 0", "GET a"] {
+        reads.command(&words(line));
+    }
+    let both = Value::Array(vec![Value::bulk("hello"), Value::bulk("1")]);
+    assert_eq!(reads.command(&["EXEC"]), both);
+    let waits = |client: &mut Client| field(&client.command(&["INFO", "clients"]).text(), "blocked_clients") == "1";
+    eventually(SOON, || waits(&mut reads));
+    let end = ["MULTI", "CLIENT UNPAUSE", "EXEC"];
+    let replies: Vec<Value> = end.iter().map(|line| reads.command(&words(line))).collect();
+    assert_eq!(replies[2], Value::Array(vec![Value::ok()]));
+    assert_eq!(writes.read_reply(), Value::bulk("bye"));
+}
+
+#[test]
+fn there_are_as_many_databases_as_the_server_has() {
+    for (databases, there, not_there) in [("32", "31", "32"), ("4", "3", "4")] {
+        let redis = Redis::start(&["--databases", databases]);
+        let circuit = Circuit::before(redis);
+        let mut client = circuit.client();
+        assert_eq!(client.command(&["SELECT", there]), Value::ok());
+        assert_eq!(client.command(&["SET", "k", "v"]), Value::ok());
+        assert!(
+            client
+                .command(&["SELECT", not_there])
+                .is_error("ERR DB index is out of range")
+        );
+        assert_eq!(client.command(&["GET", "k"]), Value::bulk("v"));
+    }
 }

@@ -204,7 +204,7 @@ impl Session {
     }
 
     /// Whether a request may join the run of `count` before it; `Done` stands for "see [`Session::special`]".
-    fn judge(&self, args: &Args, count: u32) -> Outcome {
+    fn judge(self: &Rc<Self>, args: &Args, count: u32) -> Outcome {
         let mut state = self.state();
         if !state.mute_before(count) || state.awaits != Awaits::Nothing {
             return Outcome::Park(Park::Drain);
@@ -216,9 +216,8 @@ impl Session {
             return Outcome::Done;
         };
         self.asks(command.id);
-        let queued_writes = || state.queued().is_some_and(|queued| queued.queued_writes);
-        if self.worker.pause().is_set() && self.is_paused(command, queued_writes()) {
-            return Outcome::Park(Park::Pause);
+        if let Some(park) = self.paused(command, args, &state) {
+            return Outcome::Park(park);
         }
         if !state.transaction.concerns_all()
             && state.feed.is_none()

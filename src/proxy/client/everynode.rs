@@ -114,7 +114,9 @@ impl Session {
             };
             match (flush, body) {
                 (Some(flush), _) if reply.starts_with(b"+") => flush.done(),
-                (_, Some(body)) if reply.starts_with(b"$") => scripts.learn(&body, Origin::Loaded),
+                (_, Some(body)) if reply.starts_with(b"$") => {
+                    scripts.learn_loaded(&body, texts(&reply).first().copied().unwrap_or_default());
+                }
                 _ => {}
             }
             session.refuse(|out| out.extend_from_slice(&reply));

@@ -155,6 +155,7 @@ impl Session {
         if let Some(park) = self.pin_as(&mut state, shard, login, changes) {
             return Outcome::Park(park);
         }
+        let may_change = self.may_change(command, args, &state) != Some(false);
         let state = &mut *state;
         let Some(pinned) = &mut state.pinned else {
             return Outcome::Done;
@@ -172,6 +173,9 @@ impl Session {
         if command.class == Class::EveryNode {
             let reply = self.tells_after_exec(state.login.clone(), command, args, frame);
             ear = Some(Ear::Tells(reply));
+        }
+        if let Some(reply) = self.pauses_after_exec(command, args) {
+            ear = Some(Ear::Pauses(reply));
         }
         let mut listener = None;
         let mut footprint = Footprint::default();
@@ -200,7 +204,7 @@ impl Session {
                 pinned.queued.bound();
                 pinned.elements.queue(&command.name, ear.take());
                 pinned.queued_count += 1;
-                pinned.queued_writes |= command.is_write();
+                pinned.queued_writes |= may_change;
                 if let Some(queue) = &mut state.queue {
                     queue.add(begun_anew(frame, self.worker.commands()).as_deref().unwrap_or(frame));
                 }

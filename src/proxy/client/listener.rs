@@ -12,6 +12,7 @@ use std::collections::VecDeque;
 
 use super::cursor::{CursorReply, Tag};
 use super::everynode::EveryNodeReply;
+use super::pausing::PauseReply;
 use super::redaction::Redaction;
 use super::redirection::RedirectReply;
 use super::window::{RunId as WindowRun, Window};
@@ -33,6 +34,8 @@ pub(super) enum Ear {
     Script(ScriptReply),
     /// An id of Redis' that is another client's.
     Redirect(RedirectReply),
+    /// Nothing: the client pauses others, or ends that.
+    Pauses(PauseReply),
     /// Whether every other node is to be told.
     Tells(EveryNodeReply),
     /// What is pointsman's own, to be left out.
@@ -125,6 +128,7 @@ impl Ear {
                 out.extend_from_slice(bytes);
             }
             Self::Redirect(reply) => reply.take(bytes, out),
+            Self::Pauses(reply) => reply.take(out),
             Self::Redacts(redaction) => redaction.take(bytes, out),
         }
     }
@@ -136,7 +140,7 @@ impl Ear {
                 reply.comes_from(life);
                 false
             }
-            Self::Tells(_) | Self::Redirect(_) => false,
+            Self::Tells(_) | Self::Redirect(_) | Self::Pauses(_) => false,
             Self::Redacts(redaction) => {
                 redaction.begins_anew();
                 false

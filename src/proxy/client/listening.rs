@@ -117,7 +117,7 @@ impl Session {
     /// Refuses a request inside a transaction in whose reply too much is listened to already.
     pub(super) fn listens_to_too_much(self: &Rc<Self>, command: &Command) -> Option<Outcome> {
         let listens = matches!(command.concern, Concern::Cursor(_) | Concern::Own(_));
-        if !listens && command.class != Class::EveryNode {
+        if !listens && !matches!(command.class, Class::EveryNode | Class::Session) {
             return None;
         }
         let full = {

@@ -13,6 +13,7 @@ use super::session::{Park, Session};
 use super::transaction::{Reaction, Told, Transaction, Word};
 use super::wait::Awaits;
 use crate::command::{Class, Command, Flags, refusal};
+use crate::proxy::backend::put_own;
 use crate::resp::Args;
 use crate::route::Place;
 use crate::topology::ShardIndex;
@@ -37,7 +38,8 @@ impl Session {
         let mut block = whole_block(bytes, self.worker.commands(), |command, args, place| {
             self.mark(command, args, place, &mut footprint);
             // What is listened to is found in EXEC's reply on a connection of the session's own only.
-            if self.is_paused(command, false) || self.would_listen(command, args) {
+            let writes = self.may_change(command, args, &self.state()) != Some(false);
+            if self.is_paused(writes) || self.would_listen(command, args) {
                 return false;
             }
             match self.worker.place(command, args) {
@@ -88,6 +90,13 @@ impl Session {
                     return Some(refused);
                 }
                 Some(self.pin_and_append(ShardIndex(0), command, args, frame))
+            }
+            Reaction::Forward
+                if now == Transaction::Queueing && matches!(&*command.name, "client|pause" | "client|unpause") =>
+            {
+                let mut ping = Vec::new();
+                put_own(&mut ping, &[b"PING"]);
+                Some(self.pin_and_append(ShardIndex(0), command, args, &ping))
             }
             Reaction::Forward if command.class == Class::Transaction || may_be_pinned(command, args) => {
                 let selects = match self.selected_by(command) {

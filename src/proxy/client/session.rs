@@ -22,6 +22,7 @@ use super::close::CloseReason;
 use super::feed::Feed;
 use super::listener::{Elements, Listeners};
 use super::mute::Mute;
+use super::pausing::Function;
 use super::queue::Queue;
 use super::redirection::Redirection;
 use super::transaction::Transaction;
@@ -162,6 +163,8 @@ pub(super) struct State {
     /// What was asked for since MULTI; there exactly while the transaction is `Queueing`.
     pub queue: Option<Box<Queue>>,
     pub feed: Option<Box<Feed>>,
+    /// What is known of the function that it called last, during a pause.
+    pub function: Option<Box<Function>>,
     /// Where what it tracks is told.
     pub redirection: Option<Box<Redirection>>,
     /// Others have what they track told here.
@@ -249,6 +252,7 @@ impl Session {
             transaction: Transaction::None,
             queue: None,
             feed: None,
+            function: None,
             redirection: None,
             is_redirected_to: false,
             streaming: None,
