@@ -15,17 +15,41 @@ pub struct Node {
     addr: String,
     /// The process of its Redis.
     pub pid: i32,
+    /// That of its agent.
+    agent_pid: i32,
+}
+
+impl Node {
+    /// Everything of ours that runs on its host.
+    pub fn host(&self) -> [i32; 2] {
+        [self.agent_pid, self.pid]
+    }
+
+    /// Fills its Redis' memory with what goes to no replica: scripts.
+    pub fn swell(&self, heap_mb: usize) {
+        let mut client = Client::connect(self.addr.as_str());
+        for number in 0..heap_mb {
+            let script = format!("-- {number} {}", "x".repeat(1 << 20));
+            let reply = client.command(&["SCRIPT", "LOAD", &script]);
+            assert!(matches!(reply, Value::Bulk(_)), "{reply:?}");
+        }
+    }
 }
 
 /// The node that is master now.
 pub fn master(up: &Up) -> Node {
     let status = up.status();
     let id = status["shards"][0]["master"].as_str().expect("the shard has a master");
-    let redis = up.node(id)["redis"].clone();
+    let node = up.node(id);
+    let pid = |part: &str| i32::try_from(node[part]["pid"].as_i64().expect("it runs")).unwrap();
     Node {
         id: id.to_owned(),
-        addr: redis["addr"].as_str().expect("a node has an address").to_owned(),
-        pid: i32::try_from(redis["pid"].as_i64().expect("the master's Redis runs")).unwrap(),
+        addr: node["redis"]["addr"]
+            .as_str()
+            .expect("a node has an address")
+            .to_owned(),
+        pid: pid("redis"),
+        agent_pid: pid("agent"),
     }
 }
 
