@@ -673,6 +673,7 @@ fn a_pause_of_writes_lets_scripts_pass_that_declare_to_write_nothing() {
     let sha = reads.command(&["SCRIPT", "LOAD", body]).text();
     assert_eq!(reads.command(&["EVALSHA", &sha, "0"]), Value::bulk("unique"));
     assert_eq!(reads.command(&["FCALL", "f1", "0"]), Value::bulk("hello"));
+    assert!(reads.command(&["SET", "a"]).is_error("ERR wrong number of arguments"));
     for line in ["MULTI", "FCALL f1 0", "GET a"] {
         reads.command(&words(line));
     }

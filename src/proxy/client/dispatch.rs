@@ -216,7 +216,9 @@ impl Session {
             return Outcome::Done;
         };
         self.asks(command.id);
-        if let Some(park) = self.paused(command, args, &state) {
+        if command.arity_ok(args.len())
+            && let Some(park) = self.paused(command, args, &state)
+        {
             return Outcome::Park(park);
         }
         if !state.transaction.concerns_all()
