@@ -703,3 +703,29 @@ fn there_are_as_many_databases_as_the_server_has() {
         assert_eq!(client.command(&["GET", "k"]), Value::bulk("v"));
     }
 }
+
+#[test]
+fn a_transaction_that_was_refused_is_seen_to_end_by_who_monitors() {
+    let circuit = Circuit::start();
+    let (mut client, mut monitor) = (circuit.client(), circuit.client());
+    assert_eq!(monitor.command(&["MONITOR"]), Value::ok());
+    for wrong in ["NOSUCH x", "GET", "CONFIG NOSUCH"] {
+        let mut direct = circuit.redis.client();
+        for line in ["MULTI", "SET k v", wrong, "SET k w", "EXEC"] {
+            assert_eq!(
+                client.command(&words(line)),
+                direct.command(&words(line)),
+                "{wrong}: {line}"
+            );
+        }
+        // Of both.
+        let seen: Vec<String> = (0..4).map(|_| monitor.read_reply().text()).collect();
+        let times = |name: &str| {
+            seen.iter()
+                .filter(|line| line.ends_with(&format!("\"{name}\"")))
+                .count()
+        };
+        assert_eq!((times("MULTI"), times("EXEC")), (2, 2), "{seen:?}");
+    }
+    assert_eq!(client.command(&["GET", "k"]), Value::Null);
+}

@@ -259,15 +259,13 @@ impl Session {
         let command = match table.lookup(args) {
             Lookup::Known(command) => command,
             Lookup::UnknownSubcommand(_) => {
-                self.abort_transaction();
-                return self.refuse(|out| refusal::unknown_subcommand(args, out));
+                return self.refuse_inside(|out| refusal::unknown_subcommand(args, out));
             }
             Lookup::Unknown if refusal::is_cross_protocol(args.name()) => {
                 return Outcome::Close(CloseReason::CrossProtocol);
             }
             Lookup::Unknown => {
-                self.abort_transaction();
-                return self.refuse(|out| refusal::unknown_command(args, out));
+                return self.refuse_inside(|out| refusal::unknown_command(args, out));
             }
         };
         if !command.arity_ok(args.len()) {

@@ -7,13 +7,14 @@ use std::rc::Rc;
 use super::block::Block;
 use super::cursor::begun_anew;
 use super::dispatch::Outcome;
+use super::feedline::POISON;
 use super::listener::{Ear, Elements, Listener, reserve_for};
 use super::run::Run;
 use super::session::{Counted, Held, Park, Pinned, Session, State};
 use super::transaction::Transaction;
 use crate::clock;
 use crate::command::{Class, Command, Flags, Lookup, Table};
-use crate::proxy::backend::{Cover, Lane, Login};
+use crate::proxy::backend::{Cover, Lane, Login, put_request};
 use crate::proxy::shard::Shard;
 use crate::resp::{Args, RequestScanner, Scan, put_inline_as_request};
 use crate::route::{Ask, Footprint, Place, ReadPolicy};
@@ -235,6 +236,37 @@ impl Session {
         }
         self.worker.watch_lanes();
         Outcome::Done
+    }
+
+    /// Has Redis refuse a request of the transaction on the session's own connection; the client sees `line`. `None`: that
+    /// connection takes nothing more.
+    pub(super) fn poison(self: &Rc<Self>, line: &[u8]) -> Option<Outcome> {
+        let mut state = self.state();
+        let State {
+            pinned,
+            queue,
+            window,
+            listeners,
+            ..
+        } = &mut *state;
+        let lane = pinned.as_ref().map(|pinned| pinned.lane.clone())?;
+        if lane.is_released() || lane.has_ended() {
+            return None;
+        }
+        if !lane.has_room() {
+            lane.wait_for_room(self);
+            return Some(Outcome::Park(Park::Lane));
+        }
+        let mut poison = Vec::new();
+        put_request(&mut poison, &POISON);
+        if let Some(queue) = queue {
+            queue.add(&poison);
+        }
+        let listener = Listener::One(Ear::Says(line.into()));
+        let run = reserve_for(window, listeners, lane.number, Some(listener));
+        lane.append(self, run, 1, &poison, &Footprint::default(), Cover::Needless);
+        self.worker.watch_lanes();
+        Some(Outcome::Done)
     }
 
     /// Appends a whole transaction to the session's lane. What it writes is in the worker's footprint.

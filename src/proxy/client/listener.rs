@@ -32,6 +32,8 @@ pub(super) enum Ear {
     Cursor(CursorReply),
     /// Whether the script ran.
     Script(ScriptReply),
+    /// Nothing: this is said in its place.
+    Says(Box<[u8]>),
     /// An id of Redis' that is another client's.
     Redirect(RedirectReply),
     /// Nothing: the client pauses others, or ends that.
@@ -129,6 +131,7 @@ impl Ear {
             }
             Self::Redirect(reply) => reply.take(bytes, out),
             Self::Pauses(reply) => reply.take(out),
+            Self::Says(line) => out.append(&mut std::mem::take(line).into_vec()),
             Self::Redacts(redaction) => redaction.take(bytes, out),
         }
     }
@@ -140,7 +143,7 @@ impl Ear {
                 reply.comes_from(life);
                 false
             }
-            Self::Tells(_) | Self::Redirect(_) | Self::Pauses(_) => false,
+            Self::Tells(_) | Self::Redirect(_) | Self::Pauses(_) | Self::Says(_) => false,
             Self::Redacts(redaction) => {
                 redaction.begins_anew();
                 false

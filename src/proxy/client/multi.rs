@@ -188,8 +188,23 @@ impl Session {
             self.state().stand(Transaction::None);
             return self.refuse(|out| out.extend_from_slice(EXEC_ARITY));
         }
-        self.abort_transaction();
-        self.refuse(|out| refusal::wrong_arity(command, out))
+        self.refuse_inside(|out| refusal::wrong_arity(command, out))
+    }
+
+    /// Refuses a request that Redis would refuse, too. Inside MULTI Redis gets another one that it refuses in its place, so
+    /// that it discards the transaction itself, in sight of those who monitor.
+    pub(super) fn refuse_inside(self: &Rc<Self>, put: impl FnOnce(&mut Vec<u8>)) -> Outcome {
+        let mut line = Vec::new();
+        put(&mut line);
+        let queues = self.state().transaction == Transaction::Queueing;
+        let poisoned = if queues { self.poison(&line) } else { None };
+        match poisoned {
+            Some(outcome) => outcome,
+            None => {
+                self.abort_transaction();
+                self.refuse(|out| out.extend_from_slice(&line))
+            }
+        }
     }
 
     /// Gives up the session's own connection inside MULTI, because Redis will not see a request of that.
