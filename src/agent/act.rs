@@ -326,7 +326,8 @@ impl Block {
     /// is up to the user that the proxy logs in as after it.
     fn admit_proxies(&mut self, user: &str, token: &str) {
         let password = format!(">{token}");
-        let rights = "&* +@connection +@pubsub +role +info +time +config|get +@blocking +script +command";
+        // Redis 6.2 has WAIT and SELECT in @keyspace only.
+        let rights = "&* +@connection +@pubsub +role +info +time +config|get +@blocking +wait +select +script +command";
         let mut command = vec!["ACL", "SETUSER", user, "reset", "on", &password];
         command.extend(rights.split(' '));
         self.push(&command);

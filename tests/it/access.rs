@@ -467,7 +467,7 @@ fn a_proxy_without_agents_logs_in_as_its_own_user() {
     let addr = master.addr();
     let (host, port) = addr.rsplit_once(':').unwrap();
     assert_eq!(direct.command(&["REPLICAOF", host, port]), Value::ok());
-    let rights = "&* +@connection +@pubsub +role +info +time +config|get +wait +script +command";
+    let rights = "&* +@connection +@pubsub +role +info +time +config|get +wait +select +script +command";
     for node in &guarded.nodes {
         let made = [
             &["ACL", "SETUSER", "pointsman", "on", ">pw"][..],

@@ -170,6 +170,7 @@ impl Bench {
         let (user, token) = (format!("px-{epoch}"), format!(">{token}"));
         let rights = [
             "+@connection",
+            "+select",
             "+@pubsub",
             "+role",
             "+info",

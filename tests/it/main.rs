@@ -11,6 +11,7 @@ mod cli;
 mod clients;
 mod command_keys;
 mod config;
+mod differential;
 mod endtoend;
 mod failover;
 mod fences;

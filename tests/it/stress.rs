@@ -10,23 +10,10 @@ use std::time::Duration;
 
 use pointsman::clock;
 
-use crate::support::{Client, Pointsman, Redis, START_DEADLINE, Value, eventually, free_port};
+use crate::support::{Client, Dice, Pointsman, Redis, START_DEADLINE, Value, eventually, free_port};
 
 const CLIENTS: u64 = 8;
 const PATIENCE: Duration = Duration::from_secs(15);
-
-/// Numbers from a seed (splitmix64).
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut number = self.0;
-        number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (number ^ (number >> 31)) % sides
-    }
-}
 
 /// What a reply must be, unless it is an error that a failing master explains.
 #[derive(Clone, Debug)]

@@ -11,6 +11,7 @@
 
 mod circuit;
 mod client;
+mod dice;
 mod pair;
 mod pointsman;
 mod process;
@@ -31,6 +32,7 @@ use ::pointsman::clock;
 
 pub use circuit::Circuit;
 pub use client::{Client, Value, encode};
+pub use dice::Dice;
 pub use pair::Pair;
 pub use pointsman::Pointsman;
 pub use process::{Output, Process, Spawner, run, run_by};

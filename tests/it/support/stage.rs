@@ -284,7 +284,7 @@ impl Stage {
         let name = peer::name(Role::Proxy, Epoch(epoch));
         let life = run_id(&self.redis[self.master]);
         let token = format!(">{}", peer::token(SECRET, Role::Proxy, &shard(), Epoch(epoch), &life));
-        let rule = "reset on &* +@connection +@pubsub +role +info +time +config|get +wait +script +command";
+        let rule = "reset on &* +@connection +@pubsub +role +info +time +config|get +wait +select +script +command";
         let mut command = vec!["ACL", "SETUSER", &name, &token];
         command.splice(3..3, rule.split(' '));
         assert_eq!(self.redis[node].command(&command), Value::ok());
