@@ -194,9 +194,9 @@ mod tests {
             let (mut stream, _) = listener.accept().await.unwrap();
             let mut request = [0; 512];
             let read = stream.read(&mut request).await.unwrap();
-            assert!(request[..read].ends_with(b"$7\r\nCOMMAND\r\n"));
+            assert!(request[..read].ends_with(b"$7\r\ncOMMAND\r\n"));
             let mut reply = String::new();
-            if request.starts_with(b"*3\r\n$4\r\nAUTH") {
+            if request.starts_with(b"*3\r\n$4\r\naUTH") {
                 reply += "+OK\r\n";
             }
             reply += &format!("*{}\r\n", names.len());

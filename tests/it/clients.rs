@@ -571,6 +571,9 @@ fn what_pointsman_asks_for_itself_is_in_no_monitor_and_no_slow_log() {
         "{all:?}"
     );
     assert_eq!(log(&mut client, "3").len(), 3);
+    // Who looks at it finds its own reads there.
+    assert_eq!(client.command(&["GET", "k"]), Value::bulk(&sent.to_string()));
+    assert_eq!(log(&mut client, "2")[0], "GET");
     assert!(client.command(&["SLOWLOG", "GET", "x"]).is_error("ERR"));
 }
 

@@ -655,6 +655,8 @@ fn another_client_is_told_of_the_keys_that_one_reads() {
     );
     let line = reads.command(&["CLIENT", "INFO"]).text();
     assert!(line.contains(&format!(" redir={subscriber} ")), "{line}");
+    let off = format!("CLIENT TRACKING OFF REDIRECT {subscriber}");
+    assert_eq!(reads.command(&words(&off)), Value::ok());
     // One that is not subscribed has no connection of its own yet.
     let mut pushed = greeted(circuit.client());
     let second = id(&mut pushed);

@@ -290,6 +290,10 @@ impl Session {
             Place::CrossSlot => return self.refuse(refusal::cross_slot),
             Place::Several => return self.refuse(|out| refusal::not_yet(command, out)),
         };
+        if command.name.starts_with("slowlog|") {
+            // It is the master's: who looks at it wants to find what it asks from now on (rule B6).
+            self.state().masters_only = true;
+        }
         match command.class_for(args) {
             Class::Session => self.local(command, args, frame),
             Class::Blocking if !matches!(&*command.name, "wait" | "waitaof") => {

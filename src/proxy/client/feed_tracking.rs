@@ -35,7 +35,9 @@ impl Session {
                     self.begin_feed(command)
                         .unwrap_or_else(|| self.ask_tracking(word.clone(), frame))
                 }),
-                Ok(Word::Off | Word::Caching(_) | Word::Asks) => self.refuse(|out| out.extend_from_slice(b"+OK\r\n")),
+                Ok(Word::Off(_) | Word::Caching(_) | Word::Asks) => {
+                    self.refuse(|out| out.extend_from_slice(b"+OK\r\n"))
+                }
             }),
             _ => None,
         }
@@ -54,7 +56,7 @@ impl Session {
             Err(unfit) => self.refuse_tracking(unfit),
             Ok(Word::On(_)) if !self.may_track() => self.refuse(|out| refusal::not_yet(command, out)),
             // So that what is asked for is known together with what there is.
-            Ok(Word::On(_) | Word::Off) if self.state().window.unanswered() > 0 => Outcome::Park(Park::Drain),
+            Ok(Word::On(_) | Word::Off(_)) if self.state().window.unanswered() > 0 => Outcome::Park(Park::Drain),
             Ok(word) => self.redirecting(&word, args, frame, |frame| self.ask_tracking(word.clone(), frame)),
         })
     }
@@ -123,7 +125,7 @@ impl Session {
         }
         let listener = match word {
             Word::Asks => self.redirect_reply().map(|reply| Listener::One(Ear::Redirect(reply))),
-            Word::On(_) | Word::Off | Word::Caching(_) => None,
+            Word::On(_) | Word::Off(_) | Word::Caching(_) => None,
         };
         self.worker.footprint().clear();
         self.ask_and_listen(Asked::Tracking(word, frame.to_vec()), frame, listener)

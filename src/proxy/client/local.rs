@@ -184,7 +184,10 @@ impl Session {
             state.login = Login::default();
             state.authenticated = !self.worker.auth_required();
             state.about = None;
-            state.mute = Mute::No;
+            // The reply to RESET itself may be the one that is skipped.
+            if state.mute != Mute::Skipping {
+                state.mute = Mute::No;
+            }
             state.masters_only = false;
         }
         self.say(b"+RESET\r\n")

@@ -80,7 +80,8 @@ impl Redaction {
             return;
         }
         let reply = std::mem::take(&mut self.bytes);
-        match self.seen(&reply).filter(|_| !goes_on) {
+        let whole = !goes_on && reply.len() <= REPLY_BYTES_MAX;
+        match self.seen(&reply).filter(|_| whole) {
             Some(seen) => out.extend_from_slice(&seen),
             None => {
                 self.refused = true;

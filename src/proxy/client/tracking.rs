@@ -52,7 +52,7 @@ pub(super) struct Wanted {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Word {
     On(Wanted),
-    Off,
+    Off(Option<u64>),
     /// CLIENT CACHING YES or NO.
     Caching(bool),
     /// It changes nothing.
@@ -104,16 +104,17 @@ impl Word {
         }
         match args.get(2).unwrap_or_default().to_ascii_lowercase().as_slice() {
             b"on" => Ok(Self::On(wanted)),
-            b"off" => Ok(Self::Off),
+            b"off" => Ok(Self::Off(wanted.redirect)),
             _ => Err(Unfit::Syntax),
         }
     }
 
-    /// To which client it redirects.
+    /// To which client it redirects; OFF may say so, too.
     pub(super) fn redirect(&self) -> Option<u64> {
         match self {
             Self::On(wanted) => wanted.redirect,
-            Self::Off | Self::Caching(_) | Self::Asks => None,
+            Self::Off(redirect) => *redirect,
+            Self::Caching(_) | Self::Asks => None,
         }
     }
 
@@ -189,7 +190,7 @@ impl Tracking {
                 on.every_key |= wanted.mode == Mode::Broadcast && wanted.prefixes.is_empty();
                 on.prefixes.extend(wanted.prefixes);
             }
-            Word::Off => (self.on, self.caching, self.live) = (None, None, false),
+            Word::Off(_) => (self.on, self.caching, self.live) = (None, None, false),
             Word::Caching(yes) => self.caching = Some(yes),
             Word::Asks => {}
         }
@@ -378,7 +379,7 @@ mod tests {
         tracking.lost(false);
         assert!(!tracking.take_owed(), "RESP2 has no word for it");
         tracking.lives_again();
-        tracking.confirmed(Word::Off);
+        tracking.confirmed(Word::Off(None));
         tracking.lost(true);
         assert!(!tracking.take_owed());
     }

@@ -251,7 +251,7 @@ mod tests {
         rounds.ticket();
         rounds.begin(words, &mut out);
         let text = String::from_utf8(out).unwrap();
-        assert!(text.contains("$7\r\nPUBLISH\r\n") && text.contains("$7\r\nWAITAOF\r\n$1\r\n0\r\n$1\r\n1\r\n"));
+        assert!(text.contains("$7\r\npUBLISH\r\n") && text.contains("$7\r\nwAITAOF\r\n$1\r\n0\r\n$1\r\n1\r\n"));
         assert!(matches!(
             rounds.end([MASTER, b":0\r\n", b"*2\r\n:1\r\n:1\r\n"]),
             Outcome::Acknowledged(_)
