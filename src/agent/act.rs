@@ -22,6 +22,7 @@ use super::info;
 use super::machine::facts::{Facts, PARKED_AT, Role};
 use super::machine::obedience::{Ask, Mark};
 use super::redis::{Connection, Login, RedisError, text, texts};
+use super::seam::Claim;
 
 /// How long one block may take.
 const BLOCK_LIMIT: Duration = Duration::from_millis(400);
@@ -38,6 +39,8 @@ pub struct Actor {
     /// Password of `pm-agent`, drawn anew for each life of an agent.
     password: String,
     warm: Option<Warm>,
+    /// Which lives it may work on; none: any.
+    claim: Option<Claim>,
     /// The epoch and the life of the master that this Redis was told to follow last.
     followed: Option<(Epoch, RunId)>,
 }
@@ -61,7 +64,16 @@ impl Actor {
             secret,
             password,
             warm: None,
+            claim: None,
             followed: None,
+        }
+    }
+
+    /// One that touches no life that is not granted.
+    pub fn with_claim(self, claim: Claim) -> Self {
+        Self {
+            claim: Some(claim),
+            ..self
         }
     }
 
@@ -233,6 +245,13 @@ impl Actor {
 
     async fn open(&self) -> Result<Warm, RedisError> {
         let mut connection = Connection::open(&self.addr, &self.login, BLOCK_LIMIT).await?;
+        if let Some(claim) = &self.claim
+            && !claim.holds(&read(&mut connection).await?.run_id)
+        {
+            return Err(RedisError::Says(
+                "it is not known yet whether another agent has it".to_owned(),
+            ));
+        }
         let password = format!(">{}", self.password);
         let create = [
             "ACL", "SETUSER", AGENT_USER, "reset", "on", &password, "~*", "&*", "+@all",

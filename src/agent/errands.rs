@@ -10,10 +10,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 use super::act::Actor;
+use super::beat::Beat;
 use super::machine::action::{AskId, Input, Job, Reply};
 use super::machine::obedience::Ask;
 use super::machine::state::MasterOf;
-use super::machine::timings::Timings;
 use super::probe::Probe;
 use super::redis::{Login, RedisError};
 use crate::topology::Addr;
@@ -138,7 +138,7 @@ pub(super) async fn look_at_own(mut probe: Probe, inputs: mpsc::Sender<Input>) {
 
 pub(super) async fn look_at_master(
     login: Login,
-    timings: Timings,
+    beat: Beat,
     mut watched: watch::Receiver<Option<MasterOf>>,
     inputs: mpsc::Sender<Input>,
 ) {
@@ -149,7 +149,7 @@ pub(super) async fn look_at_master(
             }
             continue;
         };
-        let mut probe = Probe::new(master.addr.clone(), login.clone(), timings.probe, false);
+        let mut probe = Probe::new(master.addr.clone(), login.clone(), beat, false);
         loop {
             let seen = tokio::select! {
                 changed = watched.changed() => match changed {

@@ -7,17 +7,19 @@
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::sleep_until;
 
+use super::beat::Beat;
 use super::info::carried_epoch;
 use super::redis::{Connection, Login, RedisError, text};
+use crate::clock;
 use crate::topology::{Addr, Epoch};
 
 /// How long Redis may take to answer.
 const LIMIT: Duration = Duration::from_millis(500);
 
-/// Looks each `interval` while our Redis is the master of the watched epoch.
-pub(super) async fn guard(addr: Addr, login: Login, interval: Duration, mut reign: watch::Receiver<Option<Epoch>>) {
+/// Looks at each `beat` while our Redis is the master of the watched epoch.
+pub(super) async fn guard(addr: Addr, login: Login, beat: Beat, mut reign: watch::Receiver<Option<Epoch>>) {
     let mut connection = None;
     loop {
         let Some(epoch) = *reign.borrow_and_update() else {
@@ -32,7 +34,7 @@ pub(super) async fn guard(addr: Addr, login: Login, interval: Duration, mut reig
             // The probe tells what there is to know.
             Err(error) => tracing::debug!(%error, "replicas cannot be looked at"),
         }
-        sleep(interval).await;
+        sleep_until(beat.after(clock::now()).into()).await;
     }
 }
 

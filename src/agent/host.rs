@@ -19,10 +19,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::act::Actor;
+use super::beat::Beat;
 use super::errands::{Deputed, act, deputise, look_at_master, look_at_own};
 use super::guard::guard;
 use super::machine::action::{Action, Input, Job, Level, Registered, Reply, Suspicion, Ticket, Written};
-use super::machine::facts::Role;
+use super::machine::detector::Seen;
+use super::machine::facts::{Facts, Role};
 use super::machine::obedience::Ask;
 use super::machine::outcome::Outcome;
 use super::machine::state::{MasterOf, State, Versioned};
@@ -32,8 +34,9 @@ use super::memory::{EpochFile, StreamsFile};
 use super::mesh::Mesh;
 use super::probe::Probe;
 use super::redis::Login;
+pub use super::seam::{Claim, Reports};
 use crate::clock;
-use crate::peer::{self, Attach, Bulletin, Inbound, Kind, Report, Request};
+use crate::peer::{self, Attach, Bulletin, Inbound, Kind, Request};
 use crate::topology::codec::{ShardConfig, SwitchRequest};
 use crate::topology::{Addr, Epoch, NodeId, RunId, ShardId};
 
@@ -107,8 +110,6 @@ pub enum StoreRequest {
     Record(Outcome),
     /// How many bytes of the stream our Redis had and the master of this epoch did not.
     Lost(Epoch, u64),
-    /// What a proxy went through because of the change to this epoch's master, for its history record.
-    Report(String, Epoch, Report),
     /// What our Redis is by now.
     Describe(Described),
 }
@@ -131,6 +132,10 @@ pub struct StoreSeam {
     pub events: mpsc::Receiver<StoreEvent>,
     /// To the store.
     pub requests: mpsc::Sender<StoreRequest>,
+    /// What proxies went through because of a change of master, for its history record.
+    pub reports: Reports,
+    /// Which life of our Redis this agent may work on.
+    pub claim: Claim,
 }
 
 /// Runs the agent until `stop`, and then until what it executes has come to an end, which may take for ever: whoever calls
@@ -153,20 +158,21 @@ pub async fn run(
         news,
         end.clone(),
     ));
-    let mut host = Host::start(&settings, inputs, store.requests.clone(), &end)?;
+    let mut host = Host::start(&settings, inputs, &store, &end)?;
     let mut leaving = false;
     loop {
         if leaving && host.machine.at_rest(clock::now()) {
             return Ok(());
         }
-        let patience = host.machine.patience();
+        let patience = host.machine.patience(clock::now());
         let input = tokio::select! {
             () = stop.cancelled(), if !leaving => {
                 leaving = true;
                 Some(Input::Leave)
             }
             Some(event) = store.events.recv() => host.store_said(event),
-            Some(input) = incoming.recv() => Some(input),
+            () = store.claim.granted() => host.take_up(),
+            Some(input) = incoming.recv() => host.seen(input),
             Some(inbound) = requests.recv() => host.peer_asked(inbound),
             () = tokio::time::sleep(patience) => Some(Input::Tick),
         };
@@ -184,6 +190,7 @@ struct Host {
     mesh: Mesh,
     inputs: mpsc::Sender<Input>,
     store: mpsc::Sender<StoreRequest>,
+    reports: Reports,
     jobs: mpsc::Sender<(Job, Ask)>,
     deputed: mpsc::Sender<Deputed>,
     watched: watch::Sender<Option<MasterOf>>,
@@ -191,6 +198,9 @@ struct Host {
     reign: watch::Sender<Option<Epoch>>,
     /// What was last published of our Redis.
     described: Option<Described>,
+    claim: Claim,
+    /// The last reading of a life that is not granted yet.
+    held_back: Option<Seen>,
     /// Whom we owe an answer.
     tickets: BTreeMap<Ticket, oneshot::Sender<Bytes>>,
     ticket: u64,
@@ -200,7 +210,7 @@ impl Host {
     fn start(
         settings: &Settings,
         inputs: mpsc::Sender<Input>,
-        store: mpsc::Sender<StoreRequest>,
+        store: &StoreSeam,
         stop: &CancellationToken,
     ) -> io::Result<Self> {
         let epochs = EpochFile::in_dir(&settings.data_dir)?;
@@ -215,20 +225,21 @@ impl Host {
         let seed = draw()?;
         let password = format!("{:016x}{:016x}", draw()?, draw()?);
         let timings = settings.timings;
+        let beat = Beat::new(timings.probe);
         let (jobs, waiting) = mpsc::channel(JOBS_MAX);
         let (watched, watching) = watch::channel(None);
         let (shard, secret) = (settings.shard.clone(), settings.secret.to_vec());
         let login = settings.login.clone();
         let actor_at = move |addr| Actor::new(addr, shard.clone(), login.clone(), secret.clone(), password.clone());
-        let actor = actor_at(settings.redis.clone());
+        let actor = actor_at(settings.redis.clone()).with_claim(store.claim.clone());
         let (deputed, deputy_waits) = mpsc::channel(JOBS_MAX);
         let deputising = deputise(actor_at, deputy_waits, inputs.clone());
-        let own = Probe::new(settings.redis.clone(), settings.login.clone(), timings.probe, true);
+        let own = Probe::new(settings.redis.clone(), settings.login.clone(), beat, true);
         let acting = act(actor, waiting, inputs.clone());
         let looking = look_at_own(own, inputs.clone());
-        let watching = look_at_master(settings.login.clone(), timings, watching, inputs.clone());
+        let watching = look_at_master(settings.login.clone(), beat, watching, inputs.clone());
         let (reign, guarded) = watch::channel(None);
-        let guarding = guard(settings.redis.clone(), settings.login.clone(), timings.probe, guarded);
+        let guarding = guard(settings.redis.clone(), settings.login.clone(), beat, guarded);
         tokio::spawn(stop.clone().run_until_cancelled_owned(guarding));
         tokio::spawn(stop.clone().run_until_cancelled_owned(acting));
         tokio::spawn(stop.clone().run_until_cancelled_owned(deputising));
@@ -240,20 +251,17 @@ impl Host {
             machine: Machine::new(clock::now(), me, timings, epochs.read()?, seed).having_held(streams.read()?),
             epochs,
             streams,
-            mesh: Mesh::new(
-                settings.node.clone(),
-                secret,
-                timings.probe,
-                timings.ask,
-                inputs.clone(),
-            ),
+            mesh: Mesh::new(settings.node.clone(), secret, beat, timings.ask, inputs.clone()),
             inputs,
-            store,
+            store: store.requests.clone(),
+            reports: store.reports.clone(),
             jobs,
             deputed,
             watched,
             reign,
             described: None,
+            claim: store.claim.clone(),
+            held_back: None,
             tickets: BTreeMap::new(),
             ticket: 0,
         })
@@ -277,6 +285,27 @@ impl Host {
                 Input::Nodes(nodes.into_iter().map(registered).collect())
             }
         })
+    }
+
+    /// What a life says that is not granted yet is published, and kept from the machine: to that nobody has answered.
+    fn seen(&mut self, input: Input) -> Option<Input> {
+        let Input::Own(seen) = input else { return Some(input) };
+        self.held_back = None;
+        if let Seen::Up { facts, .. } = &seen {
+            self.claim.see(&facts.run_id);
+            if !self.claim.holds(&facts.run_id) {
+                self.describe(&facts.clone());
+                self.held_back = Some(seen);
+                return None;
+            }
+        }
+        Some(Input::Own(seen))
+    }
+
+    /// A life was granted.
+    fn take_up(&mut self) -> Option<Input> {
+        let seen = self.held_back.take()?;
+        self.seen(Input::Own(seen))
     }
 
     fn peer_asked(&mut self, inbound: Inbound) -> Option<Input> {
@@ -310,7 +339,7 @@ impl Host {
             Request::Report(shard, epoch, report) => {
                 send(inbound.reply, &"noted");
                 if inbound.kind == Kind::Proxy && shard == self.shard {
-                    self.tell_store(StoreRequest::Report(inbound.id, epoch, report));
+                    self.reports.note(inbound.id, epoch, report);
                 }
                 None
             }
@@ -338,14 +367,13 @@ impl Host {
         let reign = self.machine.reign();
         self.reign
             .send_if_modified(|known| std::mem::replace(known, reign) != reign);
-        if looked {
-            self.describe();
+        if looked && let Some(facts) = self.machine.own_facts().cloned() {
+            self.describe(&facts);
         }
     }
 
     /// Publishes what our Redis is, if that changed.
-    fn describe(&mut self) {
-        let Some(facts) = self.machine.own_facts() else { return };
+    fn describe(&mut self, facts: &Facts) {
         let same = self
             .described
             .as_ref()

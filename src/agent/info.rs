@@ -11,7 +11,7 @@ use super::machine::facts::{Facts, Role};
 
 /// Facts from the text of INFO (all default sections) and the `masteruser` setting; none if it is not INFO.
 pub fn facts(info: &str, masteruser: &str) -> Option<Facts> {
-    let fields: HashMap<&str, &str> = info
+    let fields: HashMap<&str, &str, foldhash::fast::RandomState> = info
         .lines()
         .filter_map(|line| line.trim_end().split_once(':'))
         .collect();
@@ -52,11 +52,19 @@ pub fn facts(info: &str, masteruser: &str) -> Option<Facts> {
 
 /// The pid and the uptime in seconds of the process that wrote this INFO.
 pub fn process(info: &str) -> Option<(u32, u64)> {
-    let field = |name: &str| info.lines().find_map(|line| line.trim_end().strip_prefix(name));
     Some((
-        field("process_id:")?.parse().ok()?,
-        field("uptime_in_seconds:")?.parse().ok()?,
+        field(info, "process_id:")?.parse().ok()?,
+        field(info, "uptime_in_seconds:")?.parse().ok()?,
     ))
+}
+
+/// How much memory it holds, in bytes, if it says so.
+pub fn resident_bytes(info: &str) -> Option<u64> {
+    field(info, "used_memory_rss:")?.parse().ok()
+}
+
+fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
+    info.lines().find_map(|line| line.trim_end().strip_prefix(name))
 }
 
 /// `dbN:keys=K,...` over all databases.
@@ -100,7 +108,7 @@ pub fn carried_epoch(masteruser: &str) -> Epoch {
 mod tests {
     use super::*;
 
-    const REPLICA: &str = "# Server\r\nrun_id:abc\r\nprocess_id:42\r\nuptime_in_seconds:7\r\n# Persistence\r\nloading:0\r\n\
+    const REPLICA: &str = "# Server\r\nrun_id:abc\r\nprocess_id:42\r\nuptime_in_seconds:7\r\nused_memory_rss:9000\r\n# Persistence\r\nloading:0\r\n\
         # Replication\r\nrole:slave\r\nmaster_host:127.0.0.1\r\nmaster_port:7001\r\nmaster_link_status:up\r\n\
         slave_repl_offset:77\r\nmaster_sync_in_progress:0\r\nmaster_replid:r1\r\nmaster_replid2:r0\r\n\
         master_repl_offset:78\r\nsecond_repl_offset:5\r\n# Keyspace\r\ndb0:keys=3,expires=0\r\ndb9:keys=4,expires=1\r\n";
@@ -111,6 +119,7 @@ mod tests {
         assert_eq!((facts.role, facts.offset, facts.keys), (Role::Replica, 77, 7));
         assert!(facts.follows_in(&"127.0.0.1:7001".parse().unwrap(), Epoch(7)));
         assert_eq!(process(REPLICA), Some((42, 7)));
+        assert_eq!((resident_bytes(REPLICA), resident_bytes("")), (Some(9000), None));
     }
 
     #[test]

@@ -10,12 +10,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{sleep, sleep_until};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use crate::clock;
 use crate::peer::{Client, Kind, PeerError, Request};
 use crate::topology::{Addr, NodeId};
 
+use super::beat::Beat;
 use super::machine::action::{AskId, Input, Reply};
 use super::machine::detector::PeerSeen;
 use super::machine::obedience::Ask;
@@ -30,7 +32,7 @@ const RECONNECT: Duration = Duration::from_millis(50);
 pub struct Mesh {
     me: NodeId,
     secret: Arc<[u8]>,
-    probe: Duration,
+    beat: Beat,
     limit: Duration,
     inputs: mpsc::Sender<Input>,
     links: BTreeMap<NodeId, Link>,
@@ -46,13 +48,13 @@ struct Link {
 }
 
 impl Mesh {
-    /// Links of the agent of `me`; what they learn goes to `inputs`. A status is asked for each `probe`; a
+    /// Links of the agent of `me`; what they learn goes to `inputs`. A status is asked for at each `beat`; a
     /// question is given up after `limit`.
-    pub fn new(me: NodeId, secret: Arc<[u8]>, probe: Duration, limit: Duration, inputs: mpsc::Sender<Input>) -> Self {
+    pub fn new(me: NodeId, secret: Arc<[u8]>, beat: Beat, limit: Duration, inputs: mpsc::Sender<Input>) -> Self {
         Self {
             me,
             secret,
-            probe,
+            beat,
             limit,
             inputs,
             links: BTreeMap::new(),
@@ -73,7 +75,7 @@ impl Mesh {
                 node: node.clone(),
                 addr: addr.clone(),
                 secret: Arc::clone(&self.secret),
-                probe: self.probe,
+                beat: self.beat,
                 limit: self.limit,
                 probes,
                 inputs: self.inputs.clone(),
@@ -109,7 +111,7 @@ struct Worker {
     node: NodeId,
     addr: Addr,
     secret: Arc<[u8]>,
-    probe: Duration,
+    beat: Beat,
     limit: Duration,
     /// Whether it also asks for the status.
     probes: bool,
@@ -140,8 +142,7 @@ impl Worker {
 
     /// Talks until the connection breaks.
     async fn talk(&self, mut client: Client, asks: &mut mpsc::Receiver<(AskId, Ask)>) {
-        let mut ticks = interval(self.probe);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut due = clock::now();
         loop {
             let done = tokio::select! {
                 biased;
@@ -149,7 +150,10 @@ impl Worker {
                     Some((id, ask)) => self.carry(&mut client, id, &ask).await,
                     None => return,
                 },
-                _ = ticks.tick(), if self.probes => self.check(&mut client).await,
+                () = sleep_until(due.into()), if self.probes => {
+                    due = self.beat.after(clock::now());
+                    self.check(&mut client).await
+                }
                 // What it relays comes to us by our own watch as well.
                 heard = client.hear() => heard.map(|_| ()),
             };
@@ -215,7 +219,7 @@ mod tests {
         let _ends = stop.clone().drop_guard();
         tokio::spawn(peer::serve(listener, Arc::clone(&secret), asked, heard, stop));
         let (inputs, _incoming) = mpsc::channel(64);
-        let mut mesh = Mesh::new(NodeId::from("a"), secret, LIMIT, LIMIT, inputs);
+        let mut mesh = Mesh::new(NodeId::from("a"), secret, Beat::new(LIMIT), LIMIT, inputs);
         let target = NodeId::from("b");
         mesh.know(&target, &addr);
         let reach = Ask::Reach {

@@ -6,6 +6,7 @@
 //! they were true.
 
 pub mod act;
+pub mod beat;
 mod errands;
 mod glance;
 mod guard;

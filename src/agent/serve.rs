@@ -114,7 +114,7 @@ pub async fn serve(start: Start, stop: CancellationToken) -> Result<(), AgentErr
     let listener = TcpListener::bind((start.listen.host(), start.listen.port()))
         .await
         .map_err(|error| AgentError::Listen(start.listen.clone(), error))?;
-    let connecting = stop.run_until_cancelled(Store::connect(&start.store));
+    let connecting = stop.run_until_cancelled(Store::await_connect(&start.store));
     let Some(store) = connecting.await else { return Ok(()) };
     let store = store?;
     let (shard, node, on_stop) = (start.host.shard.clone(), start.host.node.clone(), start.on_stop);
@@ -193,7 +193,8 @@ async fn work(
     tracing::info!(%node, %shard, %redis, "registered");
     let end = CancellationToken::new();
     let _ends_with_us = end.clone().drop_guard();
-    let (seam, news, recorded) = seam::start(store, &shard, &node, presence, &end);
+    let (claim, grant) = seam::claim();
+    let (seam, news, recorded) = seam::start(store, &shard, &node, presence, claim, &end);
     let running = async {
         host::run(start.host.clone(), listener, news, seam, leave).await?;
         // The history is written at its own pace; what ended stands in it before the agent goes.
@@ -203,7 +204,7 @@ async fn work(
     tokio::select! {
         ended = running => ended.map_err(|error| AgentError::Machine(node, error)),
         () = registration.lost() => Err(taken(store, &start.host).await),
-        rival = rivals.appears() => Err(shared(rival)),
+        rival = rivals.stand_guard(grant) => Err(shared(rival)),
     }
 }
 

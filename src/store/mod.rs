@@ -22,6 +22,10 @@ mod zookeeper;
 
 use std::time::Duration;
 
+use tokio::time::sleep;
+
+use crate::clock;
+
 pub use access::Credentials;
 pub use connection::Connection;
 pub use ephemeral::{Ephemeral, Standing};
@@ -34,6 +38,11 @@ use zookeeper::ZooKeeper;
 
 /// How long a session outlives its connection, unless configured.
 pub const SESSION_TIMEOUT: Duration = Duration::from_millis(4000);
+
+/// Between two attempts to reach a ZooKeeper that was never there yet.
+const CONNECT_AGAIN: Duration = Duration::from_millis(200);
+/// Until that it is not there is said again.
+const SAY_AGAIN: Duration = Duration::from_secs(60);
 
 /// Where the store is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -109,6 +118,24 @@ impl Store {
     /// Connects to ZooKeeper. Fails if no server answers now; later it is waited for.
     pub async fn connect(settings: &Settings) -> Result<Self, StoreError> {
         Ok(Self(Inner::ZooKeeper(ZooKeeper::connect(settings).await?)))
+    }
+
+    /// The same for servers, which may be up before ZooKeeper is: waits until one answers, which is said at once and then each
+    /// minute. Fails only of what no waiting mends: an address that is none, refused credentials.
+    pub async fn await_connect(settings: &Settings) -> Result<Self, StoreError> {
+        let mut say = clock::now();
+        loop {
+            match Self::connect(settings).await {
+                Err(StoreError::Unreachable { connect, why }) => {
+                    if clock::now() >= say {
+                        tracing::warn!("ZooKeeper at {connect} does not answer ({why}): waiting for it");
+                        say = clock::now() + SAY_AGAIN;
+                    }
+                    sleep(CONNECT_AGAIN).await;
+                }
+                done => return done,
+            }
+        }
     }
 
     /// The znode at `path`, if there is one.

@@ -204,6 +204,10 @@ fn refusal(settings: &Settings, error: &Error) -> StoreError {
             connect,
             why: "connection refused".to_owned(),
         },
+        Error::AuthFailed => StoreError::Refused {
+            path: "the connection".to_owned(),
+            why: "our credentials are not accepted".to_owned(),
+        },
         other => StoreError::Unreachable {
             connect,
             why: other.to_string(),

@@ -5,6 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use pointsman::agent::act::{Actor, read};
+use pointsman::agent::beat::Beat;
 use pointsman::agent::machine::detector::Seen;
 use pointsman::agent::machine::facts::{Facts, Role};
 use pointsman::agent::machine::obedience::Ask;
@@ -262,7 +263,12 @@ async fn sees(probe: &mut probe::Probe, what: &str, limit: Duration, wanted: imp
 #[tokio::test]
 async fn the_death_of_a_process_is_seen_at_once() {
     let server = Server::start().await;
-    let mut probe = probe::Probe::new(server.addr.clone(), Login::default(), Duration::from_millis(100), true);
+    let mut probe = probe::Probe::new(
+        server.addr.clone(),
+        Login::default(),
+        Beat::new(Duration::from_millis(100)),
+        true,
+    );
     sees(&mut probe, "up", LIMIT, |seen| matches!(seen, Seen::Up { .. })).await;
     server.signal("-KILL");
     let took = sees(&mut probe, "dead", LIMIT, |seen| *seen == Seen::Dead).await;
@@ -272,7 +278,12 @@ async fn the_death_of_a_process_is_seen_at_once() {
 #[tokio::test]
 async fn from_afar_a_refused_reconnect_is_death_and_an_end_of_file_is_not() {
     let server = Server::start().await;
-    let mut probe = probe::Probe::new(server.addr.clone(), Login::default(), Duration::from_millis(100), false);
+    let mut probe = probe::Probe::new(
+        server.addr.clone(),
+        Login::default(),
+        Beat::new(Duration::from_millis(100)),
+        false,
+    );
     sees(&mut probe, "up", LIMIT, |seen| matches!(seen, Seen::Up { .. })).await;
     server.ask(&["CLIENT", "KILL", "TYPE", "normal"]).await;
     for _ in 0..5 {
@@ -285,7 +296,12 @@ async fn from_afar_a_refused_reconnect_is_death_and_an_end_of_file_is_not() {
 #[tokio::test]
 async fn a_frozen_server_is_silent_and_a_paused_one_is_alive() {
     let server = Server::start().await;
-    let mut probe = probe::Probe::new(server.addr.clone(), Login::default(), Duration::from_millis(50), true);
+    let mut probe = probe::Probe::new(
+        server.addr.clone(),
+        Login::default(),
+        Beat::new(Duration::from_millis(50)),
+        true,
+    );
     sees(&mut probe, "up", LIMIT, |seen| matches!(seen, Seen::Up { .. })).await;
     server.ask(&["CLIENT", "PAUSE", "1500", "ALL"]).await;
     sees(&mut probe, "alive though paused", LIMIT, |seen| *seen == Seen::Alive).await;

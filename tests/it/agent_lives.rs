@@ -5,8 +5,8 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use pointsman::agent::serve::{AgentError, serve};
 use pointsman::peer::{self, Kind, Report, Request};
-use pointsman::store::Lifetime;
-use pointsman::topology::codec::{NodeInfo, Phases, Place, ProxyInfo, encode};
+use pointsman::store::{Lifetime, Settings, Store};
+use pointsman::topology::codec::{NodeInfo, Phases, Place, ProxyInfo, decode, encode};
 use pointsman::topology::{Addr, NodeId, ShardId};
 use tokio_util::sync::CancellationToken;
 
@@ -98,6 +98,74 @@ async fn of_two_agents_that_start_at_once_on_one_redis_one_goes_on() {
     stop.cancel();
     let ended = running.join_next().await.unwrap().unwrap();
     assert!(ended.is_ok(), "{ended:?}");
+}
+
+#[tokio::test]
+async fn two_agents_that_call_a_redis_differently_while_it_is_down_do_not_fight_over_it() {
+    let (zookeeper, dir, port) = (ZooKeeper::start(), tempfile::tempdir().unwrap(), free_port());
+    let store = Store::connect(&Settings::new(&zookeeper.connect(), "test"))
+        .await
+        .unwrap();
+    let registered = async |count: usize, wanted: &dyn Fn(&NodeInfo) -> bool| {
+        let mut watch = store.watch("/shards");
+        let waiting = async {
+            loop {
+                let parent = Place::Nodes(ShardId::from("s1")).to_string();
+                let mut found = 0;
+                for name in store.children(&parent).await.unwrap() {
+                    let path = format!("{parent}/{name}");
+                    let value = store.get(&path).await.unwrap();
+                    let info = value.and_then(|value| decode::<NodeInfo>(&value.bytes, &path).ok());
+                    found += usize::from(info.is_some_and(|info| wanted(&info)));
+                }
+                if found == count {
+                    return;
+                }
+                watch.changed().await;
+            }
+        };
+        tokio::time::timeout(SOON, waiting).await.expect("they register");
+    };
+    let stop = CancellationToken::new();
+    let mut running = tokio::task::JoinSet::new();
+    for (node, host) in [("s1-b", "localhost"), ("s1-a", "127.0.0.1")] {
+        let mut start = start(
+            &NodeId::from(node),
+            free_port(),
+            Addr::new(host, port),
+            &zookeeper.connect(),
+            dir.path(),
+        );
+        start.host.members.clear();
+        start.store.session_timeout = SESSION;
+        let name = NodeId::from(node);
+        let serving = serve(start, stop.clone());
+        running.spawn(async move { (name, serving.await) });
+        registered(running.len(), &|info| info.run_id.is_none()).await;
+    }
+    let server = Server::start_on(port, &["--replicaof", "127.0.0.1", "1"]).await;
+    // Both see the same life and say so.
+    registered(2, &|info| info.run_id.is_some()).await;
+    assert!(agents_of(&server).await.len() <= 1, "not both work on it");
+    let (ended, refused) = tokio::time::timeout(SOON, running.join_next())
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
+    let refused = refused.unwrap_err();
+    assert!(matches!(refused, AgentError::Shared { .. }), "{refused}");
+    assert_eq!(ended, NodeId::from("s1-a"), "the later one");
+    assert!(
+        refused.to_string().contains("that of node s1-b of shard s1"),
+        "{refused}"
+    );
+    server.until("master", |facts| facts.follows.is_none()).await;
+    assert_eq!(agents_of(&server).await.len(), 1);
+    // The user of agents was made once: Redis logs who was refused, and a fight would have changed its password in between.
+    assert_eq!(server.ask(&["ACL", "LOG"]).await, "Array([])");
+    stop.cancel();
+    let (node, ended) = running.join_next().await.unwrap().unwrap();
+    assert!(ended.is_ok() && node == NodeId::from("s1-b"), "{ended:?}");
 }
 
 #[test]

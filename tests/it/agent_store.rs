@@ -481,15 +481,14 @@ async fn nonsense_in_the_state_changes_nothing_until_it_is_repaired() {
 }
 
 #[tokio::test]
-async fn an_agent_without_a_store_says_so_in_a_sentence() {
-    let mut shard = Shard::start().await;
+async fn an_agent_that_no_waiting_helps_says_so_in_a_sentence() {
+    let shard = Shard::start().await;
     shard.whole(3).await;
-    shard.zookeeper.kill9();
     let id = NodeId::from("s1-a");
-    let error = serve(shard.settings(&id, free_port()), CancellationToken::new())
-        .await
-        .unwrap_err();
-    assert!(error.to_string().contains("does not answer"), "{error}");
+    let mut nowhere = shard.settings(&id, free_port());
+    nowhere.store.connect = String::new();
+    let error = serve(nowhere, CancellationToken::new()).await.unwrap_err();
+    assert!(error.to_string().contains("is no ZooKeeper address"), "{error}");
     let port = shard.agents[&id].peer.port();
     let error = serve(shard.settings(&id, port), CancellationToken::new())
         .await

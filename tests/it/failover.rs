@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use pointsman::agent::host::{Settings, StoreEvent, StoreRequest, StoreSeam, run};
+use pointsman::agent::host::{Claim, Reports, Settings, StoreEvent, StoreRequest, StoreSeam, run};
 use pointsman::agent::machine::action::Written;
 use pointsman::agent::machine::facts::Role;
 use pointsman::agent::machine::state::{MasterOf, State, Versioned};
@@ -53,7 +53,6 @@ impl Store {
             | StoreRequest::Relay(_)
             | StoreRequest::Record(_)
             | StoreRequest::Attach(_)
-            | StoreRequest::Report(..)
             | StoreRequest::Lost(..)
             | StoreRequest::Describe(_) => {
                 return;
@@ -124,7 +123,12 @@ impl Shard {
             }
         });
         let (news, heard) = watch::channel(pointsman::peer::Bulletin::default());
-        let seam = StoreSeam { events, requests };
+        let seam = StoreSeam {
+            events,
+            requests,
+            reports: Reports::default(),
+            claim: Claim::unrivalled(),
+        };
         let running = run(settings, listener, heard, seam, stop.clone());
         tokio::spawn(async move {
             let _news = news;

@@ -7,6 +7,7 @@ mod acks;
 mod agent;
 mod agent_lives;
 mod agent_store;
+mod agent_waits;
 mod cli;
 mod clients;
 mod command_keys;

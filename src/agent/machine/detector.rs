@@ -231,6 +231,19 @@ impl Detector {
         }
     }
 
+    /// The next moment after `now` at which silence alone changes what is thought of somebody.
+    pub fn due(&self, now: Instant) -> Option<Instant> {
+        let remote = self.remote.as_ref().map(|(_, sight)| sight);
+        let sights = std::iter::once(&self.own).chain(remote);
+        let listening = sights.filter(|sight| !matches!(sight.health, Health::Dead | Health::Hung));
+        let hangs = listening.map(|sight| sight.answered + self.timings.suspicion);
+        let peers = self.peers.values().filter(|peer| !peer.refused);
+        let silences = peers.flat_map(|peer| {
+            [self.timings.agent_silence, self.timings.suspicion].map(|silence| peer.answered + silence)
+        });
+        hangs.chain(silences).filter(|at| *at > now).min()
+    }
+
     /// How we find our own Redis.
     pub fn health(&self) -> Health {
         self.own.health
@@ -478,6 +491,24 @@ mod tests {
         };
         bench.detector.handle_own(bench.now, &up);
         assert!(matches!(bench.seen_beside(), Verdict::Gone(_)));
+    }
+
+    #[test]
+    fn the_next_silence_to_be_looked_at_is_the_one_that_is_due_first() {
+        let mut bench = Bench::new();
+        let timings = Timings::default();
+        let start = bench.now;
+        assert_eq!(bench.detector.due(start), Some(start + timings.agent_silence));
+        bench.pass(500, |detector, now| detector.handle_own(now, &Seen::Alive));
+        assert_eq!(bench.detector.due(bench.now), Some(start + timings.suspicion));
+        bench.pass(500, |detector, now| detector.handle_own(now, &Seen::Alive));
+        assert_eq!(
+            bench.detector.due(bench.now),
+            Some(bench.now + timings.suspicion),
+            "only ours is awaited"
+        );
+        bench.detector.handle_own(bench.now, &Seen::Dead);
+        assert_eq!(bench.detector.due(bench.now), None);
     }
 
     #[test]

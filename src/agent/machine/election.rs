@@ -448,3 +448,6 @@ fn grounds(choice: &Choice, answers: &BTreeMap<NodeId, Answer>) -> String {
         Grounds::Accepted => format!("its operator accepts what it lacks ({parked} of {all} are parked)"),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -32,6 +32,7 @@ mod membership;
 pub mod obedience;
 mod origin;
 pub mod outcome;
+mod patience;
 mod proving;
 pub mod quorum;
 pub mod reform;
@@ -46,7 +47,7 @@ mod wish;
 mod writing;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::topology::codec::ShardConfig;
 use crate::topology::{Addr, Epoch, NodeId, RunId};
@@ -287,15 +288,6 @@ impl Machine {
     /// The actions that follow from the inputs so far, in order.
     pub fn poll_actions(&mut self) -> impl Iterator<Item = Action> + '_ {
         self.actions.drain(..)
-    }
-
-    /// How long the machine can be left without a [`Input::Tick`].
-    pub fn patience(&self) -> Duration {
-        if self.course.is_some() || self.accused.is_some() || !self.asks.is_empty() {
-            Duration::from_millis(2)
-        } else {
-            Duration::from_millis(20)
-        }
     }
 
     /// What we tell other agents when asked.

@@ -16,11 +16,10 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, sleep_until};
 
-use super::tally::Tally;
+use super::reports::Reports;
 use super::{request, znode};
 use crate::agent::machine::outcome::Outcome;
 use crate::clock;
-use crate::peer::Report;
 use crate::store::{Store, StoreError};
 use crate::topology::codec::{Ending, Kind, Place, ProxyInfo, Record, decode, encode};
 use crate::topology::{Epoch, NodeId, ShardId};
@@ -40,24 +39,18 @@ const LOSS_TRIES: usize = 5;
 /// How long later reports are added to it.
 const LATE_LIMIT: Duration = Duration::from_secs(2);
 
-/// What is to be added to a record.
+/// Our Redis, master before, had this much of the stream that the master of this epoch did not have.
 #[derive(Clone, Debug)]
-pub(super) enum Reported {
-    /// What a proxy says of the change to this epoch.
-    Proxy {
-        proxy: String,
-        epoch: Epoch,
-        report: Report,
-    },
-    /// Our Redis, master before, had this much of the stream that the master of this epoch did not have.
-    Lost { epoch: Epoch, bytes: u64 },
+pub(super) struct Lost {
+    pub(super) epoch: Epoch,
+    pub(super) bytes: u64,
 }
 
 pub(super) struct Historian {
     store: Store,
     shard: ShardId,
     node: NodeId,
-    tally: Tally,
+    reports: Reports,
     open: VecDeque<Open>,
     losses: VecDeque<Loss>,
 }
@@ -111,31 +104,25 @@ impl Open {
 }
 
 impl Historian {
-    pub(super) fn new(store: Store, shard: ShardId, node: NodeId) -> Self {
+    pub(super) fn new(store: Store, shard: ShardId, node: NodeId, reports: Reports) -> Self {
         Self {
             store,
             shard,
             node,
-            tally: Tally::default(),
+            reports,
             open: VecDeque::new(),
             losses: VecDeque::new(),
         }
     }
 
-    pub(super) async fn run(
-        mut self,
-        mut outcomes: mpsc::Receiver<Box<Outcome>>,
-        mut reports: mpsc::Receiver<Reported>,
-    ) {
+    pub(super) async fn run(mut self, mut outcomes: mpsc::Receiver<Box<Outcome>>, mut losses: mpsc::Receiver<Lost>) {
         loop {
-            let losses = self.losses.iter().map(|loss| loss.due);
-            let due = self.open.iter().map(Open::due).chain(losses).min();
+            let due = self.losses.iter().map(|loss| loss.due);
+            let due = self.open.iter().map(Open::due).chain(due).min();
             tokio::select! {
                 biased;
-                Some(reported) = reports.recv() => match reported {
-                    Reported::Proxy { proxy, epoch, report } => self.tally.note(proxy, epoch, report),
-                    Reported::Lost { epoch, bytes } => self.note_loss(epoch, bytes),
-                },
+                () = self.reports.noted() => {}
+                Some(lost) = losses.recv() => self.note_loss(lost),
                 outcome = outcomes.recv() => match outcome {
                     Some(outcome) => self.begin(znode::record(&self.shard, *outcome, clock::unix_ms())).await,
                     None => return self.write_all().await,
@@ -193,7 +180,7 @@ impl Historian {
     async fn advance(&mut self) {
         for index in 0..self.open.len() {
             let open = &self.open[index];
-            let complete = self.tally.complete(open.record.epoch, &open.awaited);
+            let complete = self.reports.tally().complete(open.record.epoch, &open.awaited);
             if complete || clock::now() >= open.due() {
                 self.write_open(index).await;
                 self.revise(index).await;
@@ -208,7 +195,7 @@ impl Historian {
     async fn write_open(&mut self, index: usize) {
         let Some(open) = self.open.get_mut(index) else { return };
         let Stage::Awaiting = open.stage else { return };
-        let record = self.tally.fill(open.record.clone());
+        let record = self.reports.tally().fill(open.record.clone());
         open.stage = match keep(&self.store, &self.shard, &self.node, &record).await {
             Some(seq) => Stage::Written(seq, Box::new(record)),
             None => Stage::Refused,
@@ -221,7 +208,7 @@ impl Historian {
         let Stage::Written(seq, stands) = &mut open.stage else {
             return;
         };
-        let record = self.tally.fill(open.record.clone());
+        let record = self.reports.tally().fill(open.record.clone());
         if **stands == record {
             return;
         }
@@ -248,7 +235,7 @@ impl Historian {
 
     /// Completes the record of the failover that put another in our place. One of our own writing takes it in at once; one of
     /// somebody else's, who could not know, once it stands.
-    fn note_loss(&mut self, epoch: Epoch, bytes: u64) {
+    fn note_loss(&mut self, Lost { epoch, bytes }: Lost) {
         let tells = |record: &Record| record.epoch == epoch && record.from.as_ref() == Some(&self.node);
         if let Some(open) = self.open.iter_mut().find(|open| tells(&open.record)) {
             if open.record.kind == Kind::Failover {

@@ -4,7 +4,8 @@
 //!  connection, hints --> reader --Synced, Lost, State, Nodes, Suspects, Wish, Proxies--> host
 //!                           |  serving states --> news --> whoever is connected to the peer port
 //!  host --Write--> writer --Written--> host
-//!       --Record, Report, Lost--> historian  (its own pace: a history never holds up a failover)
+//!       --Record, Lost--> historian  (its own pace: a history never holds up a failover)
+//!       --reports of proxies, a place each--> historian
 //!       --Describe, Suspect--> presence (ephemerals, kept by the store house)
 //! ```
 //!
@@ -12,10 +13,12 @@
 //! Invariants: a znode with nonsense is said once and the last good value stays, so nonsense never looks like
 //! "nothing"; an unknown outcome is passed on as such; every queue is bounded.
 
+mod claim;
 mod historian;
 mod news;
 mod presence;
 mod reader;
+mod reports;
 mod request;
 mod rivals;
 mod tally;
@@ -33,12 +36,14 @@ use crate::peer::Bulletin;
 use crate::store::Store;
 use crate::topology::{NodeId, ShardId};
 
-use historian::{Historian, Reported};
+use historian::{Historian, Lost};
 use news::News;
 use reader::Reader;
 use writer::{Write, Writer};
 
+pub use claim::{Claim, claim};
 pub use presence::{Presence, patience};
+pub use reports::Reports;
 pub use rivals::{Rival, Rivals};
 
 /// Events that wait for the host.
@@ -47,8 +52,6 @@ const EVENTS_MAX: usize = 64;
 const REQUESTS_MAX: usize = 64;
 /// Writes and reads that wait for their task.
 const WAITING_MAX: usize = 8;
-/// Reports of proxies that wait for the historian.
-const REPORTS_MAX: usize = 256;
 
 /// Starts the seam; it ends with `stop`. What is told to proxies at once comes out of the second part; the third ends when
 /// the first was dropped and every record stands.
@@ -57,6 +60,7 @@ pub fn start(
     shard: &ShardId,
     node: &NodeId,
     presence: Presence,
+    claim: Claim,
     stop: &CancellationToken,
 ) -> (StoreSeam, watch::Receiver<Bulletin>, JoinHandle<()>) {
     let (events, told) = mpsc::channel(EVENTS_MAX);
@@ -65,29 +69,33 @@ pub fn start(
     let (reads, to_read) = mpsc::channel(WAITING_MAX);
     let (writes, to_write) = mpsc::channel(WAITING_MAX);
     let (records, to_record) = mpsc::channel(WAITING_MAX);
-    let (reports, reported) = mpsc::channel(REPORTS_MAX);
+    let (losses, lost) = mpsc::channel(WAITING_MAX);
+    let reports = Reports::default();
     let reader = Reader::new(store.clone(), shard.clone(), events.clone(), news.clone());
     let writer = Writer::new(store.clone(), shard, events.clone());
-    let historian = Historian::new(store.clone(), shard.clone(), node.clone());
+    let historian = Historian::new(store.clone(), shard.clone(), node.clone(), reports.clone());
     let sorter = Sorter {
         reads,
         writes,
         records,
-        reports,
+        losses,
         presence,
         news,
         events,
     };
     tokio::spawn(stop.clone().run_until_cancelled_owned(reader.run(to_read)));
     tokio::spawn(stop.clone().run_until_cancelled_owned(writer.run(to_write)));
-    let recording = stop
-        .clone()
-        .run_until_cancelled_owned(historian.run(to_record, reported));
+    let recording = stop.clone().run_until_cancelled_owned(historian.run(to_record, lost));
     let recorded = tokio::spawn(async {
         recording.await.unwrap_or_default();
     });
     tokio::spawn(stop.clone().run_until_cancelled_owned(sorter.run(asked)));
-    let seam = StoreSeam { events: told, requests };
+    let seam = StoreSeam {
+        events: told,
+        requests,
+        reports,
+        claim,
+    };
     (seam, heard, recorded)
 }
 
@@ -96,7 +104,7 @@ struct Sorter {
     reads: mpsc::Sender<()>,
     writes: mpsc::Sender<Write>,
     records: mpsc::Sender<Box<Outcome>>,
-    reports: mpsc::Sender<Reported>,
+    losses: mpsc::Sender<Lost>,
     presence: Presence,
     news: News,
     events: mpsc::Sender<StoreEvent>,
@@ -124,15 +132,12 @@ impl Sorter {
                         tracing::warn!("a history record is dropped: the store has been away for long");
                     }
                 }
-                StoreRequest::Report(proxy, epoch, report) => self.report(Reported::Proxy { proxy, epoch, report }),
-                StoreRequest::Lost(epoch, bytes) => self.report(Reported::Lost { epoch, bytes }),
+                StoreRequest::Lost(epoch, bytes) => {
+                    if self.losses.try_send(Lost { epoch, bytes }).is_err() {
+                        tracing::debug!("a loss is not added to the history: the store has been away for long");
+                    }
+                }
             }
-        }
-    }
-
-    fn report(&self, reported: Reported) {
-        if self.reports.try_send(reported).is_err() {
-            tracing::debug!("a report for the history is dropped: the store has been away for long");
         }
     }
 }
@@ -150,8 +155,9 @@ mod tests {
     use crate::agent::machine::action::Suspicion;
     use crate::agent::machine::facts::Role;
     use crate::agent::machine::state::{MasterOf, State};
+    use crate::peer::Report;
     use crate::store::{Lifetime, Loss, Memory};
-    use crate::topology::codec::{NodeInfo, ShardState, Suspect, decode, encode};
+    use crate::topology::codec::{NodeInfo, Record, ShardState, Suspect, decode, encode};
     use crate::topology::{Addr, Epoch, Phase, RunId};
 
     const LIMIT: Duration = Duration::from_secs(5);
@@ -184,7 +190,7 @@ mod tests {
             let (presence, mut registration) = Presence::start(&store, &shard, &node, info);
             assert!(registration.held().await);
             let stop = CancellationToken::new();
-            let (seam, news, _recorded) = start(&store, &shard, &node, presence, &stop);
+            let (seam, news, _recorded) = start(&store, &shard, &node, presence, Claim::unrivalled(), &stop);
             Self {
                 other: ensemble.store(),
                 ensemble,
@@ -359,6 +365,45 @@ mod tests {
             .news
             .wait_for(|told| told.state().is_some_and(|told| told.version >= 6));
         timeout(LIMIT, last).await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_crowd_of_proxies_that_report_holds_up_no_write_and_none_of_them_is_lost() {
+        const CROWD: u64 = 1000;
+        let mut bench = Bench::start().await;
+        bench.event(synced).await;
+        let reports = bench.seam.reports.clone();
+        let crowd = |held: u64| {
+            for proxy in 0..CROWD {
+                let report = Report {
+                    held,
+                    ..Report::default()
+                };
+                reports.note(format!("p{proxy}"), Epoch(1), report);
+            }
+        };
+        // Nobody else runs meanwhile: whatever had a queue in common would be full.
+        crowd(1);
+        let write = StoreRequest::Write(None, state(1));
+        bench.seam.requests.try_send(write).expect("there is room");
+        assert_eq!(bench.event(written).await, Written::Done(0));
+        // The historian waits for the store with one record while all of them report anew.
+        bench.ensemble.stop();
+        bench.ask(StoreRequest::Record(historian::tests::outcome(9))).await;
+        bench.ask(StoreRequest::Record(historian::tests::outcome(1))).await;
+        crowd(2);
+        bench.ensemble.start();
+        let mut watch = bench.other.watch("/history");
+        let recorded = async {
+            loop {
+                if let Some(found) = bench.other.get("/history/s1/0000000001").await.unwrap() {
+                    return decode::<Record>(&found.bytes, "p").unwrap();
+                }
+                watch.changed().await;
+            }
+        };
+        let record = timeout(LIMIT, recorded).await.expect("the record comes");
+        assert_eq!((record.epoch, record.held), (Epoch(1), Some(2 * CROWD)));
     }
 
     #[tokio::test]

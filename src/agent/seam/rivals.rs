@@ -1,18 +1,21 @@
 //! Whether another agent works on the same Redis.
 //!
-//! Owns: comparing registrations: one Redis is one address and one life of a process, whatever its node is called.
-//! Refuses: anything that touches Redis. Invariants: of two agents for one Redis exactly one goes on, the one that
-//! registered first (ZooKeeper orders registrations, so both agree who that is); a registration that a dead agent left is
-//! outwaited, not obeyed.
+//! Owns: comparing registrations: one Redis is one address and one life of a process, whatever its node is called; granting
+//! a life to work on. Refuses: anything that touches Redis. Invariants: of two agents for one Redis exactly one goes on, the one
+//! that registered first (ZooKeeper orders registrations, so both agree who that is); a registration that a dead agent left is
+//! outwaited, not obeyed. A life is granted only after our registration named it and nobody else's did then: two agents that
+//! call one Redis by different names first write what they see and then look, so at least one sees the other, and none works
+//! on it before the other is gone.
 
 use std::time::{Duration, Instant};
 
 use tokio::time::{sleep, timeout};
 
+use super::claim::Grant;
 use crate::clock;
 use crate::store::{Hint, Owner, Store, StoreError, Watch};
 use crate::topology::codec::{NodeInfo, Place, decode};
-use crate::topology::{NodeId, ShardId};
+use crate::topology::{NodeId, RunId, ShardId};
 
 /// Between two looks at a rival, or at a store that is away.
 const LOOK: Duration = Duration::from_millis(100);
@@ -49,6 +52,23 @@ struct Registered {
     owner: Owner,
 }
 
+/// What the registrations say.
+#[derive(Clone, Debug, Default)]
+struct View {
+    /// Who has our Redis and was registered before us.
+    rival: Option<Rival>,
+    /// The life that our registration names, if no other is for the same Redis.
+    alone_with: Option<RunId>,
+}
+
+/// Whether a rival lives.
+enum Stood {
+    Nobody,
+    /// It may have died just before.
+    Maybe,
+    Alive(Rival),
+}
+
 impl Rivals {
     /// Of `node`; registrations outlive their agents by at most `patience`.
     pub fn new(store: &Store, shard: &ShardId, node: &NodeId, patience: Duration) -> Self {
@@ -64,55 +84,83 @@ impl Rivals {
 
     /// The living agent that has the Redis of `info`, which is yet to be registered.
     pub async fn before(&mut self, info: &NodeInfo) -> Option<Rival> {
-        self.outwait(Some(info), true).await
+        self.outwait(Some(info)).await
     }
 
     /// The living agent that has our Redis and was registered before us. Nothing may be done to Redis before this says
     /// that there is none.
     pub async fn after(&mut self) -> Option<Rival> {
-        self.outwait(None, true).await
+        self.outwait(None).await
     }
 
-    /// Waits for such an agent: it may come while our own registration is away.
-    pub async fn appears(&mut self) -> Rival {
+    /// Grants the lives of our Redis that nobody else has, until there is an agent that has it and was registered before us: it
+    /// may come while our own registration is away, or be known only once Redis says who it is.
+    pub async fn stand_guard(&mut self, mut grant: Grant) -> Rival {
+        let mut seen = None;
         loop {
-            if let Some(rival) = self.outwait(None, false).await {
-                return rival;
+            let life = grant.seen.borrow_and_update().clone();
+            let wanted = life.filter(|life| grant.granted.borrow().as_ref() != Some(life));
+            match self.view(None, wanted.is_some()).await {
+                Ok(view) => {
+                    if wanted.is_some() && view.alone_with == wanted {
+                        grant.granted.send_replace(wanted);
+                    }
+                    let limit = match self.outlived(&mut seen, view.rival) {
+                        Stood::Nobody => Duration::MAX,
+                        Stood::Maybe => LOOK,
+                        Stood::Alive(rival) => return rival,
+                    };
+                    tokio::select! {
+                        () = self.registrations_change() => {}
+                        () = grant.another() => {}
+                        () = sleep(limit) => {}
+                    }
+                }
+                Err(error) => self.wait_for_store(error).await,
             }
         }
     }
 
-    /// Looks until a rival has stood for as long as only a living one can; `once`: or until there is none.
-    async fn outwait(&mut self, info: Option<&NodeInfo>, once: bool) -> Option<Rival> {
-        let mut seen: Option<(NodeId, Instant)> = None;
+    /// Looks until a rival has stood for as long as only a living one can, or until there is none.
+    async fn outwait(&mut self, info: Option<&NodeInfo>) -> Option<Rival> {
+        let mut seen = None;
         loop {
-            match self.look(info).await {
-                Ok(None) if once => return None,
-                Ok(None) => {
-                    seen = None;
-                    self.registrations_change().await;
-                }
-                Ok(Some(rival)) => {
-                    let now = clock::now();
-                    let known = seen.take().filter(|(node, _)| *node == rival.node);
-                    let (node, since) = known.unwrap_or((rival.node.clone(), now));
-                    if now.saturating_duration_since(since) >= self.patience {
-                        return Some(rival);
-                    }
-                    seen = Some((node, since));
+            match self.view(info, false).await {
+                Ok(view) => match self.outlived(&mut seen, view.rival) {
+                    Stood::Nobody => return None,
+                    Stood::Alive(rival) => return Some(rival),
                     // The time that has passed is looked at again, too.
-                    let _ = timeout(LOOK, self.registrations_change()).await;
-                }
-                Err(error) => {
-                    let expected = matches!(error, StoreError::Away | StoreError::Unknown);
-                    if !expected && self.said.as_ref() != Some(&error) {
-                        tracing::warn!("{error}; until then it is not known who else has this redis-server");
-                        self.said = Some(error);
-                    }
-                    sleep(LOOK).await;
-                }
+                    Stood::Maybe => drop(timeout(LOOK, self.registrations_change()).await),
+                },
+                Err(error) => self.wait_for_store(error).await,
             }
         }
+    }
+
+    /// Whether a rival has stood for longer than one that is dead can. `seen`: the one of the last look, and since when.
+    fn outlived(&self, seen: &mut Option<(NodeId, Instant)>, rival: Option<Rival>) -> Stood {
+        let Some(rival) = rival else {
+            *seen = None;
+            return Stood::Nobody;
+        };
+        let now = clock::now();
+        let known = seen.take().filter(|(node, _)| *node == rival.node);
+        let (node, since) = known.unwrap_or((rival.node.clone(), now));
+        *seen = Some((node, since));
+        if now.saturating_duration_since(since) >= self.patience {
+            Stood::Alive(rival)
+        } else {
+            Stood::Maybe
+        }
+    }
+
+    async fn wait_for_store(&mut self, error: StoreError) {
+        let expected = matches!(error, StoreError::Away | StoreError::Unknown);
+        if !expected && self.said.as_ref() != Some(&error) {
+            tracing::warn!("{error}; until then it is not known who else has this redis-server");
+            self.said = Some(error);
+        }
+        sleep(LOOK).await;
     }
 
     async fn registrations_change(&mut self) {
@@ -126,7 +174,11 @@ impl Rivals {
         }
     }
 
-    async fn look(&self, info: Option<&NodeInfo>) -> Result<Option<Rival>, StoreError> {
+    /// `info`: ours, if we are not registered yet. `synced`: whatever was written before this call is seen.
+    async fn view(&self, info: Option<&NodeInfo>, synced: bool) -> Result<View, StoreError> {
+        if synced {
+            self.store.sync().await?;
+        }
         let all = self.registered().await?;
         let ours = |other: &&Registered| other.rival.shard == self.shard && other.rival.node == self.node;
         let registered = all.iter().filter(|other| other.owner == Owner::Us).find(ours);
@@ -135,11 +187,16 @@ impl Rivals {
             (Some(info), _) => (info, i64::MAX),
             (None, Some(own)) => (&own.rival.info, own.order),
             // Our registration will be back, and this looks again then.
-            (None, None) => return Ok(None),
+            (None, None) => return Ok(View::default()),
         };
         let others = all.iter().filter(|other| !ours(other));
-        let mut earlier = others.filter(|other| other.order < order && same_redis(own, &other.rival.info));
-        Ok(earlier.next().map(|other| other.rival.clone()))
+        let mut sharing: Vec<_> = others.filter(|other| same_redis(own, &other.rival.info)).collect();
+        sharing.sort_by_key(|other| other.order);
+        let first = sharing.first().filter(|other| other.order < order);
+        Ok(View {
+            rival: first.map(|other| other.rival.clone()),
+            alone_with: own.run_id.clone().filter(|_| sharing.is_empty()),
+        })
     }
 
     /// All registrations of the cluster. One that holds nonsense names no Redis.
@@ -178,9 +235,10 @@ fn same_redis(own: &NodeInfo, other: &NodeInfo) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent::seam::claim::claim;
     use crate::store::{Lifetime, Memory};
+    use crate::topology::Addr;
     use crate::topology::codec::encode;
-    use crate::topology::{Addr, RunId};
 
     const PATIENCE: Duration = Duration::from_millis(150);
     const LIMIT: Duration = Duration::from_secs(10);
@@ -254,11 +312,47 @@ mod tests {
         register(&own, "s1", "a", &info(1, 10, None)).await;
         let mut rivals = rivals(&own, "a");
         assert_eq!(rivals.after().await, None);
-        let looking = tokio::spawn(async move { rivals.appears().await });
+        let (_claim, grant) = claim();
+        let looking = tokio::spawn(async move { rivals.stand_guard(grant).await });
         ensemble.expire();
         register(&other, "s1", "b", &info(1, 11, None)).await;
         register(&own, "s1", "a", &info(1, 10, None)).await;
         let rival = timeout(LIMIT, looking).await.unwrap().unwrap();
         assert_eq!(rival.node.as_str(), "b");
+    }
+
+    #[tokio::test]
+    async fn a_life_is_granted_to_whom_registered_first_and_only_once_the_other_is_gone() {
+        let ensemble = Memory::default();
+        let (one, other) = (ensemble.store(), ensemble.store());
+        let life = RunId::from("r");
+        register(&one, "s1", "b", &info(1, 10, None)).await;
+        register(&other, "s1", "a", &info(2, 11, None)).await;
+        let name = async |store: &Store, node: &str, info: NodeInfo| {
+            store
+                .set(&format!("/shards/s1/nodes/{node}"), encode(&info), 0)
+                .await
+                .unwrap();
+        };
+        let ((mut first, to_first), (second, to_second)) = (claim(), claim());
+        let (mut stays, mut leaves) = (rivals(&one, "b"), rivals(&other, "a"));
+        assert_eq!((stays.after().await, leaves.after().await), (None, None), "it is down");
+        let staying = tokio::spawn(async move { stays.stand_guard(to_first).await });
+        let leaving = tokio::spawn(async move { leaves.stand_guard(to_second).await });
+        for claim in [&first, &second] {
+            claim.see(&life);
+        }
+        let granted = timeout(PATIENCE, first.granted()).await;
+        assert!(granted.is_err() && !first.holds(&life), "no registration names it");
+        name(&other, "a", info(2, 11, Some("r"))).await;
+        name(&one, "b", info(1, 10, Some("r"))).await;
+        let rival = timeout(LIMIT, leaving).await.unwrap().unwrap();
+        assert_eq!(rival.node.as_str(), "b");
+        assert!(!first.holds(&life), "the other may be at work");
+        other.close().await;
+        timeout(LIMIT, first.granted()).await.unwrap();
+        assert!(first.holds(&life));
+        assert!(!first.holds(&RunId::from("another")));
+        assert!(!staying.is_finished());
     }
 }

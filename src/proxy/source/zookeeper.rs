@@ -30,7 +30,7 @@ pub(super) async fn follow(
 ) -> Result<(), SourceError> {
     check_name(&settings.cluster)?;
     check_name(&identity.id)?;
-    let Some(store) = stop.run_until_cancelled(Store::connect(&settings)).await else {
+    let Some(store) = stop.run_until_cancelled(Store::await_connect(&settings)).await else {
         return Ok(());
     };
     let store = store?;

@@ -212,6 +212,7 @@ impl World {
             life,
             tickets: BTreeMap::new(),
             acting: None,
+            wakes: self.now,
             stops: false,
         };
         self.agents.insert(id.clone(), Some(agent));

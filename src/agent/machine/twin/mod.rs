@@ -112,6 +112,8 @@ struct Agent {
     /// Questions of others we owe an answer.
     tickets: BTreeMap<Ticket, ((NodeId, u32), super::action::AskId)>,
     acting: Option<Job>,
+    /// When it looks at the time by itself.
+    wakes: Instant,
     /// It was asked to end.
     stops: bool,
 }
@@ -273,10 +275,9 @@ impl World {
         match event {
             Event::Tell(node, life, input) => self.tell(&node, life, input),
             Event::Wake(node, life) => {
-                if let Some(agent) = self.agent(&node, life) {
-                    let patience = agent.machine.patience();
+                let now = self.now;
+                if self.agent(&node, life).is_some_and(|agent| agent.wakes <= now) {
                     self.tell(&node, life, Input::Tick);
-                    self.at(patience, Event::Wake(node, life));
                 }
             }
             Event::Probe(node, life) => self.probe(&node, life),
@@ -320,6 +321,16 @@ impl World {
         if ends {
             self.fail(Fault::KillAgent(node.clone()));
         }
+        self.sleep(node, life);
+    }
+
+    /// As the host does, it sleeps anew after each input.
+    fn sleep(&mut self, node: &NodeId, life: u32) {
+        let now = self.now;
+        let Some(agent) = self.agent(node, life) else { return };
+        let patience = agent.machine.patience(now);
+        agent.wakes = now + patience;
+        self.at(patience, Event::Wake(node.clone(), life));
     }
 
     fn crashes(&mut self, node: &NodeId) -> bool {

@@ -2,6 +2,7 @@ use tokio::time::timeout;
 
 use super::*;
 use crate::agent::machine::quorum::Grounds;
+use crate::peer::Report;
 use crate::store::{Lifetime, Loss, Memory};
 use crate::topology::Addr;
 
@@ -63,7 +64,8 @@ async fn the_oldest_records_go_at_the_limit_and_one_past_it() {
 struct Bench {
     store: Store,
     outcomes: mpsc::Sender<Box<Outcome>>,
-    reports: mpsc::Sender<Reported>,
+    reports: Reports,
+    losses: mpsc::Sender<Lost>,
 }
 
 impl Bench {
@@ -82,25 +84,25 @@ impl Bench {
             store.create(&path, encode(&info), Lifetime::Persistent).await.unwrap();
         }
         let (outcomes, told) = mpsc::channel(8);
-        let (reports, heard) = mpsc::channel(8);
-        let historian = Historian::new(store.clone(), ShardId::from("s1"), NodeId::from("a"));
+        let (losses, heard) = mpsc::channel(8);
+        let reports = Reports::default();
+        let historian = Historian::new(store.clone(), ShardId::from("s1"), NodeId::from("a"), reports.clone());
         tokio::spawn(historian.run(told, heard));
         Self {
             store,
             outcomes,
             reports,
+            losses,
         }
     }
 
-    async fn report(&self, proxy: &str, epoch: u64, held: u64) {
+    fn report(&self, proxy: &str, epoch: u64, held: u64) {
         let report = Report {
             held,
             took_us: 1000 * held,
             ..Report::default()
         };
-        let (proxy, epoch) = (proxy.to_owned(), Epoch(epoch));
-        let reported = Reported::Proxy { proxy, epoch, report };
-        self.reports.send(reported).await.unwrap();
+        self.reports.note(proxy.to_owned(), Epoch(epoch), report);
     }
 
     async fn ends(&self, epoch: u64) {
@@ -130,20 +132,20 @@ impl Bench {
 #[tokio::test]
 async fn reports_stand_in_the_record_whether_they_come_before_it_in_time_or_late() {
     let bench = Bench::start(&["p1", "p2", "mute"]).await;
-    bench.report("p1", 2, 1).await;
+    bench.report("p1", 2, 1);
     bench.ends(2).await;
-    bench.report("p2", 2, 2).await;
+    bench.report("p2", 2, 2);
     assert_eq!(bench.until_held(Some(3)).await, 1);
     // Nobody reports in time.
     bench.ends(3).await;
     assert_eq!(bench.until_held(None).await, 2);
-    bench.report("p1", 3, 10).await;
-    bench.report("p2", 3, 20).await;
+    bench.report("p1", 3, 10);
+    bench.report("p2", 3, 20);
     assert_eq!(bench.until_held(Some(30)).await, 2, "the same record");
     // One of them never does: what is known is added in the end.
     bench.ends(4).await;
     assert_eq!(bench.until_held(None).await, 3);
-    bench.report("p2", 4, 7).await;
+    bench.report("p2", 4, 7);
     assert_eq!(bench.until_held(Some(7)).await, 3);
 }
 
@@ -158,11 +160,11 @@ async fn a_loss_is_added_by_who_was_master_and_stays_when_reports_come_late() {
         bench.store.append("/history/s1", encode(&record)).await.unwrap();
     }
     for epoch in [7, 8] {
-        let lost = Reported::Lost {
+        let lost = Lost {
             epoch: Epoch(epoch),
             bytes: 30,
         };
-        bench.reports.send(lost).await.unwrap();
+        bench.losses.send(lost).await.unwrap();
     }
     let lost = async |name: &str| {
         let found = bench.store.get(&format!("/history/s1/{name}")).await.unwrap().unwrap();
@@ -185,7 +187,7 @@ async fn a_loss_is_added_by_who_was_master_and_stays_when_reports_come_late() {
         ..decode(&found.bytes, path).unwrap()
     };
     bench.store.set(path, encode(&whole), found.version).await.unwrap();
-    bench.report("p1", 9, 4).await;
+    bench.report("p1", 9, 4);
     assert_eq!(bench.until_held(Some(4)).await, 3);
     assert_eq!(lost("0000000002").await, Some(5));
 }
@@ -195,7 +197,7 @@ async fn a_record_waits_for_nobody_when_the_next_operation_has_ended() {
     let bench = Bench::start(&["p1"]).await;
     bench.ends(2).await;
     bench.ends(3).await;
-    bench.report("p1", 3, 5).await;
+    bench.report("p1", 3, 5);
     assert_eq!(bench.until_held(Some(5)).await, 2);
     let first = bench.store.get("/history/s1/0000000000").await.unwrap().unwrap();
     assert_eq!(decode::<Record>(&first.bytes, "p").unwrap().epoch, Epoch(2));
