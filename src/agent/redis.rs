@@ -15,6 +15,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_util::codec::Framed;
 
+use crate::resp::marked;
 use crate::topology::Addr;
 
 /// Why Redis did not answer as hoped.
@@ -115,11 +116,13 @@ impl Connection {
     }
 }
 
+/// A request with the mark of pointsman's own.
 fn request(command: &[&str]) -> BytesFrame {
-    let parts = command
-        .iter()
-        .map(|part| BytesFrame::BulkString(Bytes::copy_from_slice(part.as_bytes())));
-    BytesFrame::Array(parts.collect())
+    let parts = command.iter().enumerate().map(|(at, part)| match at {
+        0 => marked(part.as_bytes()).into(),
+        _ => Bytes::copy_from_slice(part.as_bytes()),
+    });
+    BytesFrame::Array(parts.map(BytesFrame::BulkString).collect())
 }
 
 /// The text of a reply, if it is one.

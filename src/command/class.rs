@@ -127,19 +127,20 @@ fn named(name: &str) -> Option<Class> {
         "auth" | "hello" | "select" | "reset" | "quit" | "readonly" | "readwrite" => Class::Session,
         // A lane is some other user than the session: only we know who is asking.
         "acl|whoami" => Class::Session,
-        // Of what the node says, users of ours are left out.
-        "acl|getuser" | "acl|list" | "acl|log" | "acl|users" => Class::Session,
 
         "info" | "debug" | "role" | "lastsave" | "bgsave" | "save" | "bgrewriteaof" | "pfdebug" => Class::Node,
         "config" | "config|get" | "acl" | "acl|cat" | "acl|dryrun" | "acl|genpass" => Class::Node,
+        "acl|getuser" | "acl|list" | "acl|log" | "acl|users" => Class::Node,
         "module" | "module|list" => Class::Node,
-        "function" | "function|dump" | "function|kill" | "function|list" | "function|stats" => Class::Node,
-        "script" | "script|exists" | "script|kill" | "script|show" => Class::Node,
+        "function" | "function|dump" | "function|list" | "function|stats" => Class::Node,
+        "script" | "script|exists" | "script|show" => Class::Node,
 
         // None of these replicates (A16).
         "acl|setuser" | "acl|deluser" | "acl|load" | "acl|save" => Class::EveryNode,
         "config|set" | "config|rewrite" | "config|resetstat" => Class::EveryNode,
         "script|load" | "script|flush" => Class::EveryNode,
+        // A read-only script may run on any of them.
+        "script|kill" | "function|kill" => Class::EveryNode,
 
         // Topology is ours.
         "replicaof" | "slaveof" | "failover" | "shutdown" | "migrate" => Class::Refused,

@@ -1,4 +1,4 @@
-//! What of a command concerns pointsman beyond passing it on: a cursor, or a script.
+//! What of a command concerns pointsman beyond passing it on: a cursor, a script, or pointsman itself.
 //!
 //! Named one by one, as the classes are. A command that only a server told us about concerns nobody: a module's cursor
 //! is the module's affair.
@@ -15,6 +15,23 @@ pub enum Concern {
     Body,
     /// The digest of a script as its first argument, and any node that has the script may run it.
     Digest,
+    /// The reply tells of pointsman, of which clients are to hear nothing or something else (design §10).
+    Own(Own),
+}
+
+/// What of pointsman's own a reply tells of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Own {
+    /// One user, named by the request.
+    User,
+    /// All users, or what they were refused.
+    Users,
+    /// Commands that took long.
+    SlowLog,
+    /// Settings.
+    Settings,
+    /// How many clients there are.
+    Clients,
 }
 
 impl Concern {
@@ -25,6 +42,11 @@ impl Concern {
             "eval" | "eval_ro" => Self::Body,
             // EVALSHA is the master's in any case.
             "evalsha_ro" => Self::Digest,
+            "acl|getuser" => Self::Own(Own::User),
+            "acl|list" | "acl|log" | "acl|users" => Self::Own(Own::Users),
+            "slowlog|get" => Self::Own(Own::SlowLog),
+            "config|get" => Self::Own(Own::Settings),
+            "info" => Self::Own(Own::Clients),
             _ => Self::None,
         }
     }

@@ -187,6 +187,13 @@ impl Command {
         own || self.name.ends_with("scan") || &*self.name == "touch"
     }
 
+    /// Whether it runs a script or a function, which may take for ever. Servers mark those, and nothing else, as having
+    /// keys only if they are given some.
+    #[inline]
+    pub fn is_script(&self) -> bool {
+        self.flags.has(Flags::NO_MANDATORY_KEYS)
+    }
+
     /// Whether it is one of the commands that may block.
     pub fn is_blocking(&self) -> bool {
         self.flags.has(Flags::BLOCKING) || self.patience != Patience::Unsaid
@@ -217,9 +224,8 @@ impl Command {
             Finder::Streams => options::of_streams(args).strange,
             Finder::Specs | Finder::Radius | Finder::Migrate => false,
         };
-        let script = self.flags.has(Flags::NO_MANDATORY_KEYS);
         let data_without_keys = self.specs.is_empty() && !self.reads_no_data();
-        if sees_all || script || data_without_keys || !self.names_all_keys {
+        if sees_all || self.is_script() || data_without_keys || !self.names_all_keys {
             return FenceScope::Shard;
         }
         FenceScope::Keys

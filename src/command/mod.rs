@@ -26,7 +26,7 @@ mod testing;
 
 pub use blocking::Unit;
 pub use class::Class;
-pub use concern::Concern;
+pub use concern::{Concern, Own};
 pub use entry::{Command, CommandId, FenceScope, looser_arity};
 pub use flags::Flags;
 pub use keys::{KeyError, KeyPosition, KeyPositions};

@@ -116,6 +116,7 @@ where
         monitors: Arc::default(),
         roll,
         pause: Arc::default(),
+        census: Arc::default(),
         scripts: Arc::default(),
         vocabulary,
     };

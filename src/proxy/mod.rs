@@ -9,6 +9,7 @@
 
 mod acceptor;
 mod backend;
+mod census;
 mod client;
 mod handover;
 mod hearing;

@@ -6,6 +6,8 @@
 //! Nothing is kept for it per client beside its worker's list, and nothing is shared: the path of commands knows
 //! nothing of it. Inboxes are bounded; who asks waits for room.
 
+use std::net::SocketAddr;
+
 use tokio::sync::{mpsc, oneshot};
 
 use super::client::Selection;
@@ -29,6 +31,13 @@ pub enum Question {
         /// Takes how many they were.
         answer: oneshot::Sender<u64>,
     },
+    /// Where the connection of a client's own is, which it gets for that if it has none.
+    Place {
+        /// Which one.
+        id: u64,
+        /// Takes where it is; nothing if there is no such client.
+        answer: oneshot::Sender<Option<Place>>,
+    },
     /// To let a client go that blocks.
     Unblock {
         /// Which one.
@@ -38,6 +47,15 @@ pub enum Question {
         /// Takes whether it did block.
         answer: oneshot::Sender<bool>,
     },
+}
+
+/// Where a connection of a client's own is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// It is not open yet.
+    Opening,
+    /// Our end of it.
+    At(SocketAddr),
 }
 
 /// What a client is told that is unblocked by another one.
@@ -79,6 +97,15 @@ impl Roll {
             killed += answer.await.unwrap_or_default();
         }
         killed
+    }
+
+    /// Where the connection of a client's own is; nothing if there is no such client.
+    pub async fn place_of(&self, id: u64) -> Option<Place> {
+        let mut place = None;
+        for answer in self.ask(|answer| Question::Place { id, answer }).await {
+            place = place.or(answer.await.unwrap_or_default());
+        }
+        place
     }
 
     /// Lets a client go that blocks; says whether it did.

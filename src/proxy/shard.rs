@@ -22,6 +22,7 @@ mod lanes;
 mod members;
 mod moving;
 mod rounds;
+mod script_lanes;
 mod seek;
 mod toll;
 mod witness;
@@ -44,6 +45,7 @@ use super::worker::Worker;
 use acks::{Doubtful, Holder};
 use electorate::Electorate;
 use moving::{Ahead, Move};
+use script_lanes::ScriptLanes;
 use toll::Toll;
 use witness::Witness;
 
@@ -123,6 +125,8 @@ pub struct Shard {
     news: Notify,
     /// The shared lanes that take newcomers.
     lanes: RefCell<HashMap<Login, Rc<Lane>>>,
+    /// Those for scripts.
+    script_lanes: ScriptLanes,
     /// The replicas that may be read from, as of the last epoch that served.
     readers: RefCell<Vec<Reader>>,
     fences: Arc<ShardFences>,
@@ -159,6 +163,7 @@ impl Shard {
             deaf: Cell::new(false),
             news: Notify::new(),
             lanes: RefCell::default(),
+            script_lanes: ScriptLanes::default(),
             readers: RefCell::default(),
             fences,
             spares: Spares::default(),
@@ -178,6 +183,27 @@ impl Shard {
         let lane = self.open_to_master(worker, login, target);
         self.lanes.borrow_mut().insert(login.clone(), lane.clone());
         Some(lane)
+    }
+
+    /// The lane to the master that a run takes: one for scripts if it has some, and for a session that has something in
+    /// flight on such a one already (`stays_on`) the same, so that it does not have to wait. `None` as in [`Shard::lane`].
+    pub fn lane_for(
+        self: &Rc<Self>,
+        worker: &Rc<Worker>,
+        login: &Login,
+        changes: bool,
+        scripts: bool,
+        stays_on: Option<&Rc<Lane>>,
+    ) -> Option<Rc<Lane>> {
+        let target = if changes { self.serving() } else { self.answering() }?;
+        if let Some(lane) = stays_on.filter(|lane| self.script_lanes.has(login, lane)) {
+            return Some(lane.clone());
+        }
+        if scripts {
+            let open = || self.open_to_master(worker, login, target);
+            return Some(self.script_lanes.take(login, open));
+        }
+        self.lane(worker, login, changes)
     }
 
     /// A connection to the master for one session alone; `None` while there is no master.
@@ -365,6 +391,13 @@ impl Shard {
     /// Closes lanes that nobody used for `ticks_max` calls of this.
     pub fn close_idle_lanes(&self, ticks_max: u32) {
         self.retain_lanes(|lane| lane.idle_ticks() < ticks_max);
+        self.script_lanes.retain(|lane| {
+            let stays = lane.idle_ticks() < ticks_max;
+            if !stays {
+                lane.release();
+            }
+            stays
+        });
     }
 
     /// Takes no newcomers any more on the lanes that do not stay: they end once nothing is in flight on them.

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::watch;
 
+use super::census::Census;
 use super::pause::Pause;
 use super::roll::Roll;
 use super::scripts::Scripts;
@@ -19,6 +20,7 @@ pub struct View {
     pub(super) monitors: Arc<AtomicUsize>,
     pub(super) roll: Roll,
     pub(super) pause: Arc<Pause>,
+    pub(super) census: Arc<Census>,
     pub(super) scripts: Arc<Scripts>,
     pub(super) vocabulary: Vocabulary,
 }

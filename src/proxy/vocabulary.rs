@@ -20,7 +20,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::backend::{Target, ask_for, connect_mute, put_request};
+use super::backend::{Target, ask_for, connect_mute, put_own};
 use crate::command::Table;
 use crate::topology::Addr;
 
@@ -159,9 +159,9 @@ async fn commands_of(server: &Greeted) -> Result<BytesFrame, String> {
         .map_err(|error| error.to_string())?;
     let mut request = Vec::new();
     if let Some((user, password)) = &server.login {
-        put_request(&mut request, &[b"AUTH", user.as_bytes(), password.as_bytes()]);
+        put_own(&mut request, &[b"AUTH", user.as_bytes(), password.as_bytes()]);
     }
-    put_request(&mut request, &[b"COMMAND"]);
+    put_own(&mut request, &[b"COMMAND"]);
     let count = 1 + u32::from(server.login.is_some());
     let replies = ask_for(&mut stream, &request, count, &server.addr, REPLY_BYTES_MAX)
         .await
@@ -194,9 +194,9 @@ mod tests {
             let (mut stream, _) = listener.accept().await.unwrap();
             let mut request = [0; 512];
             let read = stream.read(&mut request).await.unwrap();
-            assert!(request[..read].ends_with(b"$7\r\nCOMMAND\r\n"));
+            assert!(request[..read].ends_with(b"$7\r\ncOMMAND\r\n"));
             let mut reply = String::new();
-            if request.starts_with(b"*3\r\n$4\r\nAUTH") {
+            if request.starts_with(b"*3\r\n$4\r\naUTH") {
                 reply += "+OK\r\n";
             }
             reply += &format!("*{}\r\n", names.len());

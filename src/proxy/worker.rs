@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::backend::{ConnectError, Greeting, Pass, Target, ask, connect_control};
+use super::census::Census;
 use super::client::{CloseReason, Session, answer, attach};
 use super::handover::{Order, Teller, What};
 use super::pause::Pause;
@@ -21,7 +22,7 @@ use super::view::View;
 use super::vocabulary::Vocabulary;
 use crate::clock;
 use crate::command::{Command, KeyPositions, Table};
-use crate::resp::{Args, RequestLimits, RequestScanner, Span};
+use crate::resp::{ARGUMENTS_MAX, ARGUMENTS_MAX_LATER, Args, RequestLimits, RequestScanner, Span};
 use crate::route::{Fences, Footprint, Place, ReadPolicy, place};
 use crate::topology::{Epoch, RunId, ShardId, ShardIndex, Snapshot};
 use tokio::sync::mpsc;
@@ -54,6 +55,8 @@ pub struct Worker {
     shards: RefCell<Vec<Rc<Shard>>>,
     auth_required: Cell<bool>,
     databases: Cell<u32>,
+    /// Arguments that the servers take in one request.
+    arguments_max: Cell<i64>,
     redis_version: RefCell<String>,
     lane_number: Cell<u32>,
     /// Whether [`Worker::watch_lanes`] is running.
@@ -74,6 +77,7 @@ pub struct Worker {
     clients: RefCell<BTreeMap<u64, Weak<Session>>>,
     roll: Roll,
     pause: Arc<Pause>,
+    census: Arc<Census>,
     scripts: Arc<Scripts>,
     shelf: RefCell<Shelf>,
     teller: Teller,
@@ -112,6 +116,7 @@ impl Worker {
             shards: RefCell::new(vec![nobody]),
             auth_required: Cell::new(false),
             databases: Cell::new(DATABASES),
+            arguments_max: Cell::new(ARGUMENTS_MAX_LATER),
             redis_version: RefCell::new("7.0.0".to_owned()),
             lane_number: Cell::new(0),
             watching: Cell::new(false),
@@ -127,6 +132,7 @@ impl Worker {
             clients: RefCell::default(),
             roll: view.roll.clone(),
             pause: view.pause.clone(),
+            census: view.census.clone(),
             scripts: view.scripts.clone(),
             shelf: RefCell::default(),
             teller,
@@ -221,10 +227,20 @@ impl Worker {
         here.filter(|client| !client.is_closed()).collect()
     }
 
+    /// How many clients this proxy has.
+    pub fn census(&self) -> &Arc<Census> {
+        &self.census
+    }
+
     /// The pause that a client of this proxy asked for.
     #[inline]
     pub fn pause(&self) -> &Pause {
         &self.pause
+    }
+
+    /// The same, to be kept.
+    pub fn pause_shared(&self) -> Arc<Pause> {
+        self.pause.clone()
     }
 
     /// The scripts that are known.
@@ -329,6 +345,9 @@ impl Worker {
         self.auth_required.set(greeting.auth_required);
         if let Some(version) = &greeting.version {
             version.clone_into(&mut self.redis_version.borrow_mut());
+            let later = self.redis_is_at_least(7, 0);
+            self.arguments_max
+                .set(if later { ARGUMENTS_MAX_LATER } else { ARGUMENTS_MAX });
         }
         if let Some(databases) = greeting.databases {
             self.databases.set(databases);
@@ -427,7 +446,10 @@ impl Worker {
 
     /// What a client may send.
     pub fn request_limits(&self) -> RequestLimits {
-        RequestLimits::default()
+        RequestLimits {
+            arguments_max: self.arguments_max.get(),
+            ..RequestLimits::default()
+        }
     }
 
     /// How long opening a backend connection may take.

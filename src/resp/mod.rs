@@ -3,6 +3,7 @@
 mod args;
 mod error;
 mod inline;
+mod mark;
 mod number;
 mod reply;
 mod request;
@@ -10,6 +11,10 @@ mod request;
 pub use args::{Args, Span};
 pub use error::ProtocolError;
 pub use inline::put_inline_as_request;
+pub use mark::{is_marked, marked};
 pub use number::{parse_i64, put_i64};
 pub use reply::{Heed, ReplyScanner, Scanned, Stop};
-pub use request::{ARGUMENTS_MAX, BULK_BYTES_MAX, FrameStream, INLINE_BYTES_MAX, RequestLimits, RequestScanner, Scan};
+pub use request::{
+    ARGUMENTS_MAX, ARGUMENTS_MAX_LATER, BULK_BYTES_MAX, FrameStream, INLINE_BYTES_MAX, RequestLimits, RequestScanner,
+    Scan,
+};

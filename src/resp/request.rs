@@ -16,8 +16,10 @@ use super::number::parse_i64;
 
 /// The longest header line or inline request in bytes (`PROTO_INLINE_MAX_SIZE` of Redis).
 pub const INLINE_BYTES_MAX: usize = 64 * 1024;
-/// The most arguments of one request.
+/// The most arguments of one request that servers before 7.0 take.
 pub const ARGUMENTS_MAX: i64 = 1024 * 1024;
+/// The most that later ones take.
+pub const ARGUMENTS_MAX_LATER: i64 = i32::MAX as i64;
 /// The longest argument in bytes unless configured otherwise (`proto-max-bulk-len` of Redis).
 pub const BULK_BYTES_MAX: u64 = 512 * 1024 * 1024;
 /// As Redis, for clients that have not authenticated yet.
@@ -29,6 +31,8 @@ const UNAUTHENTICATED_BULK_BYTES_MAX: i64 = 16 * 1024;
 pub struct RequestLimits {
     /// The longest argument in bytes.
     pub bulk_bytes_max: u64,
+    /// The most arguments.
+    pub arguments_max: i64,
     /// Whether the client has authenticated; until then Redis allows 10 arguments of 16 KiB.
     pub authenticated: bool,
 }
@@ -37,6 +41,7 @@ impl Default for RequestLimits {
     fn default() -> Self {
         Self {
             bulk_bytes_max: BULK_BYTES_MAX,
+            arguments_max: ARGUMENTS_MAX,
             authenticated: true,
         }
     }
@@ -86,7 +91,7 @@ impl RequestScanner {
                 return Ok(Scan::Incomplete(bytes.len() + 1));
             };
             let count = count
-                .filter(|count| *count <= ARGUMENTS_MAX)
+                .filter(|count| *count <= limits.arguments_max)
                 .ok_or(ProtocolError::InvalidMultibulkLength)?;
             if count > UNAUTHENTICATED_ARGUMENTS_MAX && !limits.authenticated {
                 return Err(ProtocolError::UnauthenticatedMultibulkLength);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::support::{Client, Pointsman, Redis, START_DEADLINE, Value, eventually, free_port};
+use crate::support::{Client, Pair, Pointsman, Redis, START_DEADLINE, Value, encode, eventually, field, free_port};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -15,7 +15,10 @@ struct Circuit {
 
 impl Circuit {
     fn start() -> Self {
-        let redis = Redis::start(&[]);
+        Self::before(Redis::start(&[]))
+    }
+
+    fn before(redis: Redis) -> Self {
         let listen = format!("127.0.0.1:{}", free_port());
         let mut proxy = Pointsman::start(&[
             "proxy",
@@ -49,6 +52,14 @@ fn id(client: &mut Client) -> String {
 
 fn addr(client: &Client) -> String {
     client.stream().local_addr().unwrap().to_string()
+}
+
+/// The text of an element of an array.
+fn element(reply: &Value, at: usize) -> String {
+    match reply {
+        Value::Array(elements) => elements[at].text(),
+        other => panic!("no array: {other:?}"),
+    }
 }
 
 fn words(line: &str) -> Vec<&str> {
@@ -484,4 +495,240 @@ fn a_user_who_may_not_select_uses_the_database_that_was_selected_before_its_logi
     eventually(SOON, || client.command(&["GET", "a"]).is_error("WRONGPASS"));
     assert_eq!(circuit.client().command(&["SET", "b", "1"]), Value::ok());
     assert!(!circuit.proxy.log().contains("no master"), "{}", circuit.proxy.log());
+}
+
+#[test]
+fn info_tells_of_clients_and_not_of_connections() {
+    let circuit = Circuit::start();
+    let mut clients: Vec<Client> = (0..5).map(|_| circuit.client()).collect();
+    clients.iter_mut().for_each(|client| drop(client.command(&["PING"])));
+    let [asks, paused, blocked, ..] = clients.as_mut_slice() else {
+        unreachable!()
+    };
+    let told = |client: &mut Client, name: &str| field(&client.command(&["INFO", "clients"]).text(), name);
+    eventually(SOON, || told(asks, "connected_clients") == "5");
+    assert_eq!(asks.command(&["CLIENT", "PAUSE", "20000", "WRITE"]), Value::ok());
+    paused.send(&encode(&["SET", "k", "v"]));
+    blocked.send(&encode(&["XREAD", "BLOCK", "0", "STREAMS", "s", "$"]));
+    eventually(SOON, || told(asks, "blocked_clients") == "2");
+    // The same within a transaction.
+    assert_eq!(asks.command(&["MULTI"]), Value::ok());
+    assert_eq!(asks.command(&["INFO", "clients"]).text(), "QUEUED");
+    let Value::Array(replies) = asks.command(&["EXEC"]) else {
+        panic!("no array")
+    };
+    assert_eq!(field(&replies[0].text(), "blocked_clients"), "2");
+    assert_eq!(asks.command(&["CLIENT", "UNPAUSE"]), Value::ok());
+    assert_eq!(paused.read_reply(), Value::ok());
+    eventually(SOON, || told(asks, "blocked_clients") == "1");
+    drop(clients);
+    eventually(SOON, || told(&mut circuit.client(), "connected_clients") == "1");
+}
+
+#[test]
+fn what_pointsman_asks_for_itself_is_in_no_monitor_and_no_slow_log() {
+    let pair = Pair::start();
+    let (mut client, mut monitor, mut raw) = (pair.client(), pair.client(), pair.a.client());
+    assert_eq!(
+        client.command(&["CONFIG", "SET", "slowlog-log-slower-than", "0"]),
+        Value::ok()
+    );
+    assert_eq!(
+        client.command(&["CONFIG", "SET", "slowlog-max-len", "100000"]),
+        Value::ok()
+    );
+    assert_eq!(monitor.command(&["MONITOR"]), Value::ok());
+    assert_eq!(raw.command(&["MONITOR"]), Value::ok());
+    // As long as there is traffic, the proxy asks how far the servers are.
+    let mut sent = 0;
+    eventually(SOON, || {
+        sent += 1;
+        assert_eq!(client.command(&["SET", "k", &sent.to_string()]), Value::ok());
+        raw.read_reply().text().contains("\"iNFO\"")
+    });
+    for number in 1..=sent {
+        let line = monitor.read_reply().text();
+        assert!(line.ends_with(&format!("\"SET\" \"k\" \"{number}\"")), "{line}");
+    }
+    // The names of the commands in the slow log.
+    let log = |client: &mut Client, count: &str| -> Vec<String> {
+        let Value::Array(entries) = client.command(&["SLOWLOG", "GET", count]) else {
+            panic!("no log")
+        };
+        let command = |entry: &Value| match entry {
+            Value::Array(fields) => element(&fields[3], 0),
+            other => panic!("no entry: {other:?}"),
+        };
+        entries.iter().map(command).collect()
+    };
+    assert!(log(&mut pair.a.client(), "-1").contains(&"iNFO".to_owned()));
+    let all = log(&mut client, "-1");
+    assert!(
+        all.len() > 3
+            && all
+                .iter()
+                .all(|name| name.to_uppercase() == *name && name != "REPLCONF"),
+        "{all:?}"
+    );
+    assert_eq!(log(&mut client, "3").len(), 3);
+    // Who looks at it finds its own reads there.
+    assert_eq!(client.command(&["GET", "k"]), Value::bulk(&sent.to_string()));
+    assert_eq!(log(&mut client, "2")[0], "GET");
+    assert!(client.command(&["SLOWLOG", "GET", "x"]).is_error("ERR"));
+}
+
+#[test]
+fn settings_are_every_nodes_inside_a_transaction_too() {
+    let pair = Pair::start();
+    let mut client = pair.client();
+    client.send(b"MULTI\r\nSET k v\r\nCONFIG SET maxmemory 104857600\r\nSCRIPT LOAD \"return 7\"\r\nCONFIG SET maxmemory bla\r\nEXEC\r\n");
+    let replies: Vec<Value> = (0..6).map(|_| client.read_reply()).collect();
+    let Value::Array(results) = &replies[5] else {
+        panic!("{replies:?}")
+    };
+    assert_eq!(results[..2], [Value::ok(), Value::ok()]);
+    assert!(results[3].is_error("ERR"), "{results:?}");
+    let sha = results[2].text();
+    let set = Value::Array(vec![Value::bulk("maxmemory"), Value::bulk("104857600")]);
+    eventually(SOON, || pair.b.command(&["CONFIG", "GET", "maxmemory"]) == set);
+    eventually(SOON, || {
+        pair.b.command(&["SCRIPT", "EXISTS", &sha]) == Value::Array(vec![Value::Int(1)])
+    });
+    // What is not for clients ends it.
+    client.send(b"MULTI\r\nCONFIG SET replicaof 'no one'\r\nEXEC\r\n");
+    assert_eq!(client.read_reply(), Value::ok());
+    assert!(client.read_reply().is_error("NOPERM"));
+    assert!(client.read_reply().is_error("EXECABORT"));
+}
+
+#[test]
+fn settings_that_stay_as_they_are_may_be_written_back() {
+    let pair = Pair::start();
+    pair.a
+        .command(&["CONFIG", "SET", "masterauth", "secret", "masteruser", "somebody"]);
+    let mut client = pair.client();
+    let Value::Array(all) = client.command(&["CONFIG", "GET", "master*"]) else {
+        panic!("no settings")
+    };
+    let texts: Vec<String> = all.iter().map(Value::text).collect();
+    assert_eq!(texts.len(), 4);
+    assert!(
+        texts.contains(&"masterauth".to_owned())
+            && !texts.contains(&"secret".to_owned())
+            && !texts.contains(&"somebody".to_owned())
+    );
+    let port = pair.a.port().to_string();
+    let same = [
+        "CONFIG",
+        "SET",
+        "port",
+        &port,
+        "masterauth",
+        "",
+        "maxmemory",
+        "104857600",
+    ];
+    assert_eq!(client.command(&same), Value::ok());
+    assert_eq!(
+        element(&client.command(&["CONFIG", "GET", "maxmemory"]), 1),
+        "104857600"
+    );
+    assert_eq!(client.command(&["CONFIG", "SET", "port", &port]), Value::ok());
+    assert!(
+        client
+            .command(&["CONFIG", "SET", "maxmemory", "0", "port", "1"])
+            .is_error("NOPERM")
+    );
+    assert!(client.command(&["CONFIG", "SET", "masterauth", "x"]).is_error("NOPERM"));
+    assert!(client.command(&["CONFIG", "SET", "port"]).is_error("ERR"));
+    assert_eq!(element(&pair.a.command(&["CONFIG", "GET", "masterauth"]), 1), "secret");
+}
+
+#[test]
+fn a_pause_of_writes_lets_scripts_pass_that_declare_to_write_nothing() {
+    let circuit = Circuit::start();
+    let (mut pauses, mut reads, mut writes) = (circuit.client(), circuit.client(), circuit.client());
+    let library = "#!lua name=f1\nredis.register_function{function_name='f1', callback=function() return 'hello' end, \
+                   flags={'no-writes'}}\nredis.register_function('f2', function() return 'bye' end)";
+    assert_eq!(pauses.command(&["FUNCTION", "LOAD", library]).text(), "f1");
+    let body = "#!lua flags=no-writes\nreturn 'unique'";
+    // It begins when the transaction that it stands in ends.
+    let begin = [
+        "MULTI",
+        "SET a 1",
+        "CLIENT PAUSE 60000 WRITE",
+        "CLIENT PAUSE x",
+        "SET b 2",
+        "EXEC",
+    ];
+    let replies: Vec<Value> = begin.iter().map(|line| pauses.command(&words(line))).collect();
+    let Value::Array(results) = &replies[5] else {
+        panic!("{replies:?}")
+    };
+    assert_eq!(results[..2], [Value::ok(), Value::ok()]);
+    assert!(results[2].is_error("ERR timeout is not an integer"), "{results:?}");
+    assert_eq!(
+        reads.command(&["MGET", "a", "b"]),
+        Value::Array(vec![Value::bulk("1"), Value::bulk("2")])
+    );
+    writes.send(&encode(&["FCALL", "f2", "0"]));
+    assert_eq!(reads.command(&["EVAL", body, "0"]), Value::bulk("unique"));
+    let sha = reads.command(&["SCRIPT", "LOAD", body]).text();
+    assert_eq!(reads.command(&["EVALSHA", &sha, "0"]), Value::bulk("unique"));
+    assert_eq!(reads.command(&["FCALL", "f1", "0"]), Value::bulk("hello"));
+    assert!(reads.command(&["SET", "a"]).is_error("ERR wrong number of arguments"));
+    for line in ["MULTI", "FCALL f1 0", "GET a"] {
+        reads.command(&words(line));
+    }
+    let both = Value::Array(vec![Value::bulk("hello"), Value::bulk("1")]);
+    assert_eq!(reads.command(&["EXEC"]), both);
+    let waits = |client: &mut Client| field(&client.command(&["INFO", "clients"]).text(), "blocked_clients") == "1";
+    eventually(SOON, || waits(&mut reads));
+    let end = ["MULTI", "CLIENT UNPAUSE", "EXEC"];
+    let replies: Vec<Value> = end.iter().map(|line| reads.command(&words(line))).collect();
+    assert_eq!(replies[2], Value::Array(vec![Value::ok()]));
+    assert_eq!(writes.read_reply(), Value::bulk("bye"));
+}
+
+#[test]
+fn there_are_as_many_databases_as_the_server_has() {
+    for (databases, there, not_there) in [("32", "31", "32"), ("4", "3", "4")] {
+        let redis = Redis::start(&["--databases", databases]);
+        let circuit = Circuit::before(redis);
+        let mut client = circuit.client();
+        assert_eq!(client.command(&["SELECT", there]), Value::ok());
+        assert_eq!(client.command(&["SET", "k", "v"]), Value::ok());
+        assert!(
+            client
+                .command(&["SELECT", not_there])
+                .is_error("ERR DB index is out of range")
+        );
+        assert_eq!(client.command(&["GET", "k"]), Value::bulk("v"));
+    }
+}
+
+#[test]
+fn a_transaction_that_was_refused_is_seen_to_end_by_who_monitors() {
+    let circuit = Circuit::start();
+    let (mut client, mut monitor) = (circuit.client(), circuit.client());
+    assert_eq!(monitor.command(&["MONITOR"]), Value::ok());
+    for wrong in ["NOSUCH x", "GET", "CONFIG NOSUCH"] {
+        let mut direct = circuit.redis.client();
+        for line in ["MULTI", "SET k v", wrong, "SET k w", "EXEC"] {
+            assert_eq!(
+                client.command(&words(line)),
+                direct.command(&words(line)),
+                "{wrong}: {line}"
+            );
+        }
+        // Of both.
+        let seen: Vec<String> = (0..4).map(|_| monitor.read_reply().text()).collect();
+        let times = |name: &str| {
+            seen.iter()
+                .filter(|line| line.ends_with(&format!("\"{name}\"")))
+                .count()
+        };
+        assert_eq!((times("MULTI"), times("EXEC")), (2, 2), "{seen:?}");
+    }
+    assert_eq!(client.command(&["GET", "k"]), Value::Null);
 }

@@ -32,11 +32,6 @@ fn a_client_sees_what_redis_says() {
         assert_eq!(client.command(wrong), circuit.redis.command(wrong), "{wrong:?}");
     }
     assert!(client.command(&["REPLICAOF", "NO", "ONE"]).is_error("NOPERM"));
-    assert!(
-        client
-            .command(&["CLIENT", "TRACKING", "ON", "REDIRECT", "1"])
-            .is_error("ERR pointsman does not support 'client|tracking' yet")
-    );
     assert_eq!(client.command(&["GET", "k"]), Value::bulk("v"));
 }
 

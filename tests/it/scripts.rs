@@ -274,3 +274,51 @@ fn only_so_many_scripts_are_kept_and_the_newest_are() {
             .is_error("NOSCRIPT")
     );
 }
+
+#[test]
+fn nobody_stands_behind_a_script_of_another_that_never_ends() {
+    let circuit = Circuit::start(&["--lua-time-limit", "10"]);
+    let mut all: Vec<Client> = (0..4).map(|_| circuit.client()).collect();
+    for client in &mut all {
+        assert_eq!(client.command(&["SET", "k", "v"]), Value::ok());
+        assert_eq!(client.command(&["EVAL", "return 1", "0"]), Value::Int(1));
+    }
+    let [endless, reader, writer, other] = all.as_mut_slice() else {
+        unreachable!()
+    };
+    endless.send(&encode(&["EVAL", "while true do end", "0"]));
+    eventually(SOON, || circuit.redis.command(&["PING"]).is_error("BUSY"));
+    // At once, before the lane counts as stalled.
+    reader.send(&encode(&["GET", "k"]));
+    writer.send(&encode(&["EVAL", "return 2", "0"]));
+    other.send(b"MULTI\r\nEVALSHA e0e1f9fabfc9d4800c877a703b823ac0578ff8db 0\r\nEXEC\r\n");
+    for client in [&mut *reader, &mut *writer] {
+        assert!(client.read_reply().is_error("BUSY"));
+    }
+    assert_eq!(other.read_reply(), Value::ok());
+    assert!(other.read_reply().is_error("BUSY"));
+    assert!(other.read_reply().is_error("EXECABORT"));
+    assert_eq!(reader.command(&["SCRIPT", "KILL"]), Value::ok());
+    assert!(endless.read_reply().text().contains("Script killed by user"));
+    for client in &mut all {
+        assert_eq!(
+            client.command(&["EVAL", "return redis.call('get', 'k')", "0"]),
+            Value::bulk("v")
+        );
+    }
+}
+
+#[test]
+fn a_script_that_never_ends_on_a_replica_is_killed_through_the_proxy() {
+    let pair = Pair::start();
+    let mut client = pair.client();
+    let slow = "local n = 0 while true do n = n + 1 end";
+    pair.b.command(&["CONFIG", "SET", "busy-reply-threshold", "10"]);
+    let mut at_replica = Client::connect(pair.b.addr().as_str());
+    at_replica.send(&encode(&["EVAL_RO", slow, "0"]));
+    eventually(SOON, || pair.b.command(&["PING"]).is_error("BUSY"));
+    assert_eq!(client.command(&["SCRIPT", "KILL"]), Value::ok());
+    assert!(at_replica.read_reply().text().contains("Script killed by user"));
+    assert!(client.command(&["SCRIPT", "KILL"]).is_error("NOTBUSY"));
+    assert!(client.command(&["FUNCTION", "KILL"]).is_error("NOTBUSY"));
+}

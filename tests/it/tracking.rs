@@ -268,11 +268,7 @@ fn a_client_that_tracks_sees_what_redis_says() {
 #[test]
 fn what_cannot_be_told_is_refused() {
     let circuit = Circuit::start(&[]);
-    let mut client = circuit.client();
-    let not_yet = |reply: Value| reply.is_error("ERR pointsman does not support 'client|tracking' yet");
-    assert!(not_yet(client.command(&words("CLIENT TRACKING ON REDIRECT 1"))));
-    let mut client = greeted(client);
-    assert!(not_yet(client.command(&words("CLIENT TRACKING ON REDIRECT 1"))));
+    let mut client = greeted(circuit.client());
     let mut many = words("CLIENT TRACKING ON BCAST");
     let prefixes: Vec<String> = (0..1001).map(|number| format!("{number:04}")).collect();
     many.extend(prefixes.iter().flat_map(|prefix| ["PREFIX", prefix]));
@@ -624,4 +620,95 @@ fn who_reads_from_a_replica_sees_what_a_tracking_client_wrote() {
         }
         reads(&pair.b) > before + 80
     });
+}
+
+fn id(client: &mut Client) -> String {
+    match client.command(&["CLIENT", "ID"]) {
+        Value::Int(id) => id.to_string(),
+        other => panic!("no id: {other:?}"),
+    }
+}
+
+#[test]
+fn another_client_is_told_of_the_keys_that_one_reads() {
+    let circuit = Circuit::start(&[]);
+    let (mut reads, mut told, mut writes) = (circuit.client(), circuit.client(), circuit.client());
+    let subscriber = id(&mut told);
+    assert!(matches!(
+        told.command(&["SUBSCRIBE", "__redis__:invalidate"]),
+        Value::Array(_)
+    ));
+    let redirect = |to: &str| format!("CLIENT TRACKING ON REDIRECT {to}");
+    assert_eq!(reads.command(&words(&redirect(&subscriber))), Value::ok());
+    reads.command(&["GET", "k"]);
+    writes.command(&["SET", "k", "1"]);
+    let message = [
+        Value::bulk("message"),
+        Value::bulk("__redis__:invalidate"),
+        Value::Array(vec![Value::bulk("k")]),
+    ];
+    assert_eq!(told.read_reply(), Value::Array(message.to_vec()));
+    // Ids are the proxy's own, and those of Redis are not shown.
+    assert_eq!(
+        reads.command(&["CLIENT", "GETREDIR"]),
+        Value::Int(subscriber.parse().unwrap())
+    );
+    let line = reads.command(&["CLIENT", "INFO"]).text();
+    assert!(line.contains(&format!(" redir={subscriber} ")), "{line}");
+    let off = format!("CLIENT TRACKING OFF REDIRECT {subscriber}");
+    assert_eq!(reads.command(&words(&off)), Value::ok());
+    // One that is not subscribed has no connection of its own yet.
+    let mut pushed = greeted(circuit.client());
+    let second = id(&mut pushed);
+    assert_eq!(reads.command(&words(&redirect(&second))), Value::ok());
+    let info = format!("{:?}", reads.command(&["CLIENT", "TRACKINGINFO"]));
+    assert!(info.contains(&format!("Int({second})")), "{info}");
+    reads.command(&["GET", "k"]);
+    writes.command(&["SET", "k", "2"]);
+    assert_eq!(pushed.read_reply(), invalidated("k"));
+    is_silent(&mut pushed);
+    for (wrong, said) in [
+        (
+            "CLIENT TRACKING ON REDIRECT 999999",
+            "ERR The client ID you want redirect to does not exist",
+        ),
+        (
+            "CLIENT TRACKING ON REDIRECT -1",
+            "ERR The client ID you want redirect to does not exist",
+        ),
+        (
+            "CLIENT TRACKING ON REDIRECT x",
+            "ERR value is not an integer or out of range",
+        ),
+        (
+            "CLIENT TRACKING ON REDIRECT 1 REDIRECT 1",
+            "ERR A client can only redirect to a single other client",
+        ),
+    ] {
+        assert!(writes.command(&words(wrong)).is_error(said), "{wrong}");
+    }
+    // Who reads hears that nobody is told any more.
+    let mut reads = greeted(reads);
+    drop(pushed);
+    eventually(SOON, || {
+        reads.command(&["GET", "k"]);
+        writes.command(&["APPEND", "k", "x"]);
+        let heard = reads.command(&["PING"]);
+        let broken = matches!(&heard, Value::Push(words) if words[0].text() == "tracking-redir-broken");
+        broken && reads.read_reply().text() == "PONG"
+    });
+}
+
+#[test]
+fn clients_that_redirect_are_closed_with_the_server_that_told_them() {
+    let pair = Pair::start();
+    let (mut reads, mut told, mut plain) = (pair.client(), pair.client(), pair.client());
+    let subscriber = id(&mut told);
+    told.command(&["SUBSCRIBE", "__redis__:invalidate"]);
+    let redirect = format!("CLIENT TRACKING ON REDIRECT {subscriber}");
+    assert_eq!(reads.command(&words(&redirect)), Value::ok());
+    assert_eq!(plain.command(&["SET", "k", "v"]), Value::ok());
+    pair.move_to_b();
+    assert!(reads.is_closed() && told.is_closed());
+    assert_eq!(plain.command(&["GET", "k"]), Value::bulk("v"));
 }

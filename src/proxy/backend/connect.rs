@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use super::target::{Pass, Target};
 use crate::proxy::shared::{Identity, Unfit, identify};
-use crate::resp::{Args, Heed, ReplyScanner, Stop, put_i64};
+use crate::resp::{Args, Heed, ReplyScanner, Stop, marked, put_i64};
 use crate::topology::Addr;
 
 /// A verified user name and password.
@@ -172,7 +172,7 @@ async fn open(addr: &Addr, pass: Option<&Pass>, login: &Login, limit: Duration) 
 
 fn pass_request(pass: &Pass) -> Vec<u8> {
     let mut request = Vec::new();
-    put_request(&mut request, &[b"AUTH", pass.user.as_bytes(), pass.token.as_bytes()]);
+    put_own(&mut request, &[b"AUTH", pass.user.as_bytes(), pass.token.as_bytes()]);
     request
 }
 
@@ -272,7 +272,7 @@ pub async fn ask_for(
 pub async fn identify_replica(stream: &mut TcpStream, addr: &Addr, limit: Duration) -> Result<Identity, ConnectError> {
     let mut request = Vec::new();
     for section in [&b"server"[..], b"persistence", b"replication"] {
-        put_request(&mut request, &[b"INFO", section]);
+        put_own(&mut request, &[b"INFO", section]);
     }
     let reply = timeout(limit, ask(stream, &request, 3, addr))
         .await
@@ -283,7 +283,7 @@ pub async fn identify_replica(stream: &mut TcpStream, addr: &Addr, limit: Durati
 /// Asks which life a connection leads to; `None` if the user may not know.
 pub async fn ask_life(stream: &mut TcpStream, addr: &Addr, limit: Duration) -> Result<Option<String>, ConnectError> {
     let mut request = Vec::new();
-    put_request(&mut request, &[b"INFO", b"server"]);
+    put_own(&mut request, &[b"INFO", b"server"]);
     let reply = timeout(limit, ask(stream, &request, 1, addr))
         .await
         .unwrap_or_else(|_| Err(ConnectError::Silent(addr.clone(), limit)));
@@ -323,7 +323,7 @@ async fn settle_before_login(stream: &mut TcpStream, login: &Login, addr: &Addr)
     ] {
         if wanted {
             let mut request = Vec::new();
-            put_request(&mut request, &words);
+            put_own(&mut request, &words);
             *done = match ask(stream, &request, 1, addr).await {
                 Ok(_) => true,
                 Err(ConnectError::Refused(..)) => false,
@@ -337,23 +337,23 @@ async fn settle_before_login(stream: &mut TcpStream, login: &Login, addr: &Addr)
 fn login_request(login: &Login, early: Early, is_somebody: bool) -> (Vec<u8>, u32) {
     let (mut request, mut commands) = (Vec::new(), 0);
     if let Some(credential) = &login.credential {
-        put_request(&mut request, &[b"AUTH", &credential.user, &credential.password]);
+        put_own(&mut request, &[b"AUTH", &credential.user, &credential.password]);
         commands += 1;
     } else if is_somebody {
         // Back to who every connection is at first; a user without a password takes any.
-        put_request(&mut request, &[b"AUTH", b"default", b"none"]);
+        put_own(&mut request, &[b"AUTH", b"default", b"none"]);
         commands += 1;
     }
     if login.resp3 && !early.resp3 {
-        put_request(&mut request, &[b"HELLO", b"3"]);
+        put_own(&mut request, &[b"HELLO", b"3"]);
         commands += 1;
     }
     if login.no_touch {
-        put_request(&mut request, &[b"CLIENT", b"NO-TOUCH", b"ON"]);
+        put_own(&mut request, &[b"CLIENT", b"NO-TOUCH", b"ON"]);
         commands += 1;
     }
     if login.database != 0 && !early.database {
-        put_request(&mut request, &[b"SELECT", login.database.to_string().as_bytes()]);
+        put_own(&mut request, &[b"SELECT", login.database.to_string().as_bytes()]);
         commands += 1;
     }
     (request, commands)
@@ -368,6 +368,14 @@ pub fn with_words(args: &Args, changes: &[(usize, &[u8])]) -> Vec<u8> {
     let mut request = Vec::new();
     put_request(&mut request, &words);
     request
+}
+
+/// Appends one request of pointsman's own, with its mark: one that clients are not to see in MONITOR and SLOWLOG.
+pub fn put_own(out: &mut Vec<u8>, args: &[&[u8]]) {
+    let Some((name, rest)) = args.split_first() else { return };
+    let name = marked(name);
+    let words: Vec<&[u8]> = std::iter::once(&name[..]).chain(rest.iter().copied()).collect();
+    put_request(out, &words);
 }
 
 /// Appends one request.

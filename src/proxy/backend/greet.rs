@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::net::TcpStream;
 
-use super::connect::{connect_mute, exchange, put_request};
+use super::connect::{connect_mute, exchange, put_own};
 use super::target::Target;
 use crate::peer;
 
@@ -61,9 +61,9 @@ async fn within<T>(
 async fn ask_all(stream: &mut TcpStream, target: &Target) -> Result<Greeting, String> {
     let mut request = Vec::new();
     // As whoever a client's connection is at first.
-    put_request(&mut request, &[b"PING"]);
+    put_own(&mut request, &[b"PING"]);
     if let Some(pass) = &target.pass {
-        put_request(&mut request, &[b"AUTH", pass.user.as_bytes(), pass.token.as_bytes()]);
+        put_own(&mut request, &[b"AUTH", pass.user.as_bytes(), pass.token.as_bytes()]);
     }
     let questions: [&[&[u8]]; 5] = [
         &[b"ROLE"],
@@ -73,7 +73,7 @@ async fn ask_all(stream: &mut TcpStream, target: &Target) -> Result<Greeting, St
         &[b"CONFIG", b"GET", b"timeout"],
     ];
     for question in questions {
-        put_request(&mut request, question);
+        put_own(&mut request, question);
     }
     let count = questions.len() + 1 + usize::from(target.pass.is_some());
     let replies = exchange(stream, &request, count, &target.addr)

@@ -361,6 +361,11 @@ impl Lane {
         self.wake.wake();
     }
 
+    /// Whether nothing is in flight on it, and nobody waits for a reply.
+    pub fn is_idle(&self) -> bool {
+        self.state.borrow().ledger.is_empty()
+    }
+
     /// Whether it is on its way to its end.
     pub fn is_released(&self) -> bool {
         self.released.get()

@@ -13,8 +13,8 @@ mod target;
 mod wreck;
 
 pub use connect::{
-    ConnectError, Credential, Login, ask, ask_for, connect_control, connect_mute, connect_to, exchange, put_request,
-    with_words,
+    ConnectError, Credential, Login, ask, ask_for, connect_control, connect_mute, connect_to, exchange, put_own,
+    put_request, with_words,
 };
 pub use greet::{Greeting, confirm, greet};
 pub use held::doubt_line;

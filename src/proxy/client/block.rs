@@ -18,6 +18,8 @@ pub(super) struct Block {
     pub count: u32,
     /// Where it goes; set by whoever knows the slots.
     pub shard: ShardIndex,
+    /// Whether it runs scripts.
+    pub scripts: bool,
 }
 
 /// The transaction at the front of `bytes`, if it may ride a lane. `see` is shown each command inside, with its place,
@@ -27,7 +29,7 @@ pub(super) fn whole_block(
     table: &Table,
     mut see: impl FnMut(&Command, &Args, u32) -> bool,
 ) -> Option<Block> {
-    let (mut at, mut count, mut spans) = (0, 0, Vec::new());
+    let (mut at, mut count, mut scripts, mut spans) = (0, 0, false, Vec::new());
     loop {
         let mut scanner = RequestScanner::default();
         let Ok(Scan::Frame(len)) = scanner.scan(&bytes[at..], &mut spans, &RequestLimits::default()) else {
@@ -49,12 +51,16 @@ pub(super) fn whole_block(
                     bytes: at,
                     count,
                     shard: ShardIndex(0),
+                    scripts,
                 });
             }
             _ if count > 1
                 && command.rides_lane(&args)
                 && is_for_one_shard(command)
-                && see(command, &args, count - 1) => {}
+                && see(command, &args, count - 1) =>
+            {
+                scripts |= command.is_script();
+            }
             _ => return None,
         }
     }

@@ -27,6 +27,8 @@ pub enum CloseReason {
     TransactionLost,
     /// The server that a copy was taken from ended it.
     CopyEnded,
+    /// The backend was lost on which the client was told of keys that another one reads, or the other way round.
+    RedirectLost,
 }
 
 impl fmt::Display for CloseReason {
@@ -43,6 +45,7 @@ impl fmt::Display for CloseReason {
             Self::FeedRefused => "the master refuses the client's login or subscriptions",
             Self::CopyEnded => "the copy has ended",
             Self::TransactionLost => "the backend was lost in the middle of a subscriber's transaction",
+            Self::RedirectLost => "the backend was lost that invalidations were redirected from or to",
         })
     }
 }

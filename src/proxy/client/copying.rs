@@ -22,7 +22,7 @@ use super::dispatch::Outcome;
 use super::session::{Park, Session};
 use super::transaction::Transaction;
 use crate::command::Command;
-use crate::proxy::backend::{Login, Target, ask, connect_control, connect_to, exchange, put_request};
+use crate::proxy::backend::{Login, Target, ask, connect_control, connect_to, exchange, put_own};
 use crate::resp::{Args, RequestScanner, Scan};
 use crate::topology::ShardIndex;
 
@@ -173,7 +173,7 @@ impl Session {
         let asking = async {
             let mut stream = connect_control(target, self.worker.connect_timeout()).await.ok()?;
             let mut request = Vec::new();
-            put_request(&mut request, &[b"ROLE"]);
+            put_own(&mut request, &[b"ROLE"]);
             ask(&mut stream, &request, 1, &target.addr).await.ok()
         };
         let reply = timeout(ROLE_LIMIT, asking).await.ok().flatten().unwrap_or_default();

@@ -69,7 +69,7 @@ pub(super) fn begun_anew(request: &[u8], table: &Table) -> Option<Vec<u8>> {
         Concern::Cursor(at) if number(args.get(at)?).is_some_and(|cursor| cursor > 0) => {
             Some(with_cursor(&args, at, 0))
         }
-        Concern::Cursor(_) | Concern::None | Concern::Body | Concern::Digest => None,
+        Concern::Cursor(_) | Concern::None | Concern::Body | Concern::Digest | Concern::Own(_) => None,
     }
 }
 

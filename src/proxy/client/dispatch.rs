@@ -204,7 +204,7 @@ impl Session {
     }
 
     /// Whether a request may join the run of `count` before it; `Done` stands for "see [`Session::special`]".
-    fn judge(&self, args: &Args, count: u32) -> Outcome {
+    fn judge(self: &Rc<Self>, args: &Args, count: u32) -> Outcome {
         let mut state = self.state();
         if !state.mute_before(count) || state.awaits != Awaits::Nothing {
             return Outcome::Park(Park::Drain);
@@ -216,9 +216,10 @@ impl Session {
             return Outcome::Done;
         };
         self.asks(command.id);
-        let queued_writes = || state.queued().is_some_and(|queued| queued.queued_writes);
-        if self.worker.pause().is_set() && self.is_paused(command, queued_writes()) {
-            return Outcome::Park(Park::Pause);
+        if command.arity_ok(args.len())
+            && let Some(park) = self.paused(command, args, &state)
+        {
+            return Outcome::Park(park);
         }
         if !state.transaction.concerns_all()
             && state.feed.is_none()
@@ -234,6 +235,7 @@ impl Session {
                 is_write: command.is_write(),
                 is_masters: command.is_masters(),
                 alone: false,
+                is_script: command.is_script(),
             };
             if command.concern != Concern::None {
                 self.concerns(command.concern, args, &mut ride);
@@ -257,15 +259,13 @@ impl Session {
         let command = match table.lookup(args) {
             Lookup::Known(command) => command,
             Lookup::UnknownSubcommand(_) => {
-                self.abort_transaction();
-                return self.refuse(|out| refusal::unknown_subcommand(args, out));
+                return self.refuse_inside(|out| refusal::unknown_subcommand(args, out));
             }
             Lookup::Unknown if refusal::is_cross_protocol(args.name()) => {
                 return Outcome::Close(CloseReason::CrossProtocol);
             }
             Lookup::Unknown => {
-                self.abort_transaction();
-                return self.refuse(|out| refusal::unknown_command(args, out));
+                return self.refuse_inside(|out| refusal::unknown_command(args, out));
             }
         };
         if !command.arity_ok(args.len()) {
@@ -290,6 +290,10 @@ impl Session {
             Place::CrossSlot => return self.refuse(refusal::cross_slot),
             Place::Several => return self.refuse(|out| refusal::not_yet(command, out)),
         };
+        if command.name.starts_with("slowlog|") {
+            // It is the master's: who looks at it wants to find what it asks from now on (rule B6).
+            self.state().masters_only = true;
+        }
         match command.class_for(args) {
             Class::Session => self.local(command, args, frame),
             Class::Blocking if !matches!(&*command.name, "wait" | "waitaof") => {

@@ -206,6 +206,7 @@ impl Session {
         if self.leave_feed() || self.is_closed() {
             return;
         }
+        self.tend_redirection();
         if !self.awaits_feed() || self.open_feed() {
             return;
         }
@@ -351,6 +352,7 @@ impl Session {
     /// Answers what a lost connection left, or gives the client up.
     pub(super) fn put_up_with(self: &Rc<Self>, left: Left) {
         let worker = self.worker.clone();
+        self.give_up_redirection();
         self.tell_of_lost_tracking();
         if let Some(streaming) = &mut self.state().streaming {
             streaming.way = Way::Lost;

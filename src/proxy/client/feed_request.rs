@@ -129,7 +129,7 @@ impl Session {
 
     /// A transaction on the feed: what may stand in one goes there, anything else ends it.
     fn request_in_multi(self: &Rc<Self>, command: &Command, args: &Args, frame: &[u8]) -> Outcome {
-        let rides = may_ride(command, args) && !matches!(command.concern, Concern::Cursor(_));
+        let rides = may_ride(command, args) && !matches!(command.concern, Concern::Cursor(_) | Concern::Own(_));
         if rides && self.worker.place(command, args) == Place::Shard(ShardIndex(0)) {
             return self.ask_plain(command, args, frame);
         }
@@ -204,7 +204,7 @@ impl Session {
         let kept = waits || frame.len() <= COLLECTED_BYTES_MAX;
         let again = || match command.concern {
             Concern::Cursor(_) => begun_anew(frame, self.worker.commands()).unwrap_or_else(|| frame.to_vec()),
-            Concern::None | Concern::Body | Concern::Digest => frame.to_vec(),
+            Concern::None | Concern::Body | Concern::Digest | Concern::Own(_) => frame.to_vec(),
         };
         let asked = Asked::Plain(Plain {
             bytes: if kept { again() } else { Vec::new() },
@@ -309,7 +309,7 @@ impl Session {
     }
 
     /// Sends a request that changes what is in the worker's footprint, which is empty afterwards.
-    fn ask_and_listen(self: &Rc<Self>, asked: Asked, frame: &[u8], listener: Option<Listener>) -> Outcome {
+    pub(super) fn ask_and_listen(self: &Rc<Self>, asked: Asked, frame: &[u8], listener: Option<Listener>) -> Outcome {
         let mut state = self.state();
         let State {
             feed,

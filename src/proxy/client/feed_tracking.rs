@@ -1,19 +1,23 @@
 //! Requests about tracking (rules B6, B7): a client that caches what it reads owns a connection to Redis, a feed, from ON
 //! to OFF, because Redis tells of a key only the connection that read it, and only the server that the key was read from.
 //!
-//! Refuses: REDIRECT; several shards, because a feed is at the first. In RESP2 Redis tracks, too, and says nothing of it.
+//! Refuses: several shards, because a feed is at the first. In RESP2 Redis tracks, too, and says nothing of it.
 
 use std::rc::Rc;
 
 use super::dispatch::Outcome;
 use super::feed::{Feed, Link};
 use super::feedline::Asked;
+use super::listener::{Ear, Listener};
 use super::session::{Park, Session, State};
 use super::tracking::{INVALIDATE_ALL, Unfit, Word};
 use crate::command::{Command, Lookup, refusal};
+use crate::proxy::backend::with_words;
 use crate::resp::Args;
 
 const SYNTAX: &[u8] = b"-ERR syntax error\r\n";
+const NO_CLIENT: &[u8] = b"-ERR The client ID you want redirect to does not exist\r\n";
+const TWO_CLIENTS: &[u8] = b"-ERR A client can only redirect to a single other client\r\n";
 const NOT_TRACKING: &[u8] =
     b"-ERR CLIENT CACHING can be called only when the client is in tracking mode with OPTIN or OPTOUT mode enabled\r\n";
 const TOO_MANY: &[u8] = b"-OOM pointsman keeps at most 1000 prefixes and 65536 bytes of them for one client\r\n";
@@ -25,13 +29,15 @@ impl Session {
         match &*command.name {
             "client|caching" => Some(self.refuse(|out| out.extend_from_slice(NOT_TRACKING))),
             "client|tracking" => Some(match Word::tracking(args) {
-                Err(unfit) => self.refuse_tracking(command, unfit),
+                Err(unfit) => self.refuse_tracking(unfit),
                 Ok(Word::On(_)) if !self.may_track() => self.refuse(|out| refusal::not_yet(command, out)),
-                Ok(word @ Word::On(_)) => match self.begin_feed(command) {
-                    Some(outcome) => outcome,
-                    None => self.ask_tracking(command, word, frame),
-                },
-                Ok(Word::Off | Word::Caching(_) | Word::Asks) => self.refuse(|out| out.extend_from_slice(b"+OK\r\n")),
+                Ok(word @ Word::On(_)) => self.redirecting(&word, args, frame, |frame| {
+                    self.begin_feed(command)
+                        .unwrap_or_else(|| self.ask_tracking(word.clone(), frame))
+                }),
+                Ok(Word::Off(_) | Word::Caching(_) | Word::Asks) => {
+                    self.refuse(|out| out.extend_from_slice(b"+OK\r\n"))
+                }
             }),
             _ => None,
         }
@@ -47,12 +53,37 @@ impl Session {
             _ => return None,
         };
         Some(match word {
-            Err(unfit) => self.refuse_tracking(command, unfit),
+            Err(unfit) => self.refuse_tracking(unfit),
             Ok(Word::On(_)) if !self.may_track() => self.refuse(|out| refusal::not_yet(command, out)),
             // So that what is asked for is known together with what there is.
-            Ok(Word::On(_) | Word::Off) if self.state().window.unanswered() > 0 => Outcome::Park(Park::Drain),
-            Ok(word) => self.ask_tracking(command, word, frame),
+            Ok(Word::On(_) | Word::Off(_)) if self.state().window.unanswered() > 0 => Outcome::Park(Park::Drain),
+            Ok(word) => self.redirecting(&word, args, frame, |frame| self.ask_tracking(word.clone(), frame)),
         })
+    }
+
+    /// Goes on with the request as Redis is to get it, in which another client has the id that Redis knows it by.
+    fn redirecting(
+        self: &Rc<Self>,
+        word: &Word,
+        args: &Args,
+        frame: &[u8],
+        go_on: impl FnOnce(&[u8]) -> Outcome,
+    ) -> Outcome {
+        let Some(to) = word.redirect() else { return go_on(frame) };
+        let id = match self.redirected_to(to) {
+            Ok(id) => id,
+            Err(outcome) => return outcome,
+        };
+        let at = args.iter().position(|option| option.eq_ignore_ascii_case(b"redirect"));
+        let (Some(id), Some(at)) = (id, at) else {
+            self.uses_redirection();
+            return self.refuse(|out| out.extend_from_slice(NO_CLIENT));
+        };
+        let outcome = go_on(&with_words(args, &[(at + 1, id.as_bytes())]));
+        if let Outcome::Done = outcome {
+            self.uses_redirection();
+        }
+        outcome
     }
 
     /// Tells the client to forget what it has in its cache, if the connection that told it of changes is gone: before
@@ -88,17 +119,23 @@ impl Session {
         self.worker.shard_count() == 1
     }
 
-    fn ask_tracking(self: &Rc<Self>, command: &Command, word: Word, frame: &[u8]) -> Outcome {
+    fn ask_tracking(self: &Rc<Self>, word: Word, frame: &[u8]) -> Outcome {
         if self.with_feed(|feed: &mut Feed| feed.line.tracking.has_room(&word)) == Some(false) {
-            return self.refuse_tracking(command, Unfit::TooMany);
+            return self.refuse_tracking(Unfit::TooMany);
         }
-        self.ask(Asked::Tracking(word, frame.to_vec()), frame)
+        let listener = match word {
+            Word::Asks => self.redirect_reply().map(|reply| Listener::One(Ear::Redirect(reply))),
+            Word::On(_) | Word::Off(_) | Word::Caching(_) => None,
+        };
+        self.worker.footprint().clear();
+        self.ask_and_listen(Asked::Tracking(word, frame.to_vec()), frame, listener)
     }
 
-    fn refuse_tracking(self: &Rc<Self>, command: &Command, unfit: Unfit) -> Outcome {
+    fn refuse_tracking(self: &Rc<Self>, unfit: Unfit) -> Outcome {
         self.refuse(|out| match unfit {
             Unfit::Syntax => out.extend_from_slice(SYNTAX),
-            Unfit::Redirects => refusal::not_yet(command, out),
+            Unfit::NoClient => out.extend_from_slice(b"-ERR value is not an integer or out of range\r\n"),
+            Unfit::Redirects => out.extend_from_slice(TWO_CLIENTS),
             Unfit::TooMany => out.extend_from_slice(TOO_MANY),
         })
     }

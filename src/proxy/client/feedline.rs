@@ -18,7 +18,7 @@ use crate::resp::{Heed, ReplyScanner, Stop};
 use asked::Entry;
 pub(super) use asked::{Asked, POISON, Plain};
 use flight::Flight;
-use frames::{Meaning, is_monitor_line, words};
+use frames::{Meaning, is_monitor_line, is_own_line, words};
 
 /// A longer frame is passed on in parts. Every confirmation is shorter, because names are.
 const FRAME_BYTES_MAX: usize = 128 * 1024;
@@ -66,6 +66,8 @@ pub(super) struct FeedLine {
     pub subscriptions: Subscriptions,
     /// Which keys Redis tells the client of.
     pub tracking: Tracking,
+    /// Other clients redirect to this one.
+    pub redirected: bool,
     /// MULTI was asked for, and neither EXEC nor DISCARD.
     pub multi: bool,
     /// WATCH was asked for, and nothing that ends it.
@@ -107,6 +109,7 @@ impl FeedLine {
             && self.unsent.is_empty()
             && self.subscriptions.is_empty()
             && !self.tracking.is_on()
+            && !self.redirected
             && !(self.monitoring || self.multi || self.watch)
             && self.flow == Flow::None
     }
@@ -321,6 +324,7 @@ impl FeedLine {
 
     fn frame(&mut self, frame: &[u8], show: &mut impl FnMut(Shown)) -> Result<(), Trouble> {
         match self.meaning(frame) {
+            Meaning::Message if frame.starts_with(b"+") && is_own_line(frame) => {}
             Meaning::Message => show(Shown::Push(frame)),
             Meaning::Confirms(family) => self.confirmed(family, frame, show),
             Meaning::Reply => return self.reply(frame, show),

@@ -7,13 +7,14 @@ use std::rc::Rc;
 use super::block::Block;
 use super::cursor::begun_anew;
 use super::dispatch::Outcome;
-use super::listener::{Elements, Listener, reserve_for};
+use super::feedline::POISON;
+use super::listener::{Ear, Elements, Listener, reserve_for};
 use super::run::Run;
 use super::session::{Counted, Held, Park, Pinned, Session, State};
 use super::transaction::Transaction;
 use crate::clock;
 use crate::command::{Class, Command, Flags, Lookup, Table};
-use crate::proxy::backend::{Cover, Lane, Login};
+use crate::proxy::backend::{Cover, Lane, Login, put_request};
 use crate::proxy::shard::Shard;
 use crate::resp::{Args, RequestScanner, Scan, put_inline_as_request};
 use crate::route::{Ask, Footprint, Place, ReadPolicy};
@@ -102,7 +103,11 @@ impl Session {
             Some(current) if busy && !current.is_reader() => None,
             Some(_) | None => self.reader_for(state, &shard, run),
         };
-        let Some(wanted) = reader.or_else(|| shard.lane(&self.worker, &state.login, run.changes)) else {
+        let master_lane = || {
+            let stays_on = current.as_ref().filter(|_| busy);
+            shard.lane_for(&self.worker, &state.login, run.changes, run.scripts, stays_on)
+        };
+        let Some(wanted) = reader.or_else(master_lane) else {
             self.hold_run(state, &shard, run);
             return None;
         };
@@ -159,6 +164,7 @@ impl Session {
         if let Some(park) = self.pin_as(&mut state, shard, login, changes) {
             return Outcome::Park(park);
         }
+        let may_change = self.may_change(command, args, &state) != Some(false);
         let state = &mut *state;
         let Some(pinned) = &mut state.pinned else {
             return Outcome::Done;
@@ -173,6 +179,13 @@ impl Session {
                 || (command.class == Class::Node && &*command.name != "debug"));
         let blocks = command.class_for(args) == Class::Blocking && state.transaction != Transaction::Queueing;
         let (mut ear, instead) = self.listen(command, args, pinned.lane.life());
+        if command.class == Class::EveryNode {
+            let reply = self.tells_after_exec(state.login.clone(), command, args, frame);
+            ear = Some(Ear::Tells(reply));
+        }
+        if let Some(reply) = self.pauses_after_exec(command, args) {
+            ear = Some(Ear::Pauses(reply));
+        }
         let mut listener = None;
         let mut footprint = Footprint::default();
         match (state.transaction, &*command.name) {
@@ -200,7 +213,7 @@ impl Session {
                 pinned.queued.bound();
                 pinned.elements.queue(&command.name, ear.take());
                 pinned.queued_count += 1;
-                pinned.queued_writes |= command.is_write();
+                pinned.queued_writes |= may_change;
                 if let Some(queue) = &mut state.queue {
                     queue.add(begun_anew(frame, self.worker.commands()).as_deref().unwrap_or(frame));
                 }
@@ -233,6 +246,37 @@ impl Session {
         Outcome::Done
     }
 
+    /// Has Redis refuse a request of the transaction on the session's own connection; the client sees `line`. `None`: that
+    /// connection takes nothing more.
+    pub(super) fn poison(self: &Rc<Self>, line: &[u8]) -> Option<Outcome> {
+        let mut state = self.state();
+        let State {
+            pinned,
+            queue,
+            window,
+            listeners,
+            ..
+        } = &mut *state;
+        let lane = pinned.as_ref().map(|pinned| pinned.lane.clone())?;
+        if lane.is_released() || lane.has_ended() {
+            return None;
+        }
+        if !lane.has_room() {
+            lane.wait_for_room(self);
+            return Some(Outcome::Park(Park::Lane));
+        }
+        let mut poison = Vec::new();
+        put_request(&mut poison, &POISON);
+        if let Some(queue) = queue {
+            queue.add(&poison);
+        }
+        let listener = Listener::One(Ear::Says(line.into()));
+        let run = reserve_for(window, listeners, lane.number, Some(listener));
+        lane.append(self, run, 1, &poison, &Footprint::default(), Cover::Needless);
+        self.worker.watch_lanes();
+        Some(Outcome::Done)
+    }
+
     /// Appends a whole transaction to the session's lane. What it writes is in the worker's footprint.
     pub(super) fn append_block(self: &Rc<Self>, bytes: &[u8], block: &Block) -> Outcome {
         let run = Run {
@@ -240,6 +284,7 @@ impl Session {
             count: block.count,
             writes: true,
             changes: true,
+            scripts: block.scripts,
             ..Run::default()
         };
         let outcome = self.append_whole(bytes, &run);

@@ -12,7 +12,7 @@ use tracing::debug;
 
 use super::session::{Held, Park, Session};
 use crate::command::{Lookup, Table};
-use crate::proxy::backend::{ConnectError, Lane, Login, Target, ask, connect_to, put_request, with_words};
+use crate::proxy::backend::{ConnectError, Lane, Login, Target, ask, connect_to, put_own, with_words};
 use crate::resp::Args;
 
 /// How long the fenced master may take to say what its last ids are.
@@ -92,7 +92,7 @@ async fn last_id(target: &Target, login: &Login, stream: &[u8]) -> Option<Vec<u8
     };
     let mut connection = connect_to(&fenced, login, ASK_MAX).await.ok()?;
     let mut request = Vec::new();
-    put_request(&mut request, &[b"XINFO", b"STREAM", stream]);
+    put_own(&mut request, &[b"XINFO", b"STREAM", stream]);
     match ask(&mut connection, &request, 1, &target.addr).await {
         Ok(reply) => id_in(&reply),
         Err(ConnectError::Refused(_, line)) if line == "-ERR no such key" => Some(b"0-0".to_vec()),

@@ -1,15 +1,20 @@
-//! Replies that are looked at, or changed, on their way to the window: those of scans and of scripts not seen
-//! before.
+//! Replies that are looked at, or changed, on their way to the window: those of scans, of scripts not seen before, and
+//! what tells of pointsman itself.
 //!
 //! ```text
 //! lane --fill(run, bytes)--> Listener --> window --> client
 //! ```
 //! A listener has a run of one command to itself, so that all bytes of the run are that command's reply. Pure but for
-//! what an [`Ear`] tells of a script. Invariant: nothing is collected but the head of a reply, up to a scan's cursor.
+//! what an [`Ear`] tells of a script, or to other nodes. Invariant: nothing is collected but the head of a reply, up to a scan's cursor, and
+//! what a [`Redaction`] takes, which has a bound.
 
 use std::collections::VecDeque;
 
 use super::cursor::{CursorReply, Tag};
+use super::everynode::EveryNodeReply;
+use super::pausing::PauseReply;
+use super::redaction::Redaction;
+use super::redirection::RedirectReply;
 use super::window::{RunId as WindowRun, Window};
 use crate::proxy::scripts::ScriptReply;
 use crate::resp::{Heed, ReplyScanner, Stop};
@@ -27,6 +32,16 @@ pub(super) enum Ear {
     Cursor(CursorReply),
     /// Whether the script ran.
     Script(ScriptReply),
+    /// Nothing: this is said in its place.
+    Says(Box<[u8]>),
+    /// An id of Redis' that is another client's.
+    Redirect(RedirectReply),
+    /// Nothing: the client pauses others, or ends that.
+    Pauses(PauseReply),
+    /// Whether every other node is to be told.
+    Tells(EveryNodeReply),
+    /// What is pointsman's own, to be left out.
+    Redacts(Redaction),
 }
 
 /// What is listened to in the reply to one request.
@@ -110,6 +125,14 @@ impl Ear {
                 reply.hear(bytes);
                 out.extend_from_slice(bytes);
             }
+            Self::Tells(reply) => {
+                reply.hear(bytes);
+                out.extend_from_slice(bytes);
+            }
+            Self::Redirect(reply) => reply.take(bytes, out),
+            Self::Pauses(reply) => reply.take(out),
+            Self::Says(line) => out.append(&mut std::mem::take(line).into_vec()),
+            Self::Redacts(redaction) => redaction.take(bytes, out),
         }
     }
 
@@ -118,6 +141,11 @@ impl Ear {
             Self::Cursor(reply) => reply.moves_to(life.map(Tag::of)),
             Self::Script(reply) => {
                 reply.comes_from(life);
+                false
+            }
+            Self::Tells(_) | Self::Redirect(_) | Self::Pauses(_) | Self::Says(_) => false,
+            Self::Redacts(redaction) => {
+                redaction.begins_anew();
                 false
             }
         }

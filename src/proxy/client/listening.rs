@@ -1,4 +1,5 @@
-//! Whose reply a session listens to: scans' (rule A12) and scripts' that were not seen before (rule B5).
+//! Whose reply a session listens to: scans' (rule A12), scripts' that were not seen before (rule B5), and what tells of
+//! pointsman itself.
 //!
 //! Such a request is a run of its own, so that the window knows which bytes are its reply; inside a transaction it goes
 //! over the session's own connection, where EXEC's reply is listened to. Refuses: reading replies, which `listener`
@@ -9,10 +10,11 @@ use std::rc::Rc;
 use super::cursor::{self, CursorReply, Tag};
 use super::dispatch::Outcome;
 use super::listener::{Ear, Listener, Listeners, Which, move_to, reserve_for};
+use super::redaction::redacted;
 use super::run::{Ride, Run};
 use super::session::{Held, Session, State};
 use super::transaction::Transaction;
-use crate::command::{Command, Concern, Lookup};
+use crate::command::{Class, Command, Concern, Lookup};
 use crate::proxy::backend::Lane;
 use crate::proxy::scripts::{BODY_BYTES_MAX, Known, ScriptReply};
 use crate::resp::Args;
@@ -20,13 +22,15 @@ use crate::topology::RunId;
 
 /// What stands before the body in a request, at most.
 const HEAD_BYTES_MAX: usize = 1024;
-const TOO_MUCH: &[u8] = b"-ERR pointsman takes at most 1024 scans and new scripts in one transaction\r\n";
+const TOO_MUCH: &[u8] =
+    b"-ERR pointsman takes at most 1024 scans, new scripts and questions about the server in one transaction\r\n";
 
 impl Session {
     /// Takes note of what a request brings that is about to join a run.
     pub(super) fn concerns(&self, concern: Concern, args: &Args, ride: &mut Ride) {
         match concern {
-            Concern::None => {}
+            // Those ride no lane.
+            Concern::None | Concern::Own(_) => {}
             Concern::Cursor(_) => ride.alone = true,
             Concern::Body => {
                 let known = self.knows(args);
@@ -46,7 +50,7 @@ impl Session {
     /// Whether a reply to the request would be listened to.
     pub(super) fn would_listen(&self, command: &Command, args: &Args) -> bool {
         match command.concern {
-            Concern::Cursor(_) => true,
+            Concern::Cursor(_) | Concern::Own(_) => true,
             Concern::Body => self.knows(args) == Known::Not,
             Concern::None | Concern::Digest => false,
         }
@@ -71,6 +75,10 @@ impl Session {
                 let body = args.get(1).unwrap_or_default();
                 let reply = ScriptReply::new(self.worker.scripts(), body, life);
                 (Some(Ear::Script(reply)), None)
+            }
+            Concern::Own(own) => {
+                let (redaction, instead) = redacted(own, args, self.worker.census());
+                (redaction.map(Ear::Redacts), instead)
             }
             Concern::None | Concern::Body | Concern::Digest => (None, None),
         }
@@ -108,7 +116,8 @@ impl Session {
 
     /// Refuses a request inside a transaction in whose reply too much is listened to already.
     pub(super) fn listens_to_too_much(self: &Rc<Self>, command: &Command) -> Option<Outcome> {
-        if !matches!(command.concern, Concern::Cursor(_)) {
+        let listens = matches!(command.concern, Concern::Cursor(_) | Concern::Own(_));
+        if !listens && !matches!(command.class, Class::EveryNode | Class::Session) {
             return None;
         }
         let full = {

@@ -45,7 +45,6 @@ impl Session {
             "client|unpause" => self.client_unpause(),
             "client|unblock" => self.client_unblock(command, args),
             "acl|whoami" => self.who_am_i(),
-            "acl|getuser" | "acl|list" | "acl|log" | "acl|users" => self.acl_users(command, args, frame),
             _ => self.refuse(|out| refusal::not_yet(command, out)),
         }
     }
@@ -185,7 +184,10 @@ impl Session {
             state.login = Login::default();
             state.authenticated = !self.worker.auth_required();
             state.about = None;
-            state.mute = Mute::No;
+            // The reply to RESET itself may be the one that is skipped.
+            if state.mute != Mute::Skipping {
+                state.mute = Mute::No;
+            }
             state.masters_only = false;
         }
         self.say(b"+RESET\r\n")

@@ -25,6 +25,8 @@ mod mute;
 mod pausing;
 mod portrait;
 mod queue;
+mod redaction;
+mod redirection;
 mod roster;
 mod run;
 mod selection;
@@ -33,7 +35,6 @@ mod stream;
 mod subscriptions;
 mod tracking;
 mod transaction;
-mod users;
 mod wait;
 mod window;
 

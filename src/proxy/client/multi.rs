@@ -13,6 +13,7 @@ use super::session::{Park, Session};
 use super::transaction::{Reaction, Told, Transaction, Word};
 use super::wait::Awaits;
 use crate::command::{Class, Command, Flags, refusal};
+use crate::proxy::backend::put_own;
 use crate::resp::Args;
 use crate::route::Place;
 use crate::topology::ShardIndex;
@@ -37,7 +38,8 @@ impl Session {
         let mut block = whole_block(bytes, self.worker.commands(), |command, args, place| {
             self.mark(command, args, place, &mut footprint);
             // What is listened to is found in EXEC's reply on a connection of the session's own only.
-            if self.is_paused(command, false) || self.would_listen(command, args) {
+            let writes = self.may_change(command, args, &self.state()) != Some(false);
+            if self.is_paused(writes) || self.would_listen(command, args) {
                 return false;
             }
             match self.worker.place(command, args) {
@@ -81,6 +83,20 @@ impl Session {
             Reaction::Say(told) => {
                 self.state().stand(after);
                 Some(self.refuse(|out| out.extend_from_slice(told.line(resp3))))
+            }
+            Reaction::Forward if now == Transaction::Queueing && command.class == Class::EveryNode => {
+                if let Some(refused) = self.refused_for_all(command, args) {
+                    self.abort_transaction();
+                    return Some(refused);
+                }
+                Some(self.pin_and_append(ShardIndex(0), command, args, frame))
+            }
+            Reaction::Forward
+                if now == Transaction::Queueing && matches!(&*command.name, "client|pause" | "client|unpause") =>
+            {
+                let mut ping = Vec::new();
+                put_own(&mut ping, &[b"PING"]);
+                Some(self.pin_and_append(ShardIndex(0), command, args, &ping))
             }
             Reaction::Forward if command.class == Class::Transaction || may_be_pinned(command, args) => {
                 let selects = match self.selected_by(command) {
@@ -172,8 +188,23 @@ impl Session {
             self.state().stand(Transaction::None);
             return self.refuse(|out| out.extend_from_slice(EXEC_ARITY));
         }
-        self.abort_transaction();
-        self.refuse(|out| refusal::wrong_arity(command, out))
+        self.refuse_inside(|out| refusal::wrong_arity(command, out))
+    }
+
+    /// Refuses a request that Redis would refuse, too. Inside MULTI Redis gets another one that it refuses in its place, so
+    /// that it discards the transaction itself, in sight of those who monitor.
+    pub(super) fn refuse_inside(self: &Rc<Self>, put: impl FnOnce(&mut Vec<u8>)) -> Outcome {
+        let mut line = Vec::new();
+        put(&mut line);
+        let queues = self.state().transaction == Transaction::Queueing;
+        let poisoned = if queues { self.poison(&line) } else { None };
+        match poisoned {
+            Some(outcome) => outcome,
+            None => {
+                self.abort_transaction();
+                self.refuse(|out| out.extend_from_slice(&line))
+            }
+        }
     }
 
     /// Gives up the session's own connection inside MULTI, because Redis will not see a request of that.

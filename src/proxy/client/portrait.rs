@@ -27,6 +27,8 @@ pub(super) struct Portrait {
     /// Channels, patterns, shard channels.
     pub subscriptions: [usize; 3],
     pub tracks: bool,
+    /// Which client is told what it tracks, if another one is.
+    pub redirects_to: Option<u64>,
     /// Commands queued since MULTI.
     pub queued: Option<usize>,
     pub request_bytes: usize,
@@ -75,7 +77,11 @@ impl Portrait {
         line.extend_from_slice(
             format!(
                 " redir={} resp={}",
-                if self.tracks { 0 } else { -1 },
+                match self.redirects_to.map(i64::try_from) {
+                    Some(Ok(client)) if self.tracks => client,
+                    _ if self.tracks => 0,
+                    _ => -1,
+                },
                 if self.resp3 { 3 } else { 2 }
             )
             .as_bytes(),
@@ -130,6 +136,11 @@ impl Session {
             database: state.login.database,
             subscriptions: [Kind::Channel, Kind::Pattern, Kind::Shard].map(subscriptions),
             tracks: state.feed.as_ref().is_some_and(|feed| feed.line.tracking.is_on()),
+            redirects_to: {
+                let redirects = state.feed.as_ref().is_some_and(|feed| feed.line.tracking.redirects());
+                let redirection = state.redirection.as_ref().filter(|_| redirects);
+                redirection.map(|redirection| redirection.to)
+            },
             queued: match state.transaction {
                 Transaction::None if state.feed.is_some() => state.feed.as_ref().and_then(|feed| feed.line.queued()),
                 Transaction::Queueing => Some(state.queued().map_or(0, |queued| queued.queued_count)),

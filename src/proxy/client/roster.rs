@@ -210,7 +210,7 @@ impl Session {
 
 /// By which id Redis knows the connection that comes from `local`. All connections are listed, because servers before
 /// 8.0 cannot be asked for one by its address.
-async fn id_at_redis(stream: &mut TcpStream, addr: &Addr, local: &str) -> Option<String> {
+pub(super) async fn id_at_redis(stream: &mut TcpStream, addr: &Addr, local: &str) -> Option<String> {
     let mut request = Vec::new();
     put_request(&mut request, &[b"CLIENT", b"LIST"]);
     let list = ask_for(stream, &request, 1, addr, LIST_BYTES_MAX).await.ok()?;
@@ -249,6 +249,11 @@ pub fn answer(worker: &Worker, question: Question) {
                     });
                 }
             }
+        }
+        Question::Place { id, answer } => {
+            let clients = worker.clients();
+            let client = clients.into_iter().find(|client| client.id == id);
+            answer.send(client.map(|client| client.place())).unwrap_or_default();
         }
         Question::Kill { of, answer } => {
             let meant = meant(&of);

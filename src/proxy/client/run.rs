@@ -18,6 +18,8 @@ pub(super) struct Ride {
     pub is_masters: bool,
     /// Whether it must be a run of its own, because its reply is listened to.
     pub alone: bool,
+    /// Whether it runs a script.
+    pub is_script: bool,
 }
 
 /// Requests that were looked at and not appended yet. What they write is in the worker's footprint.
@@ -37,6 +39,8 @@ pub(super) struct Run {
     pub need: Need,
     /// Whether nothing may join.
     pub alone: bool,
+    /// Whether one of them runs a script, so that it must not stand before what other sessions ask.
+    pub scripts: bool,
 }
 
 impl Run {
@@ -65,5 +69,6 @@ impl Run {
         self.alone |= ride.alone;
         self.writes |= ride.is_write || ride.is_masters;
         self.changes |= ride.is_write;
+        self.scripts |= ride.is_script;
     }
 }

@@ -23,7 +23,9 @@ use super::copying::Said;
 use super::feed::Feed;
 use super::listener::{Elements, Listeners};
 use super::mute::Mute;
+use super::pausing::Function;
 use super::queue::Queue;
+use super::redirection::Redirection;
 use super::transaction::Transaction;
 use super::wait::{Awaits, Unproven};
 use super::window::{RunId, Window};
@@ -164,6 +166,12 @@ pub(super) struct State {
     /// What was asked for since MULTI; there exactly while the transaction is `Queueing`.
     pub queue: Option<Box<Queue>>,
     pub feed: Option<Box<Feed>>,
+    /// What is known of the function that it called last, during a pause.
+    pub function: Option<Box<Function>>,
+    /// Where what it tracks is told.
+    pub redirection: Option<Box<Redirection>>,
+    /// Others have what they track told here.
+    pub is_redirected_to: bool,
     pub streaming: Option<Box<Streaming>>,
     pub login: Login,
     pub authenticated: bool,
@@ -247,6 +255,9 @@ impl Session {
             transaction: Transaction::None,
             queue: None,
             feed: None,
+            function: None,
+            redirection: None,
+            is_redirected_to: false,
             streaming: None,
             login: Login::default(),
             authenticated,
@@ -275,6 +286,7 @@ impl Session {
             state: RefCell::new(state),
         });
         session.worker.enter(&session);
+        let _counted = session.worker.census().connects();
         let reason = std::future::poll_fn(|context| session.poll(context, &mut reader)).await;
         session.worker.leave(session.id);
         session.end(reason);

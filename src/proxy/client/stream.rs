@@ -63,7 +63,7 @@ impl Session {
         if !private || !state.authenticated || state.transaction.is_ghost() {
             return Begun::Collect;
         }
-        if self.is_paused(command, false) {
+        if self.is_paused(command.is_write()) {
             self.wait_for_pause();
             return Begun::Park(Park::Pause);
         }
@@ -114,7 +114,7 @@ impl Session {
         if !private || self.worker.place(command, args) != Place::Shard(ShardIndex(0)) {
             return Begun::Collect;
         }
-        if self.is_paused(command, false) {
+        if self.is_paused(command.is_write()) {
             self.wait_for_pause();
             return Begun::Park(Park::Pause);
         }

@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 
 use super::subscriptions::Name;
 use crate::proxy::backend::put_request;
-use crate::resp::Args;
+use crate::resp::{Args, parse_i64};
 
 /// Prefixes of one client.
 const PREFIXES_MAX: usize = 1000;
@@ -44,13 +44,15 @@ pub(super) struct Wanted {
     /// Not of what the client changes itself.
     no_loop: bool,
     prefixes: Vec<Name>,
+    /// To which client what changes is told, if not to this one.
+    redirect: Option<u64>,
 }
 
 /// A request about tracking.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Word {
     On(Wanted),
-    Off,
+    Off(Option<u64>),
     /// CLIENT CACHING YES or NO.
     Caching(bool),
     /// It changes nothing.
@@ -62,7 +64,9 @@ pub(super) enum Word {
 pub(super) enum Unfit {
     /// Redis would not understand it, nor do we.
     Syntax,
-    /// It redirects to another client.
+    /// It redirects to what is no client's id.
+    NoClient,
+    /// It redirects more than once.
     Redirects,
     /// It has more prefixes than are kept.
     TooMany,
@@ -87,15 +91,30 @@ impl Word {
                     wanted.prefixes.push(prefix.into());
                     at += 1;
                 }
-                (b"redirect", Some(_)) => return Err(Unfit::Redirects),
+                (b"redirect", Some(_)) if wanted.redirect.is_some() => return Err(Unfit::Redirects),
+                (b"redirect", Some(id)) => {
+                    let id = parse_i64(id).ok_or(Unfit::NoClient)?;
+                    // No client has a negative one, which Redis says once it looks.
+                    wanted.redirect = Some(u64::try_from(id).unwrap_or(u64::MAX));
+                    at += 1;
+                }
                 _ => return Err(Unfit::Syntax),
             }
             at += 1;
         }
         match args.get(2).unwrap_or_default().to_ascii_lowercase().as_slice() {
             b"on" => Ok(Self::On(wanted)),
-            b"off" => Ok(Self::Off),
+            b"off" => Ok(Self::Off(wanted.redirect)),
             _ => Err(Unfit::Syntax),
+        }
+    }
+
+    /// To which client it redirects; OFF may say so, too.
+    pub(super) fn redirect(&self) -> Option<u64> {
+        match self {
+            Self::On(wanted) => wanted.redirect,
+            Self::Off(redirect) => *redirect,
+            Self::Caching(_) | Self::Asks => None,
         }
     }
 
@@ -115,6 +134,7 @@ struct On {
     mode: Mode,
     no_loop: bool,
     prefixes: BTreeSet<Name>,
+    redirects: bool,
     /// A broadcast without prefixes was asked for: Redis takes that beside others, and nothing beside it.
     every_key: bool,
 }
@@ -144,6 +164,11 @@ impl Tracking {
         self.on.as_ref().is_some_and(|on| on.mode == Mode::Broadcast)
     }
 
+    /// Whether another client is told.
+    pub(super) fn redirects(&self) -> bool {
+        self.on.as_ref().is_some_and(|on| on.redirects)
+    }
+
     /// Whether what is wanted can be kept beside what there is.
     pub(super) fn has_room(&self, word: &Word) -> bool {
         let Word::On(wanted) = word else { return true };
@@ -161,11 +186,11 @@ impl Tracking {
                     self.caching = None;
                 }
                 let on = self.on.get_or_insert_default();
-                (on.mode, on.no_loop) = (wanted.mode, wanted.no_loop);
+                (on.mode, on.no_loop, on.redirects) = (wanted.mode, wanted.no_loop, wanted.redirect.is_some());
                 on.every_key |= wanted.mode == Mode::Broadcast && wanted.prefixes.is_empty();
                 on.prefixes.extend(wanted.prefixes);
             }
-            Word::Off => (self.on, self.caching, self.live) = (None, None, false),
+            Word::Off(_) => (self.on, self.caching, self.live) = (None, None, false),
             Word::Caching(yes) => self.caching = Some(yes),
             Word::Asks => {}
         }
@@ -311,7 +336,8 @@ mod tests {
             ("CLIENT TRACKING OFF FOO", Unfit::Syntax),
             ("CLIENT TRACKING ON PREFIX", Unfit::Syntax),
             ("CLIENT TRACKING ON REDIRECT", Unfit::Syntax),
-            ("CLIENT TRACKING ON REDIRECT 3", Unfit::Redirects),
+            ("CLIENT TRACKING ON REDIRECT x", Unfit::NoClient),
+            ("CLIENT TRACKING ON REDIRECT 3 REDIRECT 3", Unfit::Redirects),
         ] {
             assert_eq!(read(line), Err(unfit), "{line}");
         }
@@ -325,6 +351,7 @@ mod tests {
             Word::On(Wanted {
                 mode: Mode::Broadcast,
                 no_loop: false,
+                redirect: None,
                 prefixes: prefixes.collect(),
             })
         };
@@ -352,7 +379,7 @@ mod tests {
         tracking.lost(false);
         assert!(!tracking.take_owed(), "RESP2 has no word for it");
         tracking.lives_again();
-        tracking.confirmed(Word::Off);
+        tracking.confirmed(Word::Off(None));
         tracking.lost(true);
         assert!(!tracking.take_owed());
     }

@@ -22,7 +22,7 @@ use super::session::{Park, Session};
 use super::window::RunId;
 use crate::clock;
 use crate::command::Command;
-use crate::proxy::backend::{Login, Target, connect_to, put_request};
+use crate::proxy::backend::{Login, Target, connect_to, put_own};
 use crate::proxy::shard::{Reign, Shard};
 use crate::resp::{Heed, ReplyScanner, Stop};
 use crate::route::{Line, refusal};
@@ -202,8 +202,8 @@ impl Session {
             b"PUBLISH"
         };
         let mut request = Vec::new();
-        put_request(&mut request, &[b"ROLE"]);
-        put_request(&mut request, &[publish, CHANNEL, self.id.to_string().as_bytes()]);
+        put_own(&mut request, &[b"ROLE"]);
+        put_own(&mut request, &[publish, CHANNEL, self.id.to_string().as_bytes()]);
         request.extend_from_slice(wait);
         request
     }

@@ -207,6 +207,22 @@ impl Library {
         node.is_some_and(|node| self.kept.range(node.has.after()..).next().is_some())
     }
 
+    /// The body with this digest.
+    pub fn body_of(&self, digest: &Digest) -> Option<&Arc<[u8]>> {
+        let number = self.by_digest.get(digest)?;
+        self.kept.get(number).map(|kept| &kept.body)
+    }
+
+    /// A body has this digest.
+    pub fn is_called(&mut self, body: &[u8], digest: Digest) {
+        if let Some(number) = self.by_body.get(body)
+            && let Some(kept) = self.kept.get_mut(number)
+        {
+            kept.digest = Some(digest);
+            self.by_digest.insert(digest, *number);
+        }
+    }
+
     /// A life of a node has a body now, whose digest is this one.
     pub fn has(&mut self, addr: &Addr, life: &RunId, number: Number, digest: Digest) {
         if let Some(kept) = self.kept.get_mut(&number) {

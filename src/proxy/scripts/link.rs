@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::library::{Batch, Digest};
-use crate::proxy::backend::{ConnectError, ask, put_request};
+use crate::proxy::backend::{ConnectError, ask, put_own};
 use crate::proxy::shared::ControlLogin;
 use crate::resp::{Heed, ReplyScanner, Stop};
 use crate::topology::{Addr, RunId};
@@ -67,10 +67,10 @@ impl Link {
         let (mut request, mut commands) = (Vec::new(), 1);
         if let Some(password) = &login.password {
             let user = login.user.as_deref().unwrap_or("default");
-            put_request(&mut request, &[b"AUTH", user.as_bytes(), password.as_bytes()]);
+            put_own(&mut request, &[b"AUTH", user.as_bytes(), password.as_bytes()]);
             commands += 1;
         }
-        put_request(&mut request, &[b"INFO", b"server"]);
+        put_own(&mut request, &[b"INFO", b"server"]);
         let info = ask(&mut stream, &request, commands, addr).await?;
         let info = String::from_utf8_lossy(&info);
         let life = info.lines().find_map(|line| line.strip_prefix("run_id:"));
@@ -99,7 +99,7 @@ impl Link {
         let closed = || LinkError::Closed(self.addr.clone());
         let mut request = Vec::new();
         for (_, body) in batch {
-            put_request(&mut request, &[b"SCRIPT", b"LOAD", body]);
+            put_own(&mut request, &[b"SCRIPT", b"LOAD", body]);
         }
         self.stream.write_all(&request).await.map_err(|_| closed())?;
         let (mut scanner, mut replies, mut at, mut began) = (ReplyScanner::default(), Vec::new(), 0, 0);

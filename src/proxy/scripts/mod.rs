@@ -100,6 +100,21 @@ impl Scripts {
         }
     }
 
+    /// Learns a script that a server gave this digest, in lower case.
+    pub fn learn_loaded(&self, body: &Arc<[u8]>, digest: &[u8]) {
+        self.learn(body, Origin::Loaded);
+        if let Ok(digest) = Digest::try_from(digest) {
+            self.change(|library| library.is_called(body, digest));
+        }
+    }
+
+    /// The body of a script, if it is known by its digest.
+    pub fn body_of(&self, digest: &[u8]) -> Option<Arc<[u8]>> {
+        let mut digest = Digest::try_from(digest).ok()?;
+        digest.make_ascii_lowercase();
+        self.library().body_of(&digest).cloned()
+    }
+
     /// Keeps a master from taking commands until it has all scripts that are known, for a bounded time. Costs nothing
     /// if it has them: a node that was a replica has got them before.
     pub async fn before_serving(&self, addr: &Addr, life: Option<&RunId>) {

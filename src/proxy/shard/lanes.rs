@@ -96,6 +96,7 @@ impl Shard {
     fn take_lanes(&self, meant: impl Fn(&Target) -> bool) -> Vec<Rc<Lane>> {
         let meant = |lane: &Lane| !lane.is_reader() && meant(&lane.target);
         self.lanes.borrow_mut().retain(|_, lane| !meant(lane));
+        self.script_lanes.retain(|lane| !meant(lane));
         self.spares.retain(|lane| !meant(lane));
         let open = self.open.borrow();
         open.values().filter(|lane| meant(lane)).cloned().collect()
@@ -114,6 +115,7 @@ impl Shard {
 
     fn lane_ended(self: &Rc<Self>, worker: &Rc<Worker>, lane: &Rc<Lane>, end: &LaneEnd) {
         self.lanes.borrow_mut().retain(|_, known| !Rc::ptr_eq(known, lane));
+        self.script_lanes.retain(|known| !Rc::ptr_eq(known, lane));
         self.spares.retain(|known| !Rc::ptr_eq(known, lane));
         for reader in self.readers.borrow_mut().iter_mut() {
             let before = reader.lanes.len();
@@ -163,6 +165,7 @@ impl Shard {
             "redis refuses commands: looking for the master again"
         );
         self.lanes.borrow_mut().retain(|_, known| !Rc::ptr_eq(known, lane));
+        self.script_lanes.retain(|known| !Rc::ptr_eq(known, lane));
         self.lost(worker, &lane.target);
         abandon_later(vec![lane.clone()]);
     }

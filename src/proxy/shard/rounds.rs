@@ -18,7 +18,7 @@ use std::cmp::max;
 use std::collections::BTreeSet;
 
 use super::members::{Members, RollCall};
-use crate::proxy::backend::put_request;
+use crate::proxy::backend::put_own;
 
 /// The first slice of a WAIT. One issued before a replica is linked gets no answer from it for up to a second, so that a
 /// new connection asks again soon.
@@ -128,18 +128,18 @@ impl Rounds {
         }
         let nonce = self.begun.to_string();
         let (count, slice) = (self.waits_for().to_string(), self.slice_ms.to_string());
-        put_request(out, &[b"ROLE"]);
+        put_own(out, &[b"ROLE"]);
         match (self.again, words.sharded) {
-            (true, _) => put_request(out, &[b"ROLE"]),
-            (false, true) => put_request(out, &[b"SPUBLISH", CHANNEL, nonce.as_bytes()]),
-            (false, false) => put_request(out, &[b"PUBLISH", CHANNEL, nonce.as_bytes()]),
+            (true, _) => put_own(out, &[b"ROLE"]),
+            (false, true) => put_own(out, &[b"SPUBLISH", CHANNEL, nonce.as_bytes()]),
+            (false, false) => put_own(out, &[b"PUBLISH", CHANNEL, nonce.as_bytes()]),
         }
         if words.on_disk {
-            put_request(out, &[b"WAITAOF", b"0", count.as_bytes(), slice.as_bytes()]);
+            put_own(out, &[b"WAITAOF", b"0", count.as_bytes(), slice.as_bytes()]);
         } else {
-            put_request(out, &[b"WAIT", count.as_bytes(), slice.as_bytes()]);
+            put_own(out, &[b"WAIT", count.as_bytes(), slice.as_bytes()]);
         }
-        put_request(out, &[b"ROLE"]);
+        put_own(out, &[b"ROLE"]);
     }
 
     /// Takes in the replies to the round under way: to ROLE, to the publishing, to the waiting, and to the second ROLE.
@@ -260,7 +260,9 @@ mod tests {
     fn begun_with(rounds: &mut Rounds, words: Words) -> String {
         let mut out = Vec::new();
         rounds.begin(words, &mut out);
-        String::from_utf8(out).unwrap()
+        let text = String::from_utf8(out).unwrap();
+        assert!(text.starts_with("*1\r\n$4\r\nrOLE\r\n"), "marked as our own: {text}");
+        text.to_ascii_uppercase()
     }
 
     /// Begins a round: how many replicas it waits for, and how long.

@@ -21,7 +21,7 @@ use tracing::debug;
 use super::Shard;
 use super::rounds::{Outcome, Rounds, Ticket, Words};
 use crate::clock;
-use crate::proxy::backend::{Target, put_request};
+use crate::proxy::backend::{Target, put_own};
 use crate::proxy::worker::Worker;
 use crate::resp::{Heed, ReplyScanner, Stop};
 
@@ -205,7 +205,7 @@ impl Watch {
             }
             Event::Quiet => {
                 let mut request = Vec::new();
-                put_request(&mut request, &[b"ROLE"]);
+                put_own(&mut request, &[b"ROLE"]);
                 self.write(&request, Asked::Role)
             }
         }

@@ -19,6 +19,7 @@ use tokio_util::codec::Framed;
 use super::info::{self, Replication};
 use super::stream::ClockReading;
 use crate::clock;
+use crate::resp::marked;
 use crate::topology::{Addr, RunId};
 
 /// User and password for the sampler; no user means the default one, no password no login.
@@ -146,9 +147,13 @@ impl Control {
     }
 }
 
+/// A request with the mark of pointsman's own.
 fn request(command: &[&str]) -> BytesFrame {
-    let bulk = |part: &&str| BytesFrame::BulkString(Bytes::copy_from_slice(part.as_bytes()));
-    BytesFrame::Array(command.iter().map(bulk).collect())
+    let parts = command.iter().enumerate().map(|(at, part)| match at {
+        0 => marked(part.as_bytes()).into(),
+        _ => Bytes::copy_from_slice(part.as_bytes()),
+    });
+    BytesFrame::Array(parts.map(BytesFrame::BulkString).collect())
 }
 
 fn text(frame: &BytesFrame) -> Option<&str> {

@@ -13,6 +13,7 @@ use tokio::time::timeout;
 use tokio_util::codec::Framed;
 
 use crate::proxy::shared::ControlLogin;
+use crate::resp::marked;
 use crate::topology::Addr;
 
 /// How long a node may take to say its role.
@@ -94,9 +95,11 @@ impl Asker {
 }
 
 async fn talk(wire: &mut Framed<TcpStream, Resp2>, words: &[&str]) -> Result<BytesFrame, String> {
-    let words = words
-        .iter()
-        .map(|word| BytesFrame::BulkString(Bytes::copy_from_slice(word.as_bytes())));
+    let words = words.iter().enumerate().map(|(at, word)| match at {
+        0 => marked(word.as_bytes()).into(),
+        _ => Bytes::copy_from_slice(word.as_bytes()),
+    });
+    let words = words.map(BytesFrame::BulkString);
     wire.send(BytesFrame::Array(words.collect()))
         .await
         .map_err(|error| error.to_string())?;

@@ -1,6 +1,7 @@
 //! What is read of a frame to tell what it means.
 
 use crate::proxy::client::subscriptions::Family;
+use crate::resp::is_marked;
 
 /// What a frame is.
 pub(super) enum Meaning {
@@ -16,6 +17,13 @@ pub(super) enum Meaning {
 pub(super) fn is_monitor_line(line: &[u8]) -> bool {
     let time = line.iter().take_while(|byte| byte.is_ascii_digit() || **byte == b'.');
     line.get(time.count()..).is_some_and(|rest| rest.starts_with(b" ["))
+}
+
+/// Whether a line for who monitors shows what pointsman asked for itself.
+pub(super) fn is_own_line(line: &[u8]) -> bool {
+    let name = memchr::memmem::find(line, b"] \"").and_then(|end| line.get(end + 3..));
+    let name = name.and_then(|rest| rest.split(|byte| *byte == b'"').next());
+    name.is_some_and(is_marked)
 }
 
 /// The bulk strings at the front of an array or a push.
