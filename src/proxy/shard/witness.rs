@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::sleep;
-use tracing::debug;
+use tracing::warn;
 
 use super::Shard;
 use super::rounds::{Outcome, Rounds, Ticket, Words};
@@ -81,6 +81,7 @@ impl Witness {
             scanned: 0,
             round: Vec::new(),
             rests: false,
+            complained: None,
         };
         let told = target.clone();
         let watching = tokio::task::spawn_local(async move {
@@ -151,6 +152,8 @@ struct Watch {
     round: Vec<Vec<u8>>,
     /// A round could not be asked a moment ago.
     rests: bool,
+    /// What was said last of rounds that prove nothing.
+    complained: Option<&'static str>,
 }
 
 /// What happened next.
@@ -310,13 +313,24 @@ impl Watch {
                 self.look();
             }
             Outcome::Void(why) => {
-                debug!(shard = %self.shard.id, "no acknowledgement: {why}");
+                self.complain(why);
                 self.rests = true;
                 self.look();
             }
             Outcome::Deposed(why) => return Err(why),
         }
         Ok(())
+    }
+
+    /// A round proved nothing; says so once, since the next may do no better.
+    fn complain(&mut self, why: &'static str) {
+        if self.complained.replace(why) != Some(why) {
+            let master = self
+                .stream
+                .peer_addr()
+                .map_or_else(|_| String::new(), |addr| addr.to_string());
+            warn!(shard = %self.shard.id, %master, "replicas' acknowledgements cannot be asked for: {why}; trying again");
+        }
     }
 
     /// Tells those who have waited too long.
