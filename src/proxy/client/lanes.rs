@@ -8,9 +8,10 @@ use super::block::Block;
 use super::cursor::begun_anew;
 use super::dispatch::Outcome;
 use super::feedline::POISON;
+use super::held_count::HeldCount;
 use super::listener::{Ear, Elements, Listener, reserve_for};
 use super::run::Run;
-use super::session::{Counted, Held, Park, Pinned, Session, State};
+use super::session::{Held, Park, Pinned, Session, State};
 use super::transaction::Transaction;
 use crate::clock;
 use crate::command::{Class, Command, Flags, Lookup, Table};
@@ -461,7 +462,7 @@ impl Session {
         if self.state().park != Park::Hold || waited_ms < hold_max_ms {
             return false;
         }
-        self.state().counted = Counted::default();
+        self.state().counted = HeldCount::default();
         let held = std::mem::take(&mut self.state().held);
         let (expired, kept): (Vec<Held>, Vec<Held>) = held.into_iter().partition(|held| Rc::ptr_eq(&held.shard, shard));
         self.state().held = kept;

@@ -60,6 +60,9 @@ impl Session {
     fn select(self: &Rc<Self>, args: &Args) -> Outcome {
         match args.get(1).and_then(parse_i64) {
             None => self.say(b"-ERR value is not an integer or out of range\r\n"),
+            Some(index) if i32::try_from(index).is_err() => {
+                self.say(b"-ERR value is out of range, value must between -2147483648 and 2147483647\r\n")
+            }
             Some(index) if !(0..i64::from(self.worker.databases())).contains(&index) => {
                 self.say(b"-ERR DB index is out of range\r\n")
             }
@@ -234,7 +237,7 @@ impl Session {
                         out.extend(
                             option
                                 .iter()
-                                .map(|byte| if byte.is_ascii_control() { b' ' } else { *byte }),
+                                .map(|byte| if matches!(byte, b'\r' | b'\n') { b' ' } else { *byte }),
                         );
                         out.extend_from_slice(b"'\r\n");
                     });
@@ -249,10 +252,8 @@ impl Session {
         }
         match auth {
             Some((user, password)) => {
-                {
-                let hello = Hello { resp3: version, name: name.map(Into::into) };
-                self.verify(user, password, &[b"AUTH", user, password], Some(hello))
-            }
+                let name = name.map(Into::into);
+                self.verify(user, password, &[b"AUTH", user, password], Some(Hello { resp3: version, name }))
             }
             None if !self.state().authenticated => self.say(
                 b"-NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO <proto> AUTH <user> <pass> option can be used to authenticate the client and select the RESP protocol version at the same time\r\n",

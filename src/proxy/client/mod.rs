@@ -14,6 +14,7 @@ mod feed_shown;
 mod feed_tracking;
 mod feedline;
 mod fencing;
+mod held_count;
 mod lanes;
 mod latest;
 mod listener;

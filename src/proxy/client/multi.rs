@@ -166,6 +166,7 @@ impl Session {
                 }
                 Some(outcome)
             }
+            "hello" if !changes_login(args, self.state().login.resp3) => None,
             // The connection speaks for another user or in another protocol than what follows: it must go, and what
             // it watched counts as changed.
             "auth" | "hello" => {
@@ -246,6 +247,14 @@ impl Session {
             state.seat(&shard).lane = Some(pinned.lane);
         }
     }
+}
+
+/// Whether a HELLO asks for another protocol than the session speaks, or for another user.
+fn changes_login(args: &Args, resp3: bool) -> bool {
+    let same_protocol = args
+        .get(1)
+        .is_none_or(|version| version == if resp3 { b"3" } else { b"2" });
+    !same_protocol || (2..args.len()).any(|at| args.get(at).is_some_and(|word| word.eq_ignore_ascii_case(b"auth")))
 }
 
 /// Whether a connection of the session's own takes it, also inside MULTI: one reply, nothing left behind.

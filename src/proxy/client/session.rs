@@ -21,6 +21,7 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use super::close::CloseReason;
 use super::copying::Said;
 use super::feed::Feed;
+use super::held_count::HeldCount;
 use super::listener::{Elements, Listeners};
 use super::mute::Mute;
 use super::pausing::Function;
@@ -188,33 +189,9 @@ pub(super) struct State {
     pub stalled: Option<Rc<Lane>>,
     pub held_since_ms: u64,
     /// What of it the toll of a change has counted.
-    pub counted: Counted,
+    pub counted: HeldCount,
     /// How much was written to the client when that time was taken: if it is still as much, the wait goes on.
     pub held_at_written: u64,
-}
-
-/// What waits at the front may be parked more than once in one change of master, and is counted once.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Counted {
-    /// In which change.
-    change: u64,
-    /// Behind how many runs; none once what waited was refused.
-    place: Option<RunId>,
-    requests: u32,
-}
-
-impl Counted {
-    /// So many requests wait at `place`; how many of them are not counted yet.
-    pub fn more(&mut self, change: u64, place: RunId, requests: u32) -> u32 {
-        let known = (self.change, self.place) == (change, Some(place));
-        let before = if known { self.requests } else { 0 };
-        *self = Self {
-            change,
-            place: Some(place),
-            requests: requests.max(before),
-        };
-        requests.saturating_sub(before)
-    }
 }
 
 /// One client connection.
@@ -269,7 +246,7 @@ impl Session {
             left: false,
             stalled: None,
             held_since_ms: 0,
-            counted: Counted::default(),
+            counted: HeldCount::default(),
             held_at_written: u64::MAX,
         };
         let session = Rc::new(Self {

@@ -75,9 +75,11 @@ impl Script {
 
 fn command(dice: &mut Dice, template: &str) -> Vec<u8> {
     let mut words: Vec<Vec<u8>> = template.split(' ').map(|word| fill(dice, word)).collect();
-    // A timeout that is another may be for ever.
-    let waits = template.contains(" 0.01") || template.contains(" block ");
-    if !waits && dice.roll(6) == 0 {
+    // A timeout that is another may be for ever; and what is no text in the name of a setting is not given back as it was.
+    let as_it_is = [" 0.01", " block ", "config "]
+        .iter()
+        .any(|part| template.contains(part));
+    if !as_it_is && dice.roll(6) == 0 {
         distort(dice, &mut words);
     }
     let plain = |word: &Vec<u8>| !word.is_empty() && word.iter().all(u8::is_ascii_alphanumeric);
