@@ -553,6 +553,22 @@ fn a_lost_watch_empties_the_next_exec() {
 }
 
 #[test]
+fn a_hello_that_changes_nothing_leaves_alone_what_is_watched() {
+    let circuit = Circuit::start(&[]);
+    let mut client = circuit.client();
+    let mut executes = |hello: &[&str]| {
+        assert_eq!(client.command(&["WATCH", "a"]), Value::ok());
+        client.command(hello);
+        assert_eq!(client.command(&["MULTI"]), Value::ok());
+        client.command(&["EXEC"]) == Value::Array(Vec::new())
+    };
+    assert!(executes(&["HELLO"]) && executes(&["HELLO", "2"]) && executes(&["HELLO", "2", "SETNAME", "auth"]));
+    assert!(!executes(&["HELLO", "3"]), "another protocol is another connection");
+    assert!(executes(&["HELLO", "3"]));
+    assert!(!executes(&["HELLO", "3", "AUTH", "default", ""]), "another login, too");
+}
+
+#[test]
 fn a_transaction_that_meets_a_demoted_master_is_brought_to_the_next_one() {
     let circuit = Circuit::start(&[]);
     let mut clients: Vec<Client> = (0..5).map(|_| circuit.client()).collect();
