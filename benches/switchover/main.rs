@@ -1,4 +1,5 @@
-//! What clients feel when a master is moved on purpose: `cargo bench --bench switchover`, `-- --moves 5` for fewer.
+//! What clients feel when a master is moved on purpose: `cargo bench --bench switchover`, `-- --moves 5` for fewer,
+//! `-- --acks 0` without acknowledgements by replicas.
 //!
 //! A whole `pointsman up` with two replicas and two proxies; 8 clients that write, 8 that read, 4 that block and 4 that
 //! are subscribed, with those who feed them, all at once. Again and again the master is moved with `pointsman
@@ -24,11 +25,11 @@ const P95_MS_MAX: f64 = 60.0;
 const END_DEADLINE: Duration = Duration::from_secs(30);
 
 fn main() -> ExitCode {
-    let Some(moves) = moves() else {
-        eprintln!("switchover: --moves wants a number above 0");
+    let (Some(moves), Some(acks)) = (number("--moves", MOVES), number("--acks", 1)) else {
+        eprintln!("switchover: --moves and --acks want a number");
         return ExitCode::from(2);
     };
-    let mut up = Up::start(&["--replicas", "2", "--proxies", "2"]);
+    let mut up = Up::start(&["--replicas", "2", "--proxies", "2", "--ack-replicas", &acks.to_string()]);
     up.all_count("s1");
     assert_eq!(up.client().command(&["SET", "steady", "here"]), Value::ok());
     let witnesses = witnesses(&up.listens());
@@ -55,7 +56,7 @@ fn main() -> ExitCode {
     assert_eq!(up.up.exit_code(END_DEADLINE), Some(0), "{}", up.up.log());
     let (median, p95) = (quantile(&stalls, 0.5), quantile(&stalls, 0.95));
     println!(
-        "a writer's stall over {moves} switchovers: median {median:.1} ms, 95 % {p95:.1} ms, worst {:.1} ms \
+        "a writer's stall over {moves} switchovers, W = {acks}: median {median:.1} ms, 95 % {p95:.1} ms, worst {:.1} ms \
          (targets {MEDIAN_MS_MAX} and {P95_MS_MAX}); without one: median {:.1} ms, 95 % {:.1} ms",
         quantile(&stalls, 1.0),
         quantile(&calm, 0.5),
@@ -68,11 +69,12 @@ fn main() -> ExitCode {
     }
 }
 
-fn moves() -> Option<usize> {
-    let mut args = std::env::args().skip_while(|arg| arg != "--moves");
+/// The number that follows `option`, if it is given.
+fn number(option: &str, default: usize) -> Option<usize> {
+    let mut args = std::env::args().skip_while(|arg| arg != option);
     match args.next() {
-        None => Some(MOVES),
-        Some(_) => args.next()?.parse().ok().filter(|moves| *moves > 0),
+        None => Some(default),
+        Some(_) => args.next()?.parse().ok(),
     }
 }
 
