@@ -22,7 +22,7 @@ const PAUSE: Duration = Duration::from_millis(1);
 /// Looks that follow each other at once: what a timer takes at least is more than most replicas need.
 const LOOKS_AT_ONCE: u32 = 20;
 
-/// What ROLE says of a replica (https://redis.io/docs/latest/commands/role/).
+/// What ROLE says of a replica (<https://redis.io/docs/latest/commands/role/>).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Glance {
     /// Whether its link to its master is up.
