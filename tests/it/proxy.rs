@@ -168,6 +168,15 @@ fn a_long_pipeline_is_answered_in_order_and_quit_ends_it() {
 
 #[test]
 fn a_killed_master_leaves_connections_and_tells_what_is_in_doubt() {
+    // It may die in a moment in which all that was sent is answered.
+    assert!(
+        (0..5).any(|_| in_doubt_when_killed() > 0),
+        "nothing was in flight when the master died"
+    );
+}
+
+/// Kills the master amid a pipeline of writes, and looks at every answer. How many were in doubt.
+fn in_doubt_when_killed() -> usize {
     const COMMANDS: usize = 20_000;
     let mut circuit = Circuit::start(&[]);
     let mut client = circuit.client();
@@ -191,7 +200,6 @@ fn a_killed_master_leaves_connections_and_tells_what_is_in_doubt() {
             other => panic!("command {number} was answered {other:?}"),
         }
     }
-    assert!(in_doubt > 0, "nothing was in flight when the master died");
     let written = last_ok.map_or(Value::Null, |number| Value::bulk(&format!("{number:05}")));
     assert_eq!(
         client.command(&["GET", "k"]),
@@ -201,6 +209,7 @@ fn a_killed_master_leaves_connections_and_tells_what_is_in_doubt() {
     assert!(matches!(reader.read_reply(), Value::Null | Value::Bulk(_)));
     sender.join().unwrap();
     circuit.proxy.assert_no_undeclared_warnings(&["no master"]);
+    in_doubt
 }
 
 #[test]
