@@ -191,6 +191,18 @@ impl Cluster {
         self.at(node).agent.as_mut().unwrap().kill9();
     }
 
+    /// Kills every agent.
+    #[track_caller]
+    pub fn kill_agents(&mut self) {
+        NODES.into_iter().for_each(|node| self.kill_agent(node));
+    }
+
+    /// Starts every agent.
+    #[track_caller]
+    pub fn start_agents(&mut self) {
+        NODES.into_iter().for_each(|node| self.start_agent(node));
+    }
+
     /// Has a node's agent leave, and starts it again.
     #[track_caller]
     pub fn restart_agent(&mut self, node: &str) {

@@ -15,7 +15,7 @@ use pointsman::clock;
 use crate::cluster::{Cluster, Door, PROXIES};
 use crate::elements::{self, Addition, Fate, Look};
 use crate::linear::{self, Action, Operation};
-use crate::plan::Dice;
+use crate::support::Dice;
 use crate::support::{Client, Value, encode, holds_within};
 
 /// How long a key is used.

@@ -38,16 +38,7 @@ pub(super) struct Redaction {
 
 /// What is put right in the reply to a request, and the request to send in its place, if it is another.
 pub(super) fn redacted(own: Own, args: &Args, census: &Arc<Census>) -> (Option<Redaction>, Option<Vec<u8>>) {
-    let redaction = |wanted| {
-        Some(Redaction {
-            own,
-            wanted,
-            census: census.clone(),
-            scanner: ReplyScanner::default(),
-            bytes: Vec::new(),
-            refused: false,
-        })
-    };
+    let redaction = |wanted| Some(Redaction::new(own, wanted, census.clone()));
     match own {
         Own::User if args.get(2).is_some_and(is_ours) => (None, Some(with_words(args, &[(2, NOBODY)]))),
         Own::User => (None, None),
@@ -68,6 +59,17 @@ pub(super) fn redacted(own: Own, args: &Args, census: &Arc<Census>) -> (Option<R
 }
 
 impl Redaction {
+    fn new(own: Own, wanted: Option<usize>, census: Arc<Census>) -> Self {
+        Self {
+            own,
+            wanted,
+            census,
+            scanner: ReplyScanner::default(),
+            bytes: Vec::new(),
+            refused: false,
+        }
+    }
+
     /// Takes bytes of the reply and gives what the client is to see of them.
     pub(super) fn take(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
         if self.refused {
@@ -260,14 +262,7 @@ mod tests {
         let mut outs = Vec::new();
         // Whole, and byte by byte.
         for size in [reply.len(), 1] {
-            let mut redaction = Redaction {
-                own,
-                wanted,
-                census: census.clone(),
-                scanner: ReplyScanner::default(),
-                bytes: Vec::new(),
-                refused: false,
-            };
+            let mut redaction = Redaction::new(own, wanted, census.clone());
             let mut out = Vec::new();
             reply
                 .as_bytes()

@@ -3,23 +3,25 @@
 use std::time::Duration;
 
 use super::{FAILOVER, SMALL, Scene, undisturbed, waited};
-use crate::cluster::NODES;
+use crate::cluster::Shape;
 
-#[test]
-fn while_all_agents_are_dead_everything_serves_on() {
-    let Some(mut scene) = Scene::start(SMALL) else { return };
+/// All agents die; nobody notices. Then they are back.
+#[track_caller]
+pub(super) fn everything_serves_on_without(shape: Shape) {
+    let Some(mut scene) = Scene::start(shape) else { return };
     let reign = scene.reign();
-    for node in NODES {
-        scene.cluster.kill_agent(node);
-    }
+    scene.cluster.kill_agents();
     // Longer than their sessions live.
     scene.goes_on(&[0, 1], Duration::from_secs(4));
-    for node in NODES {
-        scene.cluster.start_agent(node);
-    }
+    scene.cluster.start_agents();
     scene.goes_on(&[0, 1], Duration::from_secs(2));
     assert_eq!(scene.reign(), reign);
     scene.end().told.into_iter().for_each(undisturbed);
+}
+
+#[test]
+fn while_all_agents_are_dead_everything_serves_on() {
+    everything_serves_on_without(SMALL);
 }
 
 #[test]

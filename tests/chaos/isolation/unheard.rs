@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use pointsman::clock;
 
-use super::{FAILOVER, REFUSAL, SMALL, SOON, Scene, millis, refused, undisturbed};
-use crate::cluster::{Cluster, NODES, PROXIES, Shape};
+use super::{FAILOVER, REFUSAL, SMALL, SOON, Scene, agents, millis, refused, undisturbed};
+use crate::cluster::{Cluster, PROXIES, Shape};
 use crate::support::{Client, Value};
 
 /// Nobody acknowledges what is written.
@@ -142,18 +142,7 @@ fn without_acknowledgements_everything_serves_on_while_the_ensemble_is_down() {
 
 #[test]
 fn without_acknowledgements_everything_serves_on_while_all_agents_are_dead() {
-    let Some(mut scene) = Scene::start(ASYNC) else { return };
-    let reign = scene.reign();
-    for node in NODES {
-        scene.cluster.kill_agent(node);
-    }
-    scene.goes_on(&[0, 1], Duration::from_secs(4));
-    for node in NODES {
-        scene.cluster.start_agent(node);
-    }
-    scene.goes_on(&[0, 1], Duration::from_secs(2));
-    assert_eq!(scene.reign(), reign);
-    scene.end().told.into_iter().for_each(undisturbed);
+    agents::everything_serves_on_without(ASYNC);
 }
 
 #[test]
@@ -172,9 +161,7 @@ fn a_proxy_that_hears_only_the_master_and_the_agent_beside_it_serves_on() {
 #[track_caller]
 fn unheard(shape: Shape) -> Option<Scene> {
     let mut scene = Scene::start(shape)?;
-    for node in NODES {
-        scene.cluster.kill_agent(node);
-    }
+    scene.cluster.kill_agents();
     scene.cluster.network().cut(&[PROXIES[0]], scene.cluster.ensemble());
     thread::sleep(Duration::from_secs(3));
     Some(scene)
@@ -192,38 +179,33 @@ fn a_proxy_that_hears_nobody_refuses_what_might_be_stale() {
     scene.goes_on(&[1], SOON);
     scene.cluster.network().heal();
     scene.get_on(&[0, 1], SOON);
-    for node in NODES {
-        scene.cluster.start_agent(node);
-    }
+    scene.cluster.start_agents();
     let [unheard, other] = scene.end().told;
     refused(unheard);
     undisturbed(other);
 }
 
-#[test]
-fn a_proxy_that_hears_nobody_serves_on_where_reads_may_be_stale() {
-    let shape = Shape {
-        reads: "causal",
-        ..ASYNC
-    };
+/// The same proxy, where nothing that it may answer is wrong.
+#[track_caller]
+fn serves_on_unheard(shape: Shape) {
     let Some(mut scene) = unheard(shape) else { return };
     scene.goes_on(&[0, 1], Duration::from_secs(3));
     scene.cluster.network().heal();
-    for node in NODES {
-        scene.cluster.start_agent(node);
-    }
+    scene.cluster.start_agents();
     scene.end().told.into_iter().for_each(undisturbed);
 }
 
 #[test]
+fn a_proxy_that_hears_nobody_serves_on_where_reads_may_be_stale() {
+    serves_on_unheard(Shape {
+        reads: "causal",
+        ..ASYNC
+    });
+}
+
+#[test]
 fn a_proxy_that_hears_nobody_serves_on_where_replicas_acknowledge() {
-    let Some(mut scene) = unheard(SMALL) else { return };
-    scene.goes_on(&[0, 1], Duration::from_secs(3));
-    scene.cluster.network().heal();
-    for node in NODES {
-        scene.cluster.start_agent(node);
-    }
-    scene.end().told.into_iter().for_each(undisturbed);
+    serves_on_unheard(SMALL);
 }
 
 /// What is in flight when the way to the master is cut is answered within `hold_max_ms`, and so is what comes later.

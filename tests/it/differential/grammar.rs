@@ -58,13 +58,13 @@ impl Script {
         let count = 1 + dice.roll(24);
         let mut parts: Vec<Vec<u8>> = (0..count)
             .map(|_| {
-                let template = pick(dice, &templates);
+                let template = dice.one_of(&templates);
                 command(dice, template)
             })
             .collect();
         let ends_in_nonsense = dice.roll(20) == 0;
         if ends_in_nonsense {
-            parts.push(pick(dice, &NONSENSE).to_vec());
+            parts.push(dice.one_of(&NONSENSE).to_vec());
         }
         Self {
             parts,
@@ -93,9 +93,9 @@ fn command(dice: &mut Dice, template: &str) -> Vec<u8> {
 
 fn fill(dice: &mut Dice, word: &str) -> Vec<u8> {
     let drawn = match word {
-        "$k" => (*pick(dice, &KEYS)).to_owned(),
+        "$k" => dice.one_of(&KEYS).to_owned(),
         "$v" => value(dice),
-        "$n" => (*pick(dice, &NUMBERS)).to_owned(),
+        "$n" => dice.one_of(&NUMBERS).to_owned(),
         "$i" => dice.roll(7).to_string(),
         "$f" => format!("{}.5", dice.roll(9)),
         "$m" => format!("m{}", dice.roll(5)),
@@ -124,7 +124,7 @@ fn distort(dice: &mut Dice, words: &mut Vec<Vec<u8>>) {
             words.pop();
         }
         1 => words.push(b"extra".to_vec()),
-        2 if at > 0 => words[at] = (*pick(dice, &NUMBERS)).as_bytes().to_vec(),
+        2 if at > 0 => words[at] = dice.one_of(&NUMBERS).as_bytes().to_vec(),
         3 if at > 0 => {
             words[at] = (0..dice.roll(12))
                 .map(|_| u8::try_from(dice.roll(256)).unwrap())
@@ -134,8 +134,4 @@ fn distort(dice: &mut Dice, words: &mut Vec<Vec<u8>>) {
         5 => words[0] = b"nosuchcommand".to_vec(),
         _ => words[at].push(b'x'),
     }
-}
-
-fn pick<'a, T: ?Sized>(dice: &mut Dice, all: &'a [&T]) -> &'a T {
-    all[usize::try_from(dice.roll(all.len() as u64)).unwrap()]
 }
