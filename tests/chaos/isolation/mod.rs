@@ -73,6 +73,18 @@ impl Scene {
         (self.cluster.master().unwrap(), self.cluster.epoch())
     }
 
+    /// Heals the network in which the first proxy was cut off: its clients had been refused, the others noticed nothing, and
+    /// `reign` stood all the time.
+    #[track_caller]
+    fn heals_for_the_first_proxy(self, reign: (&str, u64)) {
+        assert_eq!(self.reign(), reign);
+        self.cluster.network().heal();
+        self.get_on(&[0, 1], FAILOVER);
+        let [cut, other] = self.end().told;
+        refused(cut);
+        undisturbed(other);
+    }
+
     /// Puts everything in order, waits until it is, and checks what the clients were told.
     #[track_caller]
     fn end(mut self) -> Findings {

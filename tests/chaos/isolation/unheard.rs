@@ -235,10 +235,5 @@ fn a_client_of_a_proxy_that_is_cut_off_from_the_master_has_answers_in_time() {
         assert!(took < HELD, "{took:?}");
     }
     thread::sleep(REFUSAL / 4);
-    assert_eq!(scene.reign(), reign);
-    scene.cluster.network().heal();
-    scene.get_on(&[0, 1], FAILOVER);
-    let [cut, other] = scene.end().told;
-    refused(cut);
-    undisturbed(other);
+    scene.heals_for_the_first_proxy(reign);
 }
