@@ -2,7 +2,7 @@
 #             (options: make up ARGS='--listen 127.0.0.1:6400 --shards 2')
 # make test   everything CI runs: format, lints, documentation, tests
 # make chaos  faults drawn from a seed against a cluster on hosts of its own; needs root
-#             (options: make chaos ARGS='CHAOS_SEED=7 CHAOS_MINUTES=30 CHAOS_W=0 CHAOS_READS=causal')
+#             (options: make chaos ARGS='CHAOS_SEED=7 CHAOS_MINUTES=30 CHAOS_W=0 CHAOS_READS=causal CHAOS_PIPELINE=32')
 # make model  the model checks with wide bounds, some minutes (the narrow ones are part of make test)
 # make audit  licences and advisories of the dependencies (needs cargo-deny)
 

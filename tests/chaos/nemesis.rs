@@ -11,7 +11,7 @@ use pointsman::clock;
 
 use crate::cluster::{Cluster, NODES, PROXIES};
 use crate::network::ways;
-use crate::plan::{Fault, Step, Who};
+use crate::plan::{Deed, Fault, Step, Who};
 use crate::support::Process;
 
 /// One thing that is wrong now.
@@ -24,9 +24,9 @@ enum Wrong {
     Lossy(Vec<(&'static str, &'static str)>),
 }
 
-/// Does to `cluster` what the plan says, and returns what was done, a line for each. What is wrong at the end stays so.
+/// Does to `cluster` what the plan says, and returns what was done. What is wrong at the end stays so.
 #[track_caller]
-pub fn run(cluster: &mut Cluster, plan: &[Step], length: Duration) -> Vec<String> {
+pub fn run(cluster: &mut Cluster, plan: &[Step], length: Duration) -> Vec<Deed> {
     let mut nemesis = Nemesis {
         cluster,
         wrong: Vec::new(),
@@ -61,7 +61,7 @@ struct Nemesis<'a> {
     wrong: Vec<(u64, Wrong)>,
     /// Commands of the operator, which end by themselves.
     asked: Vec<Process>,
-    done: Vec<String>,
+    done: Vec<Deed>,
 }
 
 impl Nemesis<'_> {
@@ -71,14 +71,11 @@ impl Nemesis<'_> {
 
     fn begin(&mut self, step: &Step) {
         let end_ms = step.at_ms + step.length_ms;
-        let line = match self.attempt(step.fault) {
-            Ok((wrong, whom)) => {
-                self.wrong.extend(wrong.map(|wrong| (end_ms, wrong)));
-                format!("{step} {whom}")
-            }
-            Err(why) => format!("{step} left out: {why}"),
-        };
-        self.done.push(line);
+        let outcome = self.attempt(step.fault).map(|(wrong, whom)| {
+            self.wrong.extend(wrong.map(|wrong| (end_ms, wrong)));
+            whom
+        });
+        self.done.push(Deed { step: *step, outcome });
         self.wire();
     }
 

@@ -3,6 +3,7 @@
 //! Roles are resolved when a fault begins: "the master" is whoever it is then.
 
 use std::fmt::{self, Display, Formatter};
+use std::ops::AddAssign;
 
 use crate::support::Dice;
 
@@ -75,6 +76,91 @@ impl Display for Step {
     }
 }
 
+/// What became of a step.
+#[derive(Clone, Debug)]
+pub struct Deed {
+    /// What was to be done.
+    pub step: Step,
+    /// Whom it hit, or why it was left out.
+    pub outcome: Result<String, String>,
+}
+
+impl Display for Deed {
+    fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
+        match &self.outcome {
+            Ok(whom) => write!(out, "{} {whom}", self.step),
+            Err(why) => write!(out, "{} left out: {why}", self.step),
+        }
+    }
+}
+
+/// How many faults of each sort were done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Processes of any kind killed with SIGKILL: a Redis, an agent, a proxy, a ZooKeeper.
+    pub kills: u64,
+    /// Of those, masters.
+    pub masters: u64,
+    /// Hosts that did not reach others, both ways or one, or only now and then.
+    pub partitions: u64,
+    /// Processes that were stopped for a while.
+    pub stops: u64,
+    /// Agents restarted, masters asked to move.
+    pub requests: u64,
+}
+
+impl Tally {
+    /// Counts what was done.
+    pub fn of(deeds: &[Deed]) -> Self {
+        let mut tally = Self::default();
+        for deed in deeds.iter().filter(|deed| deed.outcome.is_ok()) {
+            match deed.step.fault {
+                Fault::Kill(who) | Fault::RestartEmpty(who) => {
+                    tally.kills += 1;
+                    tally.masters += u64::from(who == Who::Master);
+                }
+                Fault::KillAgent(_) => tally.kills += 1,
+                Fault::Stop(_) | Fault::Pause(_) => tally.stops += 1,
+                Fault::RestartAgent(_) | Fault::Switchover => tally.requests += 1,
+                Fault::Isolate(_)
+                | Fault::WithoutZooKeeper(_)
+                | Fault::Minority(..)
+                | Fault::Cut(..)
+                | Fault::OneWay(..)
+                | Fault::Mute(_)
+                | Fault::Lossy(_) => tally.partitions += 1,
+            }
+        }
+        tally
+    }
+}
+
+impl AddAssign for Tally {
+    fn add_assign(&mut self, other: Self) {
+        self.kills += other.kills;
+        self.masters += other.masters;
+        self.partitions += other.partitions;
+        self.stops += other.stops;
+        self.requests += other.requests;
+    }
+}
+
+impl Display for Tally {
+    fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
+        let Self {
+            kills,
+            masters,
+            partitions,
+            stops,
+            requests,
+        } = self;
+        write!(
+            out,
+            "{kills} kills ({masters} of masters), {partitions} partitions, {stops} stops, {requests} requests"
+        )
+    }
+}
+
 /// The shortest and longest time from the beginning of one fault to that of the next, in milliseconds.
 const PAUSE_MS: (u64, u64) = (300, 2800);
 /// How long a fault lasts.
@@ -143,6 +229,31 @@ mod tests {
         assert_eq!(lines(7), lines(7));
         assert_ne!(lines(7), lines(8));
         assert!(lines(7).len() > 20, "{:#?}", lines(7));
+    }
+
+    #[test]
+    fn what_was_left_out_does_not_count() {
+        let deed = |fault, outcome: Result<&str, &str>| Deed {
+            step: Step {
+                at_ms: 1,
+                length_ms: 2,
+                fault,
+            },
+            outcome: outcome.map(str::to_owned).map_err(str::to_owned),
+        };
+        let deeds = [
+            deed(Fault::Kill(Who::Master), Ok("n1")),
+            deed(Fault::Kill(Who::Leader), Ok("z2")),
+            deed(Fault::Kill(Who::Master), Err("there is no master")),
+            deed(Fault::Minority(Who::Master, Who::Proxy(0)), Ok("n2 p1")),
+        ];
+        let tally = Tally::of(&deeds);
+        assert_eq!((tally.kills, tally.masters, tally.partitions), (2, 1, 1));
+        assert_eq!((tally.stops, tally.requests), (0, 0));
+        assert_eq!(
+            deeds[2].to_string(),
+            "     1 ms, for    2 ms: Kill(Master) left out: there is no master"
+        );
     }
 
     #[test]

@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display, Formatter};
 use std::io;
+use std::ops::AddAssign;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
@@ -26,8 +27,8 @@ const COUNTERS: u64 = 2;
 /// Clients of each proxy of each kind.
 const SETTERS: u32 = 3;
 const ADDERS: u32 = 2;
-/// Additions that are sent before the first is answered.
-const PIPELINE: u64 = 4;
+/// Additions that are sent before the first is answered, unless said otherwise.
+pub const PIPELINE: u64 = 4;
 /// Leaves the processors to those who are tested.
 const PACE: Duration = Duration::from_millis(8);
 /// Longer than a proxy holds a command and waits for acknowledgements: a silence of this length is a broken promise.
@@ -67,8 +68,8 @@ pub struct Told {
     pub gap_ms: u64,
 }
 
-impl Told {
-    fn add(&mut self, other: Self) {
+impl AddAssign for Told {
+    fn add_assign(&mut self, other: Self) {
         self.good += other.good;
         self.in_doubt += other.in_doubt;
         self.not_done += other.not_done;
@@ -105,8 +106,8 @@ pub struct Workload {
 impl Workload {
     /// Starts clients at both proxies, which draw what they ask from `seed`.
     ///
-    /// Where reads go to replicas, what one proxy promises is not promised across proxies: then each has its own keys.
-    pub fn start(cluster: &Cluster, seed: u64) -> Self {
+    /// `pipeline` additions are sent before the first is answered. Where reads go to replicas, what one proxy promises is not promised across proxies: then each has its own keys.
+    pub fn start(cluster: &Cluster, seed: u64, pipeline: u64) -> Self {
         let mut workload = Self {
             stop: Arc::default(),
             start: clock::now(),
@@ -127,6 +128,7 @@ impl Workload {
                     good: workload.good[proxy].clone(),
                     last_good: workload.start,
                     next: 0,
+                    pipeline,
                     notes: Notes::default(),
                 };
                 let stop = workload.stop.clone();
@@ -171,7 +173,7 @@ impl Workload {
         let mut findings = Findings::default();
         for (proxy, client) in self.clients {
             let notes = client.join().expect("a client failed");
-            findings.told[proxy].add(notes.told);
+            findings.told[proxy] += notes.told;
             for (key, operation) in notes.operations {
                 findings.operations.entry(key).or_default().push(operation);
             }
@@ -204,6 +206,7 @@ struct Asker {
     last_good: Instant,
     /// The next element.
     next: u64,
+    pipeline: u64,
     notes: Notes,
 }
 
@@ -264,8 +267,8 @@ impl Asker {
             self.look(key);
             return;
         }
-        let elements: Vec<u64> = (self.next..self.next + PIPELINE).collect();
-        self.next += PIPELINE;
+        let elements: Vec<u64> = (self.next..self.next + self.pipeline).collect();
+        self.next += self.pipeline;
         let texts: Vec<String> = elements.iter().map(u64::to_string).collect();
         let name = if to_list { "RPUSH" } else { "SADD" };
         let requests: Vec<Vec<&str>> = texts.iter().map(|text| vec![name, &key, text]).collect();

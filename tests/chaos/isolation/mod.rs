@@ -14,7 +14,7 @@ use std::time::Duration;
 use pointsman::clock;
 
 use crate::cluster::{Cluster, Shape};
-use crate::workload::{Findings, Promise, Told, Workload};
+use crate::workload::{self, Findings, Promise, Told, Workload};
 
 /// How soon clients get on where nothing is wrong for them, on a busy machine.
 const SOON: Duration = Duration::from_secs(5);
@@ -45,7 +45,7 @@ impl Scene {
     #[track_caller]
     fn start(shape: Shape) -> Option<Self> {
         let cluster = Cluster::start(shape)?;
-        let workload = Workload::start(&cluster, 1);
+        let workload = Workload::start(&cluster, 1, workload::PIPELINE);
         let scene = Self { cluster, workload };
         scene.get_on(&[0, 1], SOON);
         Some(scene)
