@@ -100,7 +100,7 @@ pub async fn connect_control(target: &Target, limit: Duration) -> Result<TcpStre
     let opening = async {
         let mut stream = open_socket(&target.addr, limit).await?;
         if let Some(pass) = target.pass.as_deref() {
-            log_in(&mut stream, pass_request(pass), 1, true, &target.addr).await?;
+            show(&mut stream, pass, &target.addr).await?;
         }
         Ok(stream)
     };
@@ -142,22 +142,13 @@ async fn open_socket(addr: &Addr, limit: Duration) -> Result<TcpStream, ConnectE
 
 async fn open(addr: &Addr, pass: Option<&Pass>, login: &Login, limit: Duration) -> Result<TcpStream, ConnectError> {
     let mut stream = open_socket(addr, limit).await?;
-    let early = if login.is_named_user() {
-        if let Some(pass) = pass {
-            log_in(&mut stream, pass_request(pass), 1, true, addr).await?;
-        }
-        settle_before_login(&mut stream, login, addr).await?
-    } else {
-        Early::default()
-    };
-    let (mut request, mut commands) = login_request(login, early, pass.is_some());
-    let mut shows_pass = false;
-    if let Some(pass) = pass.filter(|_| !login.is_named_user()) {
-        request = [pass_request(pass), request].concat();
-        (commands, shows_pass) = (commands + 1, true);
+    if let Some(pass) = pass {
+        show(&mut stream, pass, addr).await?;
     }
+    let early = settle_before_login(&mut stream, login, addr).await?;
+    let (request, commands) = login_request(login, early, pass.is_some());
     if commands > 0 {
-        log_in(&mut stream, request, commands, shows_pass, addr)
+        log_in(&mut stream, &request, commands, addr)
             .await
             .map_err(|error| match error {
                 // As it would have said to who shows no password at all.
@@ -170,29 +161,30 @@ async fn open(addr: &Addr, pass: Option<&Pass>, login: &Login, limit: Duration) 
     Ok(stream)
 }
 
-fn pass_request(pass: &Pass) -> Vec<u8> {
+/// Shows the pass of an epoch; a refusal means another one.
+async fn show(stream: &mut TcpStream, pass: &Pass, addr: &Addr) -> Result<(), ConnectError> {
     let mut request = Vec::new();
     put_own(&mut request, &[b"AUTH", pass.user.as_bytes(), pass.token.as_bytes()]);
-    request
+    log_in(stream, &request, 1, addr).await.map_err(|error| match error {
+        ConnectError::Refused(addr, line) => ConnectError::NotOfEpoch(addr, line),
+        error => error,
+    })
 }
 
-/// Sends what begins a connection in one write. If the first of it shows a pass, its refusal means another epoch.
-async fn log_in(
-    stream: &mut TcpStream,
-    request: Vec<u8>,
-    commands: u32,
-    shows_pass: bool,
-    addr: &Addr,
-) -> Result<(), ConnectError> {
-    let replies = exchange(stream, &request, commands as usize, addr).await?;
-    let refused = replies.iter().position(|reply| reply.starts_with(b"-"));
-    let Some(at) = refused else { return Ok(()) };
-    let line = String::from_utf8_lossy(&replies[at]).trim_end().to_owned();
-    Err(if shows_pass && at == 0 {
-        ConnectError::NotOfEpoch(addr.clone(), line)
-    } else {
-        ConnectError::Refused(addr.clone(), line)
-    })
+/// Sends what begins a connection in one write; nothing else may be under way. An AUTH is the first of it.
+///
+/// From 7.2 on Redis (and Valkey) swallows the refusal of an AUTH if it owes the connection another reply at that moment
+/// (<https://github.com/redis/redis/issues/15640>): so nothing is sent before its answer is here, or counted on after it.
+async fn log_in(stream: &mut TcpStream, request: &[u8], commands: u32, addr: &Addr) -> Result<(), ConnectError> {
+    let refuses = |_, reply: &[u8]| reply.starts_with(b"-");
+    let replies = exchange_until(stream, request, commands as usize, addr, refuses).await?;
+    match replies.last() {
+        Some(reply) if reply.starts_with(b"-") => {
+            let line = String::from_utf8_lossy(reply).trim_end().to_owned();
+            Err(ConnectError::Refused(addr.clone(), line))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Sends `request` of `commands` commands and returns the bytes of all replies; an error reply fails it.
@@ -207,6 +199,17 @@ pub async fn exchange(
     count: usize,
     addr: &Addr,
 ) -> Result<Vec<Vec<u8>>, ConnectError> {
+    exchange_until(stream, request, count, addr, |_, _| false).await
+}
+
+/// The same, but no reply is waited for after one of which `is_last` says so; the first is number 0.
+pub async fn exchange_until(
+    stream: &mut TcpStream,
+    request: &[u8],
+    count: usize,
+    addr: &Addr,
+    is_last: impl Fn(usize, &[u8]) -> bool,
+) -> Result<Vec<Vec<u8>>, ConnectError> {
     let network = |error| ConnectError::Network(addr.clone(), error);
     stream.write_all(request).await.map_err(network)?;
     let (mut scanner, mut unread, mut at) = (ReplyScanner::default(), Vec::new(), 0);
@@ -216,8 +219,13 @@ pub async fn exchange(
         at += scanned.used;
         match scanned.stop {
             Stop::Counted => {
-                replies.push(unread[from..at].to_vec());
+                let reply = unread[from..at].to_vec();
                 from = at;
+                let ends = is_last(replies.len(), &reply);
+                replies.push(reply);
+                if ends {
+                    break;
+                }
             }
             Stop::Starved => {
                 let full = unread.len() > HANDSHAKE_REPLY_BYTES_MAX;

@@ -7,9 +7,12 @@ use std::time::Duration;
 
 use tokio::net::TcpStream;
 
-use super::connect::{connect_mute, exchange, put_own};
+use super::connect::{connect_mute, exchange_until, put_own};
 use super::target::Target;
 use crate::peer;
+
+/// The answer to a password that is right.
+const TAKEN: &[u8] = b"+OK\r\n";
 
 /// What a master says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,7 +79,9 @@ async fn ask_all(stream: &mut TcpStream, target: &Target) -> Result<Greeting, St
         put_own(&mut request, question);
     }
     let count = questions.len() + 1 + usize::from(target.pass.is_some());
-    let replies = exchange(stream, &request, count, &target.addr)
+    // Where the refusal of the pass is swallowed (see `log_in`) there is something else in its place, and one reply less.
+    let is_refusal = |at, reply: &[u8]| at == 1 && target.pass.is_some() && reply != TAKEN;
+    let replies = exchange_until(stream, &request, count, &target.addr, is_refusal)
         .await
         .map_err(|error| error.to_string())?;
     let replies: Vec<_> = replies.iter().map(|reply| String::from_utf8_lossy(reply)).collect();
@@ -91,15 +96,13 @@ fn judge(replies: &[&str], target: &Target) -> Result<Greeting, String> {
     let (ping, rest) = replies.split_first().ok_or_else(unexpected)?;
     let rest = match (&target.pass, rest) {
         (None, rest) => rest,
-        (Some(pass), [said, ..]) if said.starts_with('-') => {
+        (Some(pass), [said, ..]) if said.as_bytes() != TAKEN => {
+            let refused = said.starts_with('-') && !said.starts_with("-NOAUTH");
+            let said = if refused { said.trim_end() } else { "-WRONGPASS" };
             return Err(if peer::role_of(&pass.user).is_some() {
                 format!("{addr} does not know {}: it is of another epoch", pass.user)
             } else {
-                format!(
-                    "{addr} refuses {}, the proxy's own user: {}",
-                    pass.user,
-                    said.trim_end()
-                )
+                format!("{addr} refuses {}, the proxy's own user: {said}", pass.user)
             });
         }
         (Some(_), [_, rest @ ..]) => rest,
@@ -203,6 +206,11 @@ mod tests {
         let wrong = "-WRONGPASS invalid username-password pair\r\n";
         let strange = ["+PONG\r\n", wrong, ROLE, SERVER, IDLE, NUMBER, NUMBER];
         assert!(refusal(&strange, true).contains("another epoch"));
+        let locked = "-NOAUTH Authentication required.\r\n";
+        for next in [locked, ROLE] {
+            let swallowed = [locked, next];
+            assert!(refusal(&swallowed, true).contains("another epoch"));
+        }
         let slave = "*5\r\n$5\r\nslave\r\n";
         assert!(refusal(&["+PONG\r\n", slave, SERVER, IDLE, NUMBER, NUMBER], false).contains("no master"));
         let loads = "$1\r\n#\r\nloading:1\r\n\r\n";
