@@ -24,6 +24,10 @@ use redis_protocol::resp2::decode::decode_range;
 #[path = "../src/proxy/client/window.rs"]
 mod window;
 
+// What the window itself is made from.
+#[allow(unused_imports, reason = "by the file's own paths")]
+use pointsman::{route, topology};
+
 /// Bytes of one read in the chunked cases.
 const CHUNK_BYTES: usize = 16 * 1024;
 /// Elements of the arrays that come in chunks.

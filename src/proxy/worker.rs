@@ -23,7 +23,7 @@ use super::vocabulary::Vocabulary;
 use crate::clock;
 use crate::command::{Command, KeyPositions, Table};
 use crate::resp::{ARGUMENTS_MAX, ARGUMENTS_MAX_LATER, Args, RequestLimits, RequestScanner, Span};
-use crate::route::{Fences, Footprint, Place, ReadPolicy, place};
+use crate::route::{Fences, Footprint, Place, ReadPolicy, Split, place, split};
 use crate::topology::{Epoch, RunId, ShardId, ShardIndex, Snapshot};
 use tokio::sync::mpsc;
 
@@ -190,6 +190,11 @@ impl Worker {
             args,
             &mut self.keys.borrow_mut(),
         )
+    }
+
+    /// A request in parts, one for each shard among its keys; see [`split`].
+    pub fn split(&self, command: &Command, args: &Args) -> Option<Split> {
+        split(&self.snapshot.borrow().slots, command, args)
     }
 
     /// Whether reads may go to replicas, so that writes have to raise fences.

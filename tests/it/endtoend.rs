@@ -14,6 +14,7 @@ mod move_faults;
 mod planned;
 mod proxies;
 mod returning;
+mod shards;
 mod switchovers;
 
 use std::time::Duration;

@@ -31,6 +31,7 @@ mod reads;
 mod refusals;
 mod scans;
 mod scripts;
+mod shards;
 mod source;
 mod store;
 mod stress;

@@ -288,7 +288,8 @@ impl Session {
         let shard = match self.worker.place(command, args) {
             Place::Shard(shard) => shard,
             Place::CrossSlot => return self.refuse(refusal::cross_slot),
-            Place::Several => return self.refuse(|out| refusal::not_yet(command, out)),
+            Place::Several if command.class == Class::ManyKey => return self.split(command, args, frame),
+            Place::Several => return self.everywhere(command, frame),
         };
         if command.name.starts_with("slowlog|") {
             // It is the master's: who looks at it wants to find what it asks from now on (rule B6).

@@ -79,7 +79,7 @@ impl Session {
     }
 
     /// The lane that takes a run; without one the session parks for the right thing.
-    fn lane_for(self: &Rc<Self>, state: &mut State, run: &Run) -> Option<Rc<Lane>> {
+    pub(super) fn lane_for(self: &Rc<Self>, state: &mut State, run: &Run) -> Option<Rc<Lane>> {
         let shard = self.worker.shard(run.shard);
         if let Some(pinned) = &state.pinned {
             if pinned.serves(&shard, state) {
@@ -527,7 +527,8 @@ impl Session {
         };
         match self.worker.place(command, args) {
             Place::Shard(index) => Rc::ptr_eq(&self.worker.shard(index), shard),
-            Place::Several | Place::CrossSlot => false,
+            Place::Several => self.has_part_on(command, args, shard),
+            Place::CrossSlot => false,
         }
     }
 }

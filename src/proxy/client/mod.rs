@@ -32,6 +32,7 @@ mod roster;
 mod run;
 mod selection;
 mod session;
+mod split;
 mod stream;
 mod subscriptions;
 mod tracking;
