@@ -1,5 +1,6 @@
 //! Where a request goes: read policy, fences, splits and joins, what may be re-sent. Pure.
 
+pub mod cursor;
 mod fence_log;
 mod fences;
 mod join;

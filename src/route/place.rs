@@ -4,7 +4,8 @@
 //! slots; what names no key belongs to the first shard, whatever the class. Channels are no keys here: publishers and
 //! subscribers meet on the first shard.
 
-use crate::command::{Class, Command, KeyPositions};
+use super::cursor::Scope;
+use crate::command::{Class, Command, Concern, KeyPositions};
 use crate::resp::Args;
 use crate::topology::{ShardIndex, SlotMap, slot_of_key};
 
@@ -25,12 +26,19 @@ pub fn place(slots: &SlotMap, shards: usize, command: &Command, args: &Args, key
     if shards <= 1 {
         return Place::Shard(ShardIndex(0));
     }
-    by_keys(slots, command, args, keys)
+    by_keys(slots, shards, command, args, keys)
 }
 
-fn by_keys(slots: &SlotMap, command: &Command, args: &Args, keys: &mut KeyPositions) -> Place {
+fn by_keys(slots: &SlotMap, shards: usize, command: &Command, args: &Args, keys: &mut KeyPositions) -> Place {
     if command.class == Class::Everywhere {
-        return Place::Several;
+        // A scan is at one shard at a time.
+        return match command.concern {
+            Concern::Cursor(at) => {
+                let cursor = args.get(at).unwrap_or_default();
+                Place::Shard(Scope::of_scan(cursor, shards).shard())
+            }
+            _ => Place::Several,
+        };
     }
     // A server refuses a request whose keys cannot be found, in its own words: any server will do.
     if command.keys(args, keys).is_err() {
@@ -100,6 +108,8 @@ mod tests {
             ("EVAL x 2 foo bar", Place::CrossSlot),
             ("EVAL x 0", Place::Shard(ShardIndex(0))),
             ("DBSIZE", Place::Several),
+            ("SCAN 0", Place::Shard(ShardIndex(0))),
+            ("SCAN 4503599627370496", Place::Shard(ShardIndex(1))),
             ("PUBLISH foo x", Place::Shard(ShardIndex(0))),
             ("PING", Place::Shard(ShardIndex(0))),
         ] {

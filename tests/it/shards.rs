@@ -142,6 +142,60 @@ fn a_hundred_thousand_keys_are_set_got_and_deleted_at_once() {
     assert_eq!(client.command(&["DBSIZE"]), Value::Int(0));
 }
 
+/// All keys that a scan gives from this cursor on, and where it stops after so many steps.
+fn scanned(client: &mut Client, from: &str, steps: usize) -> (String, Vec<String>) {
+    let (mut cursor, mut keys) = (from.to_owned(), Vec::new());
+    for _ in 0..steps {
+        let Value::Array(parts) = client.command(&["SCAN", &cursor, "COUNT", "50"]) else {
+            panic!("no scan")
+        };
+        let [next, Value::Array(found)] = &parts[..] else {
+            panic!("{parts:?}")
+        };
+        keys.extend(found.iter().map(Value::text));
+        cursor = next.text();
+        assert!(cursor.parse::<u64>().unwrap() < 1 << 53);
+        if cursor == "0" {
+            break;
+        }
+    }
+    (cursor, keys)
+}
+
+#[test]
+fn a_scan_goes_through_all_shards_and_begins_one_anew_whose_server_is_another() {
+    let mut thirds = Thirds::start();
+    let mut client = thirds.client();
+    let keys: Vec<String> = (0..2000).map(|number| format!("key:{number}")).collect();
+    let pairs: Vec<&str> = keys.iter().flat_map(|key| [key.as_str(), "v"]).collect();
+    assert_eq!(client.command(&[&["MSET"], &pairs[..]].concat()), Value::ok());
+    let all: std::collections::BTreeSet<String> = keys.into_iter().collect();
+    let (end, found) = scanned(&mut client, "0", 1000);
+    assert_eq!((end.as_str(), found.len()), ("0", 2000));
+    assert_eq!(found.into_iter().collect::<std::collections::BTreeSet<_>>(), all);
+    // In the middle of the second shard, which then is another server with the same keys.
+    let (middle, mut seen) = scanned(&mut client, "0", 20);
+    assert_ne!(middle, "0");
+    let dump: Vec<String> = seen.clone();
+    assert!(dump.len() > 700 && dump.len() < 1300, "{}", dump.len());
+    let second: Vec<String> = match thirds.masters[1].command(&["KEYS", "*"]) {
+        Value::Array(keys) => keys.iter().map(Value::text).collect(),
+        other => panic!("{other:?}"),
+    };
+    thirds.masters[1].kill9();
+    thirds.masters[1].restart();
+    let set = |client: &mut Client| {
+        second
+            .iter()
+            .all(|key| client.command(&["SET", key, "v"]) == Value::ok())
+    };
+    eventually(START_DEADLINE, || set(&mut client));
+    let (end, rest) = scanned(&mut client, &middle, 1000);
+    assert_eq!(end, "0");
+    seen.extend(rest);
+    assert_eq!(seen.into_iter().collect::<std::collections::BTreeSet<_>>(), all);
+}
+
 #[test]
 fn a_random_key_is_one_of_any_shard() {
     let thirds = Thirds::start();

@@ -2,7 +2,7 @@
 //! has its own order of buckets, and going on with another's cursor loses elements in silence.
 //!
 //! ```text
-//! server: raw (below 2^40) --> client: tag of the server's life << 40 | raw (below 2^53) --> server: raw, or 0
+//! server: raw (below 2^36) --> client: tag of the server's life << 36 | raw (below 2^53) --> server: raw, or 0
 //! ```
 //! Owns: what a client sees of a cursor, and what a server sees of it. Pure. Invariants: 0 stays 0; a cursor goes back
 //! raw only to the life that gave it, any other begins anew, so that elements may come twice and are never lost; the
@@ -11,34 +11,12 @@
 use crate::command::{Concern, Lookup, Table};
 use crate::proxy::backend::with_words;
 use crate::resp::Args;
+use crate::route::cursor::{RAW_BITS, RAW_MAX, Scope, TAG_MAX, Tag, number};
 use crate::topology::RunId;
 
-/// Bits of a cursor that the server may use: it numbers buckets, so no table has more.
-const RAW_BITS: u32 = 40;
-const RAW_MASK: u64 = (1 << RAW_BITS) - 1;
-/// The tag above them: 13 bits, so that the whole is exact in a double (JavaScript, PHP, Lua).
-const TAGS: u64 = (1 << 13) - 1;
 /// The longest head of a reply up to its cursor: `*2`, `$20` and 20 digits with their line ends.
 const HEAD_BYTES_MAX: usize = 64;
-const TOO_LARGE: &[u8] = b"-ERR pointsman cannot pass on a scan cursor of 2^40 or more\r\n";
-
-/// Tells the cursors of one life of a server from those of others; never 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Tag(u64);
-
-impl Tag {
-    /// The tag of a life: FNV-1a of its run id.
-    pub(super) fn of(life: &RunId) -> Self {
-        let hash = life.as_str().bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        });
-        Self((hash ^ (hash >> 32)) % TAGS + 1)
-    }
-
-    fn put_on(self, raw: u64) -> u64 {
-        self.0 << RAW_BITS | raw
-    }
-}
+const TOO_LARGE: &[u8] = b"-ERR pointsman cannot pass on a scan cursor of 2^36 or more\r\n";
 
 /// What a server with these cursors is to get in place of `cursor`; `None`: just that, and if it is nonsense the
 /// server says so.
@@ -46,8 +24,8 @@ pub(super) fn for_server(cursor: &[u8], tag: Option<Tag>) -> Option<u64> {
     let given = number(cursor)?;
     match given >> RAW_BITS {
         0 => None,
-        known if tag.is_some_and(|tag| tag.0 == known) => Some(given & RAW_MASK),
-        known if known <= TAGS => Some(0),
+        _ if tag.is_some_and(|tag| tag.is_on(given)) => Some(given & RAW_MAX),
+        known if known <= TAG_MAX => Some(0),
         // More than we ever give.
         _ => None,
     }
@@ -73,15 +51,11 @@ pub(super) fn begun_anew(request: &[u8], table: &Table) -> Option<Vec<u8>> {
     }
 }
 
-fn number(digits: &[u8]) -> Option<u64> {
-    let plain = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
-    std::str::from_utf8(digits).ok().filter(|_| plain)?.parse().ok()
-}
-
 /// The reply to one scan on its way to the client.
 #[derive(Debug)]
 pub(super) struct CursorReply {
-    /// None where the server does not say which life it is in: its cursors pass as they are.
+    scope: Scope,
+    /// None: its cursors pass as they are.
     tag: Option<Tag>,
     state: State,
 }
@@ -106,15 +80,18 @@ enum Head {
 }
 
 impl CursorReply {
-    pub(super) fn new(tag: Option<Tag>) -> Self {
+    /// To a scan of `scope`, by a server in this life.
+    pub(super) fn new(scope: Scope, life: Option<&RunId>) -> Self {
         Self {
-            tag,
+            scope,
+            tag: scope.tag(life),
             state: State::Head(Vec::new()),
         }
     }
 
     /// The request is sent again, and nothing of a reply has come. Says whether the scan must begin anew for that.
-    pub(super) fn moves_to(&mut self, tag: Option<Tag>) -> bool {
+    pub(super) fn moves_to(&mut self, life: Option<&RunId>) -> bool {
+        let tag = self.scope.tag(life);
         let same = tag.is_some() && self.tag == tag;
         self.tag = tag;
         !same
@@ -136,19 +113,22 @@ impl CursorReply {
     fn take_head(&self, head: Vec<u8>, out: &mut Vec<u8>) -> State {
         match (read_head(&head), self.tag) {
             (Head::Unfinished, _) => return State::Head(head),
-            (Head::Cursor(raw, _), _) if raw > RAW_MASK => {
+            (Head::Cursor(raw, _), _) if raw > RAW_MAX => {
                 out.extend_from_slice(TOO_LARGE);
                 return State::Refused;
             }
-            (Head::Cursor(raw, end), Some(tag)) if raw > 0 => {
-                let cursor = tag.put_on(raw).to_string();
-                out.extend_from_slice(format!("*2\r\n${}\r\n{cursor}\r\n", cursor.len()).as_bytes());
-                out.extend_from_slice(&head[end..]);
-            }
+            (Head::Cursor(raw, end), Some(tag)) if raw > 0 => put_cursor(tag.put_on(raw), &head[end..], out),
+            (Head::Cursor(0, end), _) if self.scope.after() > 0 => put_cursor(self.scope.after(), &head[end..], out),
             (Head::Other | Head::Cursor(..), _) => out.extend_from_slice(&head),
         }
         State::Passes
     }
+}
+
+fn put_cursor(cursor: u64, rest: &[u8], out: &mut Vec<u8>) {
+    let cursor = cursor.to_string();
+    out.extend_from_slice(format!("*2\r\n${}\r\n{cursor}\r\n", cursor.len()).as_bytes());
+    out.extend_from_slice(rest);
 }
 
 fn read_head(head: &[u8]) -> Head {
@@ -181,8 +161,12 @@ mod tests {
     use super::*;
     use crate::proxy::backend::put_request;
 
+    fn life() -> RunId {
+        RunId::from("0123456789012345678901234567890123456789")
+    }
+
     fn tag() -> Tag {
-        Tag::of(&RunId::from("0123456789012345678901234567890123456789"))
+        Scope::ONE.tag(Some(&life())).unwrap()
     }
 
     fn reply(cursor: u64) -> Vec<u8> {
@@ -191,18 +175,18 @@ mod tests {
     }
 
     fn passed(parts: &[&[u8]]) -> Vec<u8> {
-        let (mut reply, mut out) = (CursorReply::new(Some(tag())), Vec::new());
+        let (mut reply, mut out) = (CursorReply::new(Scope::ONE, Some(&life())), Vec::new());
         parts.iter().for_each(|part| reply.take(part, &mut out));
         out
     }
 
     #[test]
     fn a_cursor_comes_back_as_it_was_given_to_the_life_that_gave_it_and_to_no_other() {
-        let other = Tag::of(&RunId::from("other"));
+        let other = Scope::ONE.tag(Some(&RunId::from("other"))).unwrap();
         assert_ne!(tag(), other);
-        for raw in [1, 32_513, RAW_MASK] {
+        for raw in [1, 32_513, RAW_MAX] {
             let given = tag().put_on(raw);
-            assert!(given < 1 << 53 && given > RAW_MASK);
+            assert!(given < 1 << 53 && given > RAW_MAX);
             let given = given.to_string();
             assert_eq!(for_server(given.as_bytes(), Some(tag())), Some(raw));
             assert_eq!(for_server(given.as_bytes(), Some(other)), Some(0));
@@ -212,7 +196,7 @@ mod tests {
             "0",
             "7",
             "007",
-            "1099511627775",
+            "68719476735",
             "-1",
             "+5",
             " 5",
@@ -227,12 +211,24 @@ mod tests {
     }
 
     #[test]
-    fn tags_are_never_nothing_and_spread() {
-        let tags: std::collections::HashSet<u64> = (0..10_000)
-            .map(|life| Tag::of(&RunId::from(format!("{life:040x}").as_str())).0)
-            .collect();
-        assert!(tags.iter().all(|tag| (1..=TAGS).contains(tag)));
-        assert!(tags.len() > 5000, "{}", tags.len());
+    fn the_end_of_one_shard_is_the_beginning_of_the_next() {
+        let first = Scope::of_scan(b"0", 2);
+        let (mut scan, mut out) = (CursorReply::new(first, None), Vec::new());
+        scan.take(&reply(0), &mut out);
+        let next = 1u64 << 52;
+        assert!(
+            out.starts_with(format!("*2\r\n$16\r\n{next}\r\n*2\r\n").as_bytes()),
+            "{out:?}"
+        );
+        let second = Scope::of_scan(next.to_string().as_bytes(), 2);
+        let life = RunId::from("x");
+        assert_eq!(
+            for_server(next.to_string().as_bytes(), second.tag(Some(&life))),
+            Some(0)
+        );
+        let (mut scan, mut out) = (CursorReply::new(second, Some(&life)), Vec::new());
+        scan.take(&reply(0), &mut out);
+        assert_eq!(out, reply(0));
     }
 
     #[test]
@@ -255,16 +251,17 @@ mod tests {
 
     #[test]
     fn a_cursor_that_leaves_no_room_for_the_tag_is_refused_loudly() {
-        assert_eq!(passed(&[&reply(RAW_MASK + 1)]), TOO_LARGE);
+        assert_eq!(passed(&[&reply(RAW_MAX + 1)]), TOO_LARGE);
         let largest = reply(u64::MAX);
         let bytes: Vec<&[u8]> = largest.chunks(1).collect();
         assert_eq!(passed(&bytes), TOO_LARGE);
-        assert_eq!(passed(&[&reply(RAW_MASK)]), reply(tag().put_on(RAW_MASK)));
+        assert_eq!(passed(&[&reply(RAW_MAX)]), reply(tag().put_on(RAW_MAX)));
     }
 
     #[test]
     fn a_scan_goes_on_only_in_the_life_that_is_known_to_be_the_same() {
-        let (one, other) = (Some(tag()), Some(Tag::of(&RunId::from("other"))));
+        let (one, other) = (life(), RunId::from("other"));
+        let (one, other) = (Some(&one), Some(&other));
         for (before, after, anew) in [
             (one, one, false),
             (one, other, true),
@@ -272,9 +269,9 @@ mod tests {
             (None, one, true),
             (None, None, true),
         ] {
-            assert_eq!(CursorReply::new(before).moves_to(after), anew);
+            assert_eq!(CursorReply::new(Scope::ONE, before).moves_to(after), anew);
         }
-        let (mut nameless, mut out) = (CursorReply::new(None), Vec::new());
+        let (mut nameless, mut out) = (CursorReply::new(Scope::ONE, None), Vec::new());
         nameless.take(&reply(5), &mut out);
         assert_eq!(out, reply(5));
     }
@@ -298,7 +295,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_split_gives_the_same_reply(raw in 0..=RAW_MASK, cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..6)) {
+        fn any_split_gives_the_same_reply(raw in 0..=RAW_MAX, cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..6)) {
             let whole = reply(raw);
             let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(whole.len() + 1)).collect();
             cuts.sort_unstable();

@@ -10,7 +10,7 @@
 
 use std::collections::VecDeque;
 
-use super::cursor::{CursorReply, Tag};
+use super::cursor::CursorReply;
 use super::everynode::EveryNodeReply;
 use super::pausing::PauseReply;
 use super::redaction::Redaction;
@@ -138,7 +138,7 @@ impl Ear {
 
     fn moves_to(&mut self, life: Option<&RunId>) -> bool {
         match self {
-            Self::Cursor(reply) => reply.moves_to(life.map(Tag::of)),
+            Self::Cursor(reply) => reply.moves_to(life),
             Self::Script(reply) => {
                 reply.comes_from(life);
                 false
@@ -306,7 +306,7 @@ mod tests {
     }
 
     fn cursor() -> Ear {
-        Ear::Cursor(CursorReply::new(Some(Tag::of(&life()))))
+        Ear::Cursor(CursorReply::new(crate::route::cursor::Scope::ONE, Some(&life())))
     }
 
     /// The cursor that a client sees for 5.

@@ -7,7 +7,7 @@
 
 use std::rc::Rc;
 
-use super::cursor::{self, CursorReply, Tag};
+use super::cursor::{self, CursorReply};
 use super::dispatch::Outcome;
 use super::listener::{Ear, Listener, Listeners, Which, move_to, reserve_for};
 use super::redaction::redacted;
@@ -18,6 +18,7 @@ use crate::command::{Class, Command, Concern, Lookup};
 use crate::proxy::backend::Lane;
 use crate::proxy::scripts::{BODY_BYTES_MAX, Known, ScriptReply};
 use crate::resp::Args;
+use crate::route::cursor::Scope;
 use crate::topology::RunId;
 
 /// What stands before the body in a request, at most.
@@ -66,10 +67,14 @@ impl Session {
     ) -> (Option<Ear>, Option<Vec<u8>>) {
         match command.concern {
             Concern::Cursor(at) => {
-                let tag = life.map(Tag::of);
                 let given = args.get(at).unwrap_or_default();
-                let instead = cursor::for_server(given, tag).map(|cursor| cursor::with_cursor(args, at, cursor));
-                (Some(Ear::Cursor(CursorReply::new(tag))), instead)
+                let scope = match command.class {
+                    Class::Everywhere => Scope::of_scan(given, self.worker.shard_count()),
+                    _ => Scope::ONE,
+                };
+                let instead = cursor::for_server(given, scope.tag(life));
+                let instead = instead.map(|cursor| cursor::with_cursor(args, at, cursor));
+                (Some(Ear::Cursor(CursorReply::new(scope, life))), instead)
             }
             Concern::Body if self.knows(args) == Known::Not => {
                 let body = args.get(1).unwrap_or_default();
