@@ -17,6 +17,7 @@ mod liaison;
 mod pause;
 mod roll;
 mod scripts;
+mod section;
 mod settings;
 mod shard;
 pub mod shared;

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::backend::{ConnectError, Greeting, Pass, Target, ask, connect_control};
 use super::census::Census;
@@ -46,6 +46,7 @@ const DATABASES: u32 = 16;
 /// One worker's state.
 pub struct Worker {
     settings: Arc<Settings>,
+    started: Instant,
     /// Replicas that must acknowledge what its clients write, at least.
     ack_replicas: u32,
     commands: Cell<&'static Table>,
@@ -109,6 +110,7 @@ impl Worker {
         let nobody = Shard::new(nameless.clone(), replicas.fences().shard(&nameless), unserved.clone());
         Rc::new(Self {
             settings,
+            started: clock::now(),
             ack_replicas,
             commands: Cell::new(Table::builtin()),
             vocabulary: view.vocabulary.clone(),
@@ -167,6 +169,21 @@ impl Worker {
 
     fn new_shard(&self, id: &ShardId) -> Rc<Shard> {
         Shard::new(id.clone(), self.fences().shard(id), self.unserved.clone())
+    }
+
+    /// What the proxy was started with.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// When it began.
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// The topology that it follows.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot.borrow().clone()
     }
 
     /// How many shards there are, at least 1.

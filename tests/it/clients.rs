@@ -448,6 +448,36 @@ fn a_subscriber_that_hears_no_replies_hears_messages() {
 }
 
 #[test]
+fn info_has_a_section_about_the_proxy() {
+    let circuit = Circuit::start();
+    let mut client = circuit.client();
+    for words in [
+        &["INFO"][..],
+        &["INFO", "proxy"],
+        &["INFO", "server", "PROXY"],
+        &["INFO", "everything"],
+    ] {
+        let said = client.command(words).text();
+        let (before, section) = said.split_once("# Proxy\r\n").unwrap();
+        assert_eq!(before.is_empty(), words.ends_with(&["proxy"]), "{said}");
+        assert!(section.contains("proxy_connected_clients:1\r\n"), "{section}");
+        assert!(section.contains(&format!("proxy_version:{}\r\n", env!("CARGO_PKG_VERSION"))));
+        assert!(
+            section.contains("\r\nproxy_shard0:id=s1,epoch=1,phase=serving,master=127.0.0.1:"),
+            "{section}"
+        );
+    }
+    assert!(!client.command(&["INFO", "server"]).text().contains("# Proxy"));
+    client.command(&["HELLO", "3"]);
+    assert!(
+        client
+            .command(&["INFO", "proxy"])
+            .text()
+            .contains("# Proxy\r\nproxy_version:")
+    );
+}
+
+#[test]
 fn a_client_that_blocks_again_and_again_needs_one_connection() {
     let circuit = Circuit::start();
     let mut client = circuit.client();

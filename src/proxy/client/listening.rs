@@ -14,9 +14,10 @@ use super::redaction::redacted;
 use super::run::{Ride, Run};
 use super::session::{Held, Session, State};
 use super::transaction::Transaction;
-use crate::command::{Class, Command, Concern, Lookup};
+use crate::command::{Class, Command, Concern, Lookup, Own};
 use crate::proxy::backend::Lane;
 use crate::proxy::scripts::{BODY_BYTES_MAX, Known, ScriptReply};
+use crate::proxy::section;
 use crate::resp::Args;
 use crate::route::cursor::Scope;
 use crate::topology::RunId;
@@ -83,6 +84,10 @@ impl Session {
             }
             Concern::Own(own) => {
                 let (redaction, instead) = redacted(own, args, self.worker.census());
+                let redaction = redaction.map(|redaction| match own {
+                    Own::Clients if section::is_wanted(args) => redaction.and(section::section(&self.worker)),
+                    _ => redaction,
+                });
                 (redaction.map(Ear::Redacts), instead)
             }
             Concern::None | Concern::Body | Concern::Digest => (None, None),

@@ -31,6 +31,8 @@ pub(super) struct Redaction {
     /// Elements that the client wants at most.
     wanted: Option<usize>,
     census: Arc<Census>,
+    /// What INFO says beside what Redis says.
+    section: String,
     scanner: ReplyScanner,
     bytes: Vec<u8>,
     refused: bool,
@@ -64,10 +66,17 @@ impl Redaction {
             own,
             wanted,
             census,
+            section: String::new(),
             scanner: ReplyScanner::default(),
             bytes: Vec::new(),
             refused: false,
         }
+    }
+
+    /// The same, with this section at the end of INFO.
+    pub(super) fn and(mut self, section: String) -> Self {
+        self.section = section;
+        self
     }
 
     /// Takes bytes of the reply and gives what the client is to see of them.
@@ -114,7 +123,7 @@ impl Redaction {
                 self.wanted,
             ),
             Own::Settings => blanked(reply),
-            Own::Clients => counted(reply, &self.census),
+            Own::Clients => counted(reply, &self.census, &self.section),
         }
     }
 }
@@ -176,7 +185,7 @@ pub(super) fn is_credential(setting: &[u8]) -> bool {
 }
 
 /// INFO with this proxy's clients in place of its connections. Those that block do so on connections of their own.
-fn counted(reply: &[u8], census: &Census) -> Option<Vec<u8>> {
+fn counted(reply: &[u8], census: &Census, section: &str) -> Option<Vec<u8>> {
     let head = reply.windows(2).position(|pair| pair == b"\r\n")? + 2;
     let text = reply.get(head..)?.strip_suffix(b"\r\n")?;
     let mut told = Vec::with_capacity(text.len() + 16);
@@ -192,6 +201,13 @@ fn counted(reply: &[u8], census: &Census) -> Option<Vec<u8>> {
         } else {
             told.extend_from_slice(line);
         }
+    }
+    if !section.is_empty() {
+        // Between two sections there is an empty line; what INFO says in RESP3 begins with its kind.
+        if told.ends_with(b"\n") {
+            told.extend_from_slice(b"\r\n");
+        }
+        told.extend_from_slice(section.as_bytes());
     }
     let mut out = vec![*reply.first().filter(|kind| matches!(kind, b'$' | b'='))?];
     put_i64(&mut out, i64::try_from(told.len()).ok()?);
@@ -313,6 +329,25 @@ mod tests {
         assert_eq!(shown(Own::Clients, None, &bulk(info)), bulk(expected));
         let verbatim = |text: &str| format!("={}\r\ntxt:{text}\r\n", text.len() + 4);
         assert_eq!(shown(Own::Clients, None, &verbatim(info)), verbatim(expected));
+    }
+
+    #[test]
+    fn info_ends_with_the_proxys_section_where_that_is_wanted() {
+        let census = Arc::new(Census::default());
+        let section = "# Proxy\r\nproxy_id:p\r\n";
+        let said = |text: &str| {
+            let (mut redaction, mut out) = (
+                Redaction::new(Own::Clients, None, census.clone()).and(section.to_owned()),
+                Vec::new(),
+            );
+            redaction.take(text.as_bytes(), &mut out);
+            String::from_utf8(out).unwrap()
+        };
+        let server = "# Server\r\nredis_version:7\r\n";
+        assert_eq!(said(&bulk(server)), bulk(&format!("{server}\r\n{section}")));
+        assert_eq!(said(&bulk("")), bulk(section));
+        let verbatim = |text: &str| format!("={}\r\ntxt:{text}\r\n", text.len() + 4);
+        assert_eq!(said(&verbatim("")), verbatim(section));
     }
 
     #[test]
