@@ -25,6 +25,7 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use crate::clock;
+use crate::telemetry::Repeated;
 
 pub use access::Credentials;
 pub use connection::Connection;
@@ -123,13 +124,12 @@ impl Store {
     /// The same for servers, which may be up before ZooKeeper is: waits until one answers, which is said at once and then each
     /// minute. Fails only of what no waiting mends: an address that is none, refused credentials.
     pub async fn await_connect(settings: &Settings) -> Result<Self, StoreError> {
-        let mut say = clock::now();
+        let mut away = Repeated::new(SAY_AGAIN);
         loop {
             match Self::connect(settings).await {
                 Err(StoreError::Unreachable { connect, why }) => {
-                    if clock::now() >= say {
+                    if away.due(clock::now()) {
                         tracing::warn!("ZooKeeper at {connect} does not answer ({why}): waiting for it");
-                        say = clock::now() + SAY_AGAIN;
                     }
                     sleep(CONNECT_AGAIN).await;
                 }

@@ -1,1 +1,5 @@
 //! Counters and logs.
+
+mod said;
+
+pub use said::{Repeated, Said};

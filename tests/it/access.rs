@@ -675,6 +675,104 @@ fn hostile_znodes_are_named_and_change_nothing() {
     eventually(LIMIT, || client.command(&["SET", "k", "w"]) == Value::ok());
 }
 
+/// An agent by hand in the cluster `test`, without credentials.
+fn lone_agent(zookeeper: &ZooKeeper, dir: &Path, shard: &str, redis: &Redis) -> Pointsman {
+    let (connect, secret) = (zookeeper.connect(), secret_file(dir));
+    let (listen, node) = (format!("127.0.0.1:{}", free_port()), format!("{shard}-a"));
+    let (redis, data) = (redis.addr(), dir.join(shard));
+    fs::create_dir_all(&data).unwrap();
+    let own = [
+        "agent", "--node", &node, "--shard", shard, "--redis", &redis, "--member", &node,
+    ];
+    let at = ["--zookeeper", &connect, "--cluster", "test", "--listen", &listen];
+    let files = [
+        "--data-dir",
+        data.to_str().unwrap(),
+        "--secret-file",
+        secret.to_str().unwrap(),
+    ];
+    Pointsman::start(&[&own[..], &at, &files].concat())
+}
+
+#[test]
+fn hostile_znodes_that_an_agent_finds_when_it_starts_are_named_and_stay() {
+    let zookeeper = ZooKeeper::start();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let store = runtime.block_on(connect(&settings(&zookeeper, None, false)));
+    let put = |path: &str, bytes: &[u8]| {
+        runtime
+            .block_on(store.create(path, bytes.to_vec(), Lifetime::Persistent))
+            .unwrap();
+    };
+    let dir = tempfile::tempdir().unwrap();
+    // What the operator wants of the shard: the agent's own settings count until it can be read.
+    let cases: [(&str, &[u8], &str); 3] = [
+        ("s1", b"nonsense", "expected"),
+        ("s2", b"{}", "missing field"),
+        ("s3", br#"{"ack_replicas":-1,"members":[]}"#, "-1"),
+    ];
+    for (shard, bytes, words) in cases {
+        let path = format!("/shards/{shard}/config");
+        put(&path, bytes);
+        let redis = Redis::start(&["--replicaof", "127.0.0.1", "1"]);
+        let mut agent = lone_agent(&zookeeper, dir.path(), shard, &redis);
+        let line = agent.wait_for_line(LIMIT, |line| line.contains("this agent's own settings count"));
+        assert!(line.contains(&path) && line.contains(words), "{line}");
+        agent.wait_for_line(LIMIT, |line| line.contains("is the master of epoch 1"));
+        let kept = runtime.block_on(store.get(&path)).unwrap().unwrap();
+        assert_eq!((kept.bytes.as_slice(), kept.version), (bytes, 0), "{path}");
+    }
+    // A cluster that cannot be read is nobody's to touch.
+    for bytes in [&b"nonsense"[..], br#"{"schema":99}"#] {
+        let found = runtime.block_on(store.get("/config")).unwrap().unwrap();
+        runtime
+            .block_on(store.set("/config", bytes.to_vec(), found.version))
+            .unwrap();
+        let redis = Redis::start(&["--replicaof", "127.0.0.1", "1"]);
+        let mut agent = lone_agent(&zookeeper, dir.path(), "s4", &redis);
+        let connect = zookeeper.connect();
+        let at = ["--zookeeper", &connect, "--cluster", "test", "--listen", "127.0.0.1:0"];
+        let mut proxy = Pointsman::start(&[&["proxy"][..], &at].concat());
+        for ended in [&mut agent, &mut proxy] {
+            assert_eq!(ended.exit_code(LIMIT), Some(1), "{}", ended.log());
+            assert!(ended.log().contains("/config"), "{}", ended.log());
+        }
+        assert_eq!(runtime.block_on(store.get("/shards/s4/state")), Ok(None));
+    }
+}
+
+/// A registration may claim what it likes of its data: elections ask the agents, and count lives that the state names.
+#[test]
+fn hostile_znodes_that_lie_about_data_lose_nothing() {
+    let up = Up::start(&["--replicas", "2", "--ack-replicas", "1"]);
+    up.all_count("s1");
+    let mut client = up.client();
+    assert_eq!(client.command(&["SET", "k", "v"]), Value::ok());
+    let before = up.state("s1");
+    // A registration that claims the master's life and data: the master's own stays what it was.
+    let liar = serde_json::json!({
+        "host": "liar", "redis": format!("127.0.0.1:{}", free_port()), "peer": format!("127.0.0.1:{}", free_port()),
+        "run_id": before["run_id"], "role": "master", "replid": before["lineage"][0], "priority": 1,
+    });
+    with_store(&up, async |store| {
+        store
+            .create(
+                "/shards/s1/nodes/x",
+                liar.to_string().into_bytes(),
+                Lifetime::Persistent,
+            )
+            .await
+            .unwrap();
+    });
+    assert_eq!(client.command(&["SET", "k", "w"]), Value::ok());
+    let master = up.master("s1");
+    up.signal(&master, "redis", Signal::SIGKILL);
+    eventually(LIMIT, || client.command(&["GET", "k"]).text() == "w");
+    let after = up.state("s1");
+    assert_ne!(after["master"], before["master"]);
+    assert!(after["valid"]["x"].is_null() && after["master"] != "x", "{after}");
+}
+
 #[test]
 fn a_restored_ensemble_is_not_believed() {
     let up = Up::start(&["--replicas", "1"]);

@@ -106,8 +106,29 @@ impl Machine {
                 return None;
             }
             next.valid.insert(self.me.node.clone(), facts.run_id.clone());
+        } else if self.feeder_may_come(now, state) {
+            return None;
         }
         Some(next)
+    }
+
+    /// Whether there may soon be a replica that our node can catch up behind: what its agent last said is older than the
+    /// epoch, if it said anything. A seat that is taken before could be in the way of the next election (n-W valid members)
+    /// without being of use to it, and an agent that learns late that its seat is gone may not have heard yet that it is
+    /// to have none.
+    fn feeder_may_come(&self, now: Instant, state: &State) -> bool {
+        let Some(master) = state.serving().filter(|_| state.keeps()) else {
+            return false;
+        };
+        let late = |status: &Status| {
+            let older = status.facts.as_ref().is_some_and(|facts| facts.epoch < state.epoch);
+            status.health == Health::Alive && older
+        };
+        let mut others = state
+            .valid
+            .keys()
+            .filter(|id| **id != master.node && state.members.contains(*id));
+        others.any(|id| self.registered.contains(id) && self.detector.status_of(now, id).is_none_or(late))
     }
 
     /// Behind whom our node catches up before it takes a seat: a replica that is valid and linked. None where no replica

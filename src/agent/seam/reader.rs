@@ -4,7 +4,7 @@
 //! concluding anything from what cannot be read. Invariant: a state is told only if its version is above the
 //! last told one, or as the answer to a `sync`.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -16,7 +16,9 @@ use super::znode;
 use crate::agent::host::StoreEvent;
 use crate::agent::machine::action::Suspicion;
 use crate::agent::machine::state::Versioned;
+use crate::clock;
 use crate::store::{Connection, Hint, Store, StoreError, Value};
+use crate::telemetry::Said;
 use crate::topology::codec::{
     NodeInfo, Place, ProxyInfo, ShardConfig, ShardState, Suspect, SwitchRequest, Znode, decode, remedy,
 };
@@ -24,8 +26,6 @@ use crate::topology::{Addr, NodeId, Phase, ShardId};
 
 /// Until what could not be read is read again.
 const AGAIN: Duration = Duration::from_millis(200);
-/// Complaints remembered, so that each is made once.
-const SAID_MAX: usize = 256;
 
 pub(super) struct Reader {
     store: Store,
@@ -43,7 +43,7 @@ pub(super) struct Reader {
     wanted: Option<ShardConfig>,
     /// None until they were read.
     proxies: Option<BTreeSet<String>>,
-    said: HashSet<String>,
+    said: Said,
 }
 
 /// What is to be read.
@@ -86,7 +86,7 @@ impl Reader {
             wish: None,
             wanted: None,
             proxies: None,
-            said: HashSet::new(),
+            said: Said::default(),
         }
     }
 
@@ -147,8 +147,15 @@ impl Reader {
         due
     }
 
-    /// Reads what is due, the state first; what could not be read stays due.
+    /// Reads what is due; what could not be read stays due. What the operator wants comes first: a node whose seat is gone is
+    /// not to take it again only because it has not heard yet why.
     async fn read(&mut self, mut due: Due) -> Result<Due, Ended> {
+        if due.wanted {
+            match self.read_wanted().await? {
+                Ok(()) => due.wanted = false,
+                Err(error) => self.complain(&error),
+            }
+        }
         if due.synced || due.state {
             let synced = due.synced;
             match self.read_state(synced).await? {
@@ -171,12 +178,6 @@ impl Reader {
         if due.proxies {
             match self.read_proxies().await? {
                 Ok(()) => due.proxies = false,
-                Err(error) => self.complain(&error),
-            }
-        }
-        if due.wanted {
-            match self.read_wanted().await? {
-                Ok(()) => due.wanted = false,
                 Err(error) => self.complain(&error),
             }
         }
@@ -339,8 +340,8 @@ impl Reader {
         match decode(&value.bytes, path) {
             Ok(znode) => Some(znode),
             Err(error) => {
-                if self.said.len() < SAID_MAX && self.said.insert(format!("{path} {} {}", value.created, value.version))
-                {
+                let about = format!("{path} {} {}", value.created, value.version);
+                if self.said.first(clock::now(), &about) {
                     tracing::warn!("{error}; what was known before stays; {}", remedy(path));
                 }
                 None
@@ -351,7 +352,7 @@ impl Reader {
     fn complain(&mut self, error: &StoreError) {
         let sentence = error.to_string();
         let expected = matches!(error, StoreError::Away | StoreError::Unknown);
-        if !expected && self.said.len() < SAID_MAX && self.said.insert(sentence.clone()) {
+        if !expected && self.said.first(clock::now(), &sentence) {
             tracing::warn!("{sentence}");
         }
     }

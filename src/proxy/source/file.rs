@@ -4,7 +4,7 @@
 //! Invariant: the epoch of a shard grows with each change of its master, also with the change to none; a file
 //! that became nonsense changes nothing.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -18,6 +18,7 @@ use super::role::{Asker, Finding, Role, judge};
 use super::{SourceError, unproven_master, unproven_node};
 use crate::clock;
 use crate::proxy::shared::ControlLogin;
+use crate::telemetry::Said;
 use crate::topology::codec::{FileShard, TopologyFile};
 use crate::topology::{Addr, Epoch, Phase, Shard, ShardId, Snapshot};
 
@@ -25,8 +26,6 @@ use crate::topology::{Addr, Epoch, Phase, Shard, ShardId, Snapshot};
 const FILE_POLL: Duration = Duration::from_secs(1);
 /// Between two questions to the nodes.
 const ROLE_POLL: Duration = Duration::from_millis(100);
-/// Complaints remembered, so that each is made once.
-const SAID_MAX: usize = 256;
 
 /// What tells one writing of the file from the next.
 type Stamp = (Option<SystemTime>, u64);
@@ -46,7 +45,7 @@ pub(super) async fn follow(
         file,
         found: BTreeMap::new(),
         offer,
-        said: HashSet::new(),
+        said: Said::default(),
     };
     stop.run_until_cancelled(source.run()).await;
     Ok(())
@@ -61,7 +60,7 @@ struct Source {
     /// What each shard's nodes said last, and since which epoch.
     found: BTreeMap<ShardId, Found>,
     offer: Offer,
-    said: HashSet<String>,
+    said: Said,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -135,7 +134,7 @@ impl Source {
     }
 
     fn say(&mut self, sentence: String) {
-        if self.said.len() < SAID_MAX && self.said.insert(sentence.clone()) {
+        if self.said.first(clock::now(), &sentence) {
             tracing::warn!("{sentence}");
         }
     }

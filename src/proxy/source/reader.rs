@@ -4,17 +4,16 @@
 //! states are read before nodes, since clients wait for the former; nonsense is said once per version and leaves
 //! the picture as it was.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 
 use futures_util::future::join_all;
 
 use super::picture::Picture;
+use crate::clock;
 use crate::store::{Hint, Store, StoreError, Value};
+use crate::telemetry::Said;
 use crate::topology::codec::{CodecError, NodeInfo, Place, ShardState, Slots, Znode, check_name, decode, remedy};
 use crate::topology::{NodeId, ShardId};
-
-/// Complaints remembered, so that each is made once.
-const SAID_MAX: usize = 256;
 
 /// What is to be read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -64,7 +63,7 @@ impl Due {
 pub(super) struct Reader {
     pub(super) store: Store,
     pub(super) picture: Picture,
-    said: HashSet<String>,
+    said: Said,
 }
 
 impl Reader {
@@ -72,7 +71,7 @@ impl Reader {
         Self {
             store,
             picture: Picture::default(),
-            said: HashSet::new(),
+            said: Said::default(),
         }
     }
 
@@ -155,7 +154,7 @@ impl Reader {
 
     /// Says something once per `about`.
     pub(super) fn say(&mut self, about: &str, sentence: &str) {
-        if self.said.len() < SAID_MAX && self.said.insert(about.to_owned()) {
+        if self.said.first(clock::now(), about) {
             tracing::warn!("{sentence}");
         }
     }

@@ -7,13 +7,13 @@ use std::time::Duration;
 use super::Lie;
 use super::world::{Mail, NODES, Place, Status, World, Write, id, index};
 use crate::agent::machine::Source;
-use crate::agent::machine::action::{Action, Input, Registered, Reply, Ticket, Written};
+use crate::agent::machine::action::{Action, AskId, Input, Registered, Reply, Ticket, Written};
 use crate::agent::machine::detector::{PeerSeen, Seen};
-use crate::agent::machine::facts::{Facts, Role};
+use crate::agent::machine::facts::{Facts, PARKED_AT, Role};
 use crate::agent::machine::obedience::Ask;
 use crate::agent::machine::state::{State, Versioned};
 use crate::agent::machine::twin::redis::{Life, SimRedis};
-use crate::topology::{Epoch, Phase};
+use crate::topology::Epoch;
 
 /// Between two inputs of an agent: enough to tell what came first.
 const TICK: Duration = Duration::from_micros(1);
@@ -67,10 +67,10 @@ impl World {
             }
             Action::Remember(epoch) => self.disks[by.0] = epoch,
             Action::Keep(streams) => self.streams[by.0] = Arc::new(streams),
-            // An agent that is gone takes its host with it here: the twin world has the other case.
-            Action::Deputise { id, .. } => {
-                let reply = Reply::Failed("no answer".to_owned());
-                self.post(Mail::Answer { to: by, id, reply });
+            Action::Deputise { id, addr, ask } => {
+                if let Some(to) = (0..NODES).find(|other| self.redis[*other].addr == addr) {
+                    self.post(Mail::Deputise { by, id, to, ask });
+                }
             }
             Action::Record(outcome) => {
                 let ends =
@@ -96,7 +96,10 @@ impl World {
             None => Seen::Dead,
             Some(_) if self.redis[at].frozen => Seen::Silent,
             Some(life) => Seen::Up {
-                facts: life.facts(),
+                facts: Facts {
+                    replicas: self.replicas(at),
+                    ..life.facts()
+                },
                 asked_at,
             },
         };
@@ -123,10 +126,16 @@ impl World {
         });
         let nodes: Vec<Registered> = nodes.collect();
         let wish = self.wish.clone();
+        let wanted = (*self.wanted).clone();
         let mut acted = self.tell(place, Input::Nodes(nodes));
         acted |= self.tell(place, Input::Proxies(Default::default()));
+        acted |= self.tell(place, Input::Wanted(wanted));
         for (other, seen) in peers {
+            let refuses = |world: &Self| world.agent(place).map(|me| me.machine.detector.refused_by(&id(other)));
+            let before = refuses(self);
             acted |= self.tell(place, Input::Peer(id(other), seen));
+            // What it will do about that waits for time to pass.
+            acted |= refuses(self) != before;
         }
         acted |= self.tell(place, Input::Wish(wish));
         acted |= self.tell(place, Input::Own(own));
@@ -137,6 +146,13 @@ impl World {
             self.print_agent(node);
         }
         acted
+    }
+
+    /// How many replicas a node hears.
+    fn replicas(&self, node: usize) -> u32 {
+        let follows = |life: &Life| life.linked && life.follows.as_ref() == Some(&self.redis[node].addr);
+        let lives = self.redis.iter().filter_map(|redis| redis.up());
+        count(lives.filter(|life| follows(life)).count())
     }
 
     /// Whether an agent does not know yet what the store says.
@@ -175,17 +191,17 @@ impl World {
                     running.is_some_and(|running| running.job == *job && matches!(running.source, Source::Course(_)));
                 !own && self.deliverable(mail)
             }
-            Mail::Ask { .. } | Mail::Write { .. } | Mail::Linked { .. } => false,
+            Mail::Ask { .. } | Mail::Write { .. } | Mail::Linked { .. } | Mail::Deputise { .. } => false,
         }
     }
 
     /// Whether what is on its way can arrive now.
     pub fn deliverable(&self, mail: &Mail) -> bool {
         match mail {
-            Mail::Act { by, ask, .. } => match ask {
+            Mail::Act { by: (node, _), ask, .. } | Mail::Deputise { to: node, ask, .. } => match ask {
                 // The agent looks until it is so, for as long as it is asked.
                 Ask::Reach { mark: Some(mark), .. } => {
-                    let life = self.redis[by.0].up();
+                    let life = self.redis[*node].up();
                     life.is_none_or(|life| life.has_reached(mark))
                 }
                 Ask::Reach { mark: None, .. }
@@ -205,7 +221,11 @@ impl World {
         let node = match &mail {
             Mail::Ask { to, .. } => *to,
             Mail::Answer { to, .. } => to.0,
-            Mail::Write { by, .. } | Mail::Read { by } | Mail::Act { by, .. } | Mail::Linked { by, .. } => by.0,
+            Mail::Write { by, .. }
+            | Mail::Read { by }
+            | Mail::Act { by, .. }
+            | Mail::Linked { by, .. }
+            | Mail::Deputise { by, .. } => by.0,
         };
         match mail {
             Mail::Ask { from, id, to, ask } => {
@@ -219,7 +239,12 @@ impl World {
                 }
                 self.tell(place, Input::Asked(ticket, ask));
             }
-            Mail::Answer { to, id, reply } => {
+            Mail::Answer { to, id, mut reply } => {
+                if let Reply::Done(facts) = &mut reply
+                    && lie == Lie::FollowsAtOnce
+                {
+                    self.flatter(facts);
+                }
                 self.tell(to, Input::Answered(id, reply));
             }
             Mail::Write { by, expect, state } => {
@@ -231,6 +256,7 @@ impl World {
                 self.tell(by, Input::Synced(read));
             }
             Mail::Act { by, job, ask } => self.carry_out(by, job, ask, lie),
+            Mail::Deputise { by, id, to, ask } => self.deputise(by, id, to, ask, lie),
             Mail::Linked { by, job } => {
                 let facts = self.redis[by.0].up().map(|life| Box::new(life.facts()));
                 self.tell(by, Input::Acted(job, facts.ok_or_else(|| "no answer".to_owned())));
@@ -253,7 +279,7 @@ impl World {
                 self.tell(by, Input::Written(Written::Unknown));
                 self.print_agent(by.0);
             }
-            Mail::Ask { .. } | Mail::Read { .. } | Mail::Act { .. } | Mail::Linked { .. } => {}
+            Mail::Ask { .. } | Mail::Read { .. } | Mail::Act { .. } | Mail::Linked { .. } | Mail::Deputise { .. } => {}
         }
     }
 
@@ -265,26 +291,65 @@ impl World {
         let lied = match lie {
             Lie::ParkNotDone => matches!(ask, Ask::Park { .. }) && by.0 == 2,
             Lie::FenceNotDone => matches!(ask, Ask::Fence { .. }),
-            Lie::None | Lie::NoWait => false,
+            Lie::RenewNotDone => matches!(ask, Ask::Renew { .. }),
+            Lie::None | Lie::NoWait | Lie::DeputyNotDone | Lie::FollowsAtOnce | Lie::PlainChange => false,
         };
-        let result = if lied {
-            let life = self.redis[by.0].up();
-            let parked = life.map(|life| Facts {
-                role: Role::Replica,
-                follows: crate::agent::machine::facts::PARKED_AT.parse().ok(),
-                link_up: false,
-                ..life.facts()
-            });
-            parked.map(Box::new).ok_or_else(|| "no answer".to_owned())
-        } else {
-            self.redis_mut(by.0).act(&ask)
-        };
+        let redis = self.redis_mut(by.0);
+        redis.deputy = None;
+        let result = if lied { pretend(redis, &ask) } else { redis.act(&ask) };
         match (result, ask) {
             (Ok(_), Ask::Follow { .. }) => self.post(Mail::Linked { by, job }),
             (result, _) => {
                 self.tell(by, Input::Acted(job, result));
             }
         }
+    }
+
+    /// An agent's command reaches the Redis of another. Whoever commanded that since the park has ended the connection.
+    fn deputise(&mut self, by: Place, id: AskId, to: usize, ask: Ask, lie: Lie) {
+        let from = (super::world::id(by.0), by.1);
+        let redis = self.redis_mut(to);
+        let parks = matches!(ask, Ask::Park { .. });
+        if parks && redis.up().is_some() {
+            redis.deputy = Some(from.clone());
+        }
+        let result = if redis.deputy.as_ref() != Some(&from) {
+            Err("not connected".to_owned())
+        } else if parks && lie == Lie::DeputyNotDone {
+            pretend(redis, &ask)
+        } else {
+            redis.act(&ask)
+        };
+        let reply = result.map_or_else(Reply::Failed, Reply::Done);
+        self.post(Mail::Answer { to: by, id, reply });
+    }
+
+    /// A node that follows another says that it has everything of it.
+    fn flatter(&self, facts: &mut Facts) {
+        let followed = self
+            .redis
+            .iter()
+            .find(|redis| Some(&redis.addr) == facts.follows.as_ref());
+        if let Some(master) = followed.and_then(|redis| redis.up()) {
+            facts.replid.clone_from(&master.replid);
+            (facts.offset, facts.link_up, facts.syncing) = (master.offset(), true, false);
+        }
+    }
+
+    /// The operator's wish is written over the state as it stands.
+    pub fn change_plainly(&mut self) {
+        let Some(known) = self.store.as_deref().cloned() else {
+            return;
+        };
+        let (members, w) = (self.wanted.members.clone(), self.wanted.ack_replicas);
+        let mut state = State {
+            members,
+            ack_replicas: w,
+            ..known.state
+        };
+        let members = &state.members;
+        state.valid.retain(|node, _| members.contains(node));
+        self.write(Some(known.version), state);
     }
 
     fn write(&mut self, expect: Option<i32>, state: State) -> Written {
@@ -297,10 +362,7 @@ impl World {
             self.broken = Some("I3 the shard's epoch went back");
         }
         let version = version.map_or(0, |version| version + 1);
-        let last = self.published.last().map_or(Epoch(0), |last| last.epoch);
-        if state.phase == Phase::Serving && state.epoch > last {
-            self.published.push(state.clone().into());
-        }
+        self.publish(&state);
         let written = Versioned { version, state };
         let mut hasher = DefaultHasher::new();
         format!("{written:?}").hash(&mut hasher);
@@ -375,24 +437,32 @@ impl World {
         true
     }
 
-    /// Whether enough replicas have a write; who is linked acknowledges to its master.
-    pub fn covered(&self, write: &Write, w: usize) -> bool {
+    /// Whether enough members have a write; who is linked acknowledges to its master.
+    pub fn covered(&self, write: &Write, lie: Lie) -> bool {
+        let Some(published) = self.published_in(write.epoch) else {
+            return false;
+        };
         let addr = &self.redis[write.node].addr;
         let holds = |life: &Life| life.linked && life.follows.as_ref() == Some(addr) && life.log.contains(&write.id);
-        let holders = self
+        let members = self
             .redis
             .iter()
-            .filter_map(|redis| redis.up())
-            .filter(|life| holds(life));
+            .filter(|redis| published.members.contains(&redis.node));
+        let holders = members.filter_map(|redis| redis.up()).filter(|life| holds(life));
         let there = self.connected(write) && !self.redis[write.node].frozen;
-        write.status == Status::Pending && there && holders.count() >= w
+        let enough = lie == Lie::NoWait || count(holders.count()) >= published.ack_replicas;
+        write.status == Status::Pending && there && enough
     }
 
-    pub fn acknowledge(&mut self, write: usize) {
-        if self.writes[write].late {
+    /// The client hears that its write was done, which promises something where replicas acknowledge, and everywhere as
+    /// long as nothing of the kind that may cost data without them happens (`strict`).
+    pub fn acknowledge(&mut self, write: usize, strict: bool) {
+        let epoch = self.writes[write].epoch;
+        let counts = strict || self.published_in(epoch).is_some_and(State::keeps);
+        if self.writes[write].late && counts {
             self.broken = Some("I2 a write was acknowledged that was issued after a newer epoch was published");
         }
-        self.writes[write].status = Status::Acked;
+        self.writes[write].status = if counts { Status::Acked } else { Status::Doubt };
     }
 
     /// A restarted server has nothing.
@@ -400,4 +470,24 @@ impl World {
         let redis: &mut SimRedis = self.redis_mut(node);
         redis.start(Vec::new(), None);
     }
+}
+
+/// What a node says that did as it was told, of one that did not.
+fn pretend(redis: &SimRedis, ask: &Ask) -> Result<Box<Facts>, String> {
+    let facts = redis.up().map(Life::facts).ok_or_else(|| "no answer".to_owned())?;
+    Ok(Box::new(match ask {
+        Ask::Park { epoch } | Ask::Fence { epoch, .. } => Facts {
+            epoch: *epoch,
+            role: Role::Replica,
+            follows: PARKED_AT.parse().ok(),
+            link_up: false,
+            ..facts
+        },
+        Ask::Renew { epoch, .. } => Facts { epoch: *epoch, ..facts },
+        Ask::Reach { .. } | Ask::Promote { .. } | Ask::Follow { .. } => facts,
+    }))
+}
+
+fn count(some: usize) -> u32 {
+    u32::try_from(some).unwrap_or(u32::MAX)
 }

@@ -23,6 +23,7 @@ mod deliver;
 mod model;
 mod print;
 mod runs;
+mod schedule;
 mod world;
 
 /// What the world makes the machines believe.
@@ -36,4 +37,12 @@ enum Lie {
     FenceNotDone,
     /// Acknowledgements are not waited for: W is 1 in the state, and 0 at the proxies.
     NoWait,
+    /// A master that stays in a new epoch says that its users are new, and they are not (R5, ha-rules d6).
+    RenewNotDone,
+    /// A replica that was told to follow says at once that it has everything (R2, ha-rules d3).
+    FollowsAtOnce,
+    /// What the operator wants is written over the state, without an epoch of its own (R5, ha-rules c1).
+    PlainChange,
+    /// A living master whose agent is gone is said to be parked, and is not.
+    DeputyNotDone,
 }

@@ -7,15 +7,14 @@ use stateright::{Model, Property};
 
 use super::Lie;
 use super::print::PASS;
+use super::schedule::{Begin, start};
 use super::world::{Budget, Mail, NODES, World, id};
 use crate::agent::machine::action::Input;
 use crate::clock;
-use crate::topology::codec::SwitchRequest;
+use crate::topology::codec::{ShardConfig, SwitchRequest};
 
-/// Rounds of the fair schedule that must do.
-const ROUNDS_MAX: usize = 400;
-/// How long such a round takes.
-const ROUND: Duration = Duration::from_millis(20);
+/// L.
+pub(super) const LIVE: &str = "L a serving master is reachable";
 
 /// One step of one party. Mail is named by its place in the world's list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,11 +36,19 @@ pub(super) enum Step {
     KillAgent(usize),
     StartAgent(usize),
     Wish(usize),
+    /// The operator wants something else of the shard.
+    Want,
 }
 
 /// The model: where it begins, and its bounds.
 pub(super) struct Check {
-    pub w: u32,
+    /// What the shard is founded as.
+    pub wanted: ShardConfig,
+    /// What the operator wants then.
+    pub change: ShardConfig,
+    pub begin: Begin,
+    /// Nothing happens that may cost data where no replica acknowledges: every answer is a promise.
+    pub strict: bool,
     pub lie: Lie,
     pub budget: Budget,
     /// The highest epoch that is explored.
@@ -50,85 +57,38 @@ pub(super) struct Check {
     pub lookers: &'static [usize],
     /// Whom faults hit.
     pub victims: &'static [usize],
+    /// Who may be stopped for long.
+    pub sleepers: &'static [usize],
     /// L is checked from one state in so many; 0 is never.
     pub liveness: u64,
-    start: Instant,
+    pub start: Instant,
+}
+
+/// Members as a string of their names.
+pub(super) fn shard(members: &str, w: u32) -> ShardConfig {
+    ShardConfig {
+        ack_replicas: w,
+        members: (0..NODES).map(id).filter(|id| members.contains(id.as_str())).collect(),
+        ..ShardConfig::default()
+    }
 }
 
 impl Check {
     pub fn new(w: u32, lie: Lie, epochs: u64, budget: Budget) -> Self {
         Self {
-            w,
+            wanted: shard("abc", w),
+            change: shard("abc", w),
+            begin: Begin::Founded,
+            strict: false,
             lie,
             budget,
             epochs,
             lookers: &[0],
             victims: &[0],
+            sleepers: &[0],
             liveness: 0,
-            start: clock::now() + 10 * PASS,
+            start: start(clock::now()),
         }
-    }
-
-    /// A shard that serves in epoch 1, all its members valid.
-    fn founded(&self) -> World {
-        let mut world = World::new(self.start, self.w);
-        let whole = |world: &World| {
-            let state = world.store.as_ref().map(|known| &known.state);
-            let seated = state.is_some_and(|state| state.valid.len() == NODES);
-            seated && world.mail.is_empty() && world.is_served()
-        };
-        let founded = self.fairly(&mut world, Lie::None, whole);
-        assert!(founded, "the shard is never founded: {world:?}");
-        world.left = self.budget;
-        world.said.clear();
-        world.settle();
-        world
-    }
-
-    /// Everybody does what they can, in turn, until `done`. Whether it came to that.
-    fn fairly(&self, world: &mut World, lie: Lie, done: impl Fn(&World) -> bool) -> bool {
-        for _ in 0..ROUNDS_MAX {
-            if done(world) {
-                return true;
-            }
-            let mail: Vec<Arc<Mail>> = world.mail.iter().map(|(_, mail)| mail.clone()).collect();
-            for mail in mail
-                .into_iter()
-                .filter(|mail| world.deliverable(mail))
-                .collect::<Vec<_>>()
-            {
-                take(world, &mail);
-                world.deliver((*mail).clone(), lie);
-            }
-            for node in 0..NODES {
-                world.replicate(node);
-                if world.behind(node)
-                    && let Some(store) = world.store.clone()
-                {
-                    world.learn(node, (*store).clone());
-                }
-                pass(world, node, ROUND);
-                world.look(node);
-            }
-            world.settle();
-        }
-        false
-    }
-
-    /// L: without further faults a master comes to serve, or too few valid members are left for it.
-    fn can_serve(&self, world: &World) -> bool {
-        if self.liveness == 0 || !world.print.is_multiple_of(self.liveness) || world.is_served() {
-            return true;
-        }
-        let mut world = world.clone();
-        for node in 0..NODES {
-            let redis = world.redis_mut(node);
-            redis.frozen = false;
-            if world.agents[node].is_none() {
-                world.start_agent(node, self.start + PASS, self.w);
-            }
-        }
-        !world.enough_left() || self.fairly(&mut world, self.lie, World::is_served)
     }
 
     fn faults(&self, world: &World, steps: &mut Vec<Step>) {
@@ -151,12 +111,33 @@ impl Check {
             } else if !agent {
                 steps.push(Step::StartAgent(node));
             }
-            if agent && left.passes > 0 {
+        }
+        for node in self.sleepers.iter().copied() {
+            if left.passes > 0 && world.agents[node].is_some() {
                 steps.push(Step::Pass(node));
             }
         }
         if left.wishes > 0 && world.wish.is_none() {
             steps.push(Step::Wish(1));
+        }
+        if left.wants > 0 {
+            steps.push(Step::Want);
+        }
+    }
+
+    /// Somebody asks for a switchover to a node.
+    pub fn wish(&self, world: &mut World, to: usize) {
+        world.wish = Some(SwitchRequest {
+            id: format!("wish-{}", world.left.wishes),
+            to: Some(id(to)),
+            asked_by: String::new(),
+        });
+    }
+
+    pub fn want(&self, world: &mut World) {
+        world.wanted = self.change.clone().into();
+        if self.lie == Lie::PlainChange {
+            world.change_plainly();
         }
     }
 
@@ -193,7 +174,7 @@ impl Check {
                     return false;
                 }
             }
-            Step::Acknowledge(write) => world.acknowledge(write),
+            Step::Acknowledge(write) => world.acknowledge(write, self.strict),
             Step::Pass(node) => {
                 world.left.passes -= 1;
                 pass(world, node, PASS);
@@ -217,16 +198,16 @@ impl Check {
                 world.agents[node] = None;
             }
             Step::StartAgent(node) => {
-                world.start_agent(node, self.start + PASS, self.w);
+                world.start_agent(node, self.start + PASS);
                 world.print_agent(node);
             }
             Step::Wish(to) => {
                 world.left.wishes -= 1;
-                world.wish = Some(SwitchRequest {
-                    id: format!("wish-{}", world.left.wishes),
-                    to: Some(id(to)),
-                    asked_by: String::new(),
-                });
+                self.wish(world, to);
+            }
+            Step::Want => {
+                world.left.wants -= 1;
+                self.want(world);
             }
         }
         true
@@ -234,14 +215,14 @@ impl Check {
 }
 
 /// Takes a piece of mail out of the list, if it is there still.
-fn take(world: &mut World, mail: &Arc<Mail>) {
+pub(super) fn take(world: &mut World, mail: &Arc<Mail>) {
     if let Some(place) = world.mail.iter().position(|(_, known)| Arc::ptr_eq(known, mail)) {
         world.mail.remove(place);
     }
 }
 
 /// Time passes for an agent.
-fn pass(world: &mut World, node: usize, time: Duration) {
+pub(super) fn pass(world: &mut World, node: usize, time: Duration) {
     let Some(agent) = world.agents[node].as_deref() else {
         return;
     };
@@ -258,7 +239,7 @@ impl Model for Check {
     type Action = Step;
 
     fn init_states(&self) -> Vec<World> {
-        vec![self.founded()]
+        self.beginnings()
     }
 
     fn actions(&self, world: &World, steps: &mut Vec<Step>) {
@@ -277,7 +258,11 @@ impl Model for Check {
                         steps.push(Step::LoseWrite(place, true));
                         steps.push(Step::LoseWrite(place, false));
                     }
-                    Mail::Ask { .. } | Mail::Read { .. } | Mail::Act { .. } | Mail::Linked { .. } => {}
+                    Mail::Ask { .. }
+                    | Mail::Read { .. }
+                    | Mail::Act { .. }
+                    | Mail::Linked { .. }
+                    | Mail::Deputise { .. } => {}
                 }
             }
         }
@@ -293,13 +278,8 @@ impl Model for Check {
         if world.left.writes > 0 {
             steps.extend((0..world.published.len()).map(Step::Write));
         }
-        let w = if self.lie == Lie::NoWait {
-            0
-        } else {
-            usize::try_from(self.w).unwrap_or(0)
-        };
         for (place, write) in world.writes.iter().enumerate() {
-            if world.covered(write, w) {
+            if world.covered(write, self.lie) {
                 steps.push(Step::Acknowledge(place));
             }
         }
@@ -326,9 +306,7 @@ impl Model for Check {
                 world.one_acknowledges()
             }),
             Property::always("I2 to I4 step by step", |_, world: &World| world.broken.is_none()),
-            Property::always("L a serving master is reachable", |model: &Self, world| {
-                model.can_serve(world)
-            }),
+            Property::always(LIVE, |model: &Self, world| model.can_serve(world)),
         ]
     }
 

@@ -14,8 +14,8 @@ use crate::agent::machine::state::{State, Versioned};
 use crate::agent::machine::timings::Timings;
 use crate::agent::machine::twin::redis::SimRedis;
 use crate::agent::machine::{Identity, Machine};
-use crate::topology::codec::SwitchRequest;
-use crate::topology::{Epoch, NodeId, RunId};
+use crate::topology::codec::{ShardConfig, SwitchRequest};
+use crate::topology::{Epoch, NodeId, Phase, RunId};
 
 pub(super) const NODES: usize = 3;
 
@@ -63,6 +63,13 @@ pub(super) enum Mail {
         job: Job,
         ask: Ask,
     },
+    /// A command to the Redis of another node, whose agent is gone.
+    Deputise {
+        by: Place,
+        id: AskId,
+        to: usize,
+        ask: Ask,
+    },
     /// A replica was pointed at its master; how that stands is read when this arrives.
     Linked {
         by: Place,
@@ -73,7 +80,9 @@ pub(super) enum Mail {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Status {
     Pending,
+    /// It was promised to stay.
     Acked,
+    /// It may be lost: the client got no answer, or one for which no replica was asked.
     Doubt,
 }
 
@@ -101,6 +110,8 @@ pub(super) struct Budget {
     /// Times an agent is stopped for long.
     pub passes: u32,
     pub wishes: u32,
+    /// Times the operator wants something else of the shard.
+    pub wants: u32,
 }
 
 #[derive(Clone)]
@@ -113,8 +124,11 @@ pub(super) struct World {
     pub redis: [Arc<SimRedis>; NODES],
     pub store: Option<Arc<Versioned>>,
     pub store_print: u64,
-    /// The first `serving` state of each epoch.
+    /// The first `serving` state of each epoch, with the lowest W and all the members of those that came after it: proxies
+    /// may use any of them.
     pub published: Vec<Arc<State>>,
+    /// What the operator wants.
+    pub wanted: Arc<ShardConfig>,
     pub mail: Vec<(u64, Arc<Mail>)>,
     pub wish: Option<SwitchRequest>,
     pub writes: Vec<Write>,
@@ -168,8 +182,8 @@ pub(super) fn timings() -> Timings {
 }
 
 impl World {
-    /// Three nodes that know of nothing yet. `w` replicas must acknowledge.
-    pub fn new(now: Instant, w: u32) -> Self {
+    /// Three nodes that know of nothing yet, of which some may be no members.
+    pub fn new(now: Instant, wanted: ShardConfig) -> Self {
         let redis = |node: usize| Arc::new(SimRedis::new(&id(node), 7001 + u16::try_from(node).unwrap_or(0)));
         let mut world = Self {
             agents: [None, None, None],
@@ -180,6 +194,7 @@ impl World {
             store: None,
             store_print: 0,
             published: Vec::new(),
+            wanted: wanted.into(),
             mail: Vec::new(),
             wish: None,
             writes: Vec::new(),
@@ -189,19 +204,19 @@ impl World {
             print: 0,
         };
         for node in 0..NODES {
-            world.start_agent(node, now, w);
+            world.start_agent(node, now);
         }
         world
     }
 
-    pub fn start_agent(&mut self, node: usize, now: Instant, w: u32) {
+    pub fn start_agent(&mut self, node: usize, now: Instant) {
         self.lives[node] += 1;
         let me = Identity {
             node: id(node),
             addr: self.redis[node].addr.clone(),
             priority: 100,
-            members: (0..NODES).map(id).collect(),
-            ack_replicas: w,
+            members: self.wanted.members.clone(),
+            ack_replicas: self.wanted.ack_replicas,
         };
         let seed = u64::from(self.lives[node]) * 1000 + u64::try_from(node).unwrap_or(0);
         let life = self.lives[node];
@@ -261,10 +276,10 @@ impl World {
         }
         let agents = std::array::from_fn::<_, NODES, _>(|node| self.agents[node].as_ref().map(|agent| agent.life));
         let lives = |(node, life): Place| agents[node] == Some(life);
-        // A question and a write arrive although who sent them died; the rest is nobody's.
+        // A question, a write, a command to another's Redis arrive although who sent them died; the rest is nobody's.
         self.mail.retain(|(_, mail)| match &**mail {
             Mail::Ask { to, .. } => agents[*to].is_some(),
-            Mail::Write { .. } => true,
+            Mail::Write { .. } | Mail::Deputise { .. } => true,
             Mail::Answer { to: by, .. } | Mail::Read { by } | Mail::Act { by, .. } | Mail::Linked { by, .. } => {
                 lives(*by)
             }
@@ -278,7 +293,10 @@ impl World {
         }
         (&self.redis, self.store_print).hash(&mut hasher);
         self.wish.as_ref().map(|wish| &wish.id).hash(&mut hasher);
-        self.published.len().hash(&mut hasher);
+        format!("{:?}", self.wanted).hash(&mut hasher);
+        for known in &self.published {
+            (known.epoch, known.ack_replicas, &known.members).hash(&mut hasher);
+        }
         (&self.writes, &self.left, &self.disks, &self.streams, self.broken).hash(&mut hasher);
         self.print = hasher.finish();
     }
@@ -300,6 +318,30 @@ impl World {
         (life.run_id == master.run_id && life.role == Role::Master).then_some((state, node))
     }
 
+    /// A state was written that proxies may use.
+    pub fn publish(&mut self, state: &State) {
+        if state.phase != Phase::Serving {
+            return;
+        }
+        match self.published.last_mut() {
+            Some(last) if last.epoch > state.epoch => {}
+            Some(last) if last.epoch == state.epoch => {
+                let last = Arc::make_mut(last);
+                last.members.extend(state.members.iter().cloned());
+                if state.ack_replicas < last.ack_replicas {
+                    (last.ack_replicas, last.shrunk_from) = (state.ack_replicas, state.shrunk_from);
+                }
+            }
+            Some(_) | None => self.published.push(state.clone().into()),
+        }
+    }
+
+    /// What was published in an epoch.
+    pub fn published_in(&self, epoch: Epoch) -> Option<&State> {
+        let known = self.published.iter().find(|known| known.epoch == epoch);
+        known.map(|known| &**known)
+    }
+
     /// L: a master serves, and proxies of its epoch are admitted.
     pub fn is_served(&self) -> bool {
         self.serving().is_some_and(|(state, node)| {
@@ -309,11 +351,38 @@ impl World {
         })
     }
 
-    /// Whether the shard can be expected to go on: n-W valid members, or the published master, are there.
+    /// L, too: the shard is as the operator wants it, and the loss of its master is survived at once.
+    pub fn is_whole(&self) -> bool {
+        let Some((state, master)) = self.serving() else {
+            return false;
+        };
+        let as_wanted = state.members == self.wanted.members && state.ack_replicas == self.wanted.ack_replicas;
+        let holds = |node: &NodeId| {
+            let up = self.redis[index(node)].up();
+            up.is_some_and(|life| state.valid.get(node) == Some(&life.run_id))
+        };
+        let linked = |node: usize| {
+            let up = self.redis[node].up();
+            up.is_some_and(|life| life.linked && life.follows.as_ref() == Some(&self.redis[master].addr))
+        };
+        let mut others = state.members.iter().map(index).filter(|node| *node != master);
+        self.is_served() && as_wanted && state.members.iter().all(holds) && others.all(linked)
+    }
+
+    /// Whether the shard can be expected to go on: n-W valid members are there, by the state that stands and by each that is
+    /// on its way over it. (A master may die between the look before its publication and that.)
     pub fn enough_left(&self) -> bool {
-        let Some(state) = self.store.as_ref().map(|known| &known.state) else {
+        let Some(known) = self.store.as_deref() else {
             return true;
         };
+        let next = self.mail.iter().filter_map(|(_, mail)| match &**mail {
+            Mail::Write { expect, state, .. } if *expect == Some(known.version) => Some(state),
+            _ => None,
+        });
+        next.chain([&known.state]).all(|state| self.enough_of(state))
+    }
+
+    fn enough_of(&self, state: &State) -> bool {
         let there = |node: usize, run_id: &RunId| {
             let up = self.redis[node].up().is_some_and(|life| life.run_id == *run_id);
             up && self.agents[node].is_some()
