@@ -4,13 +4,16 @@
 # make chaos  faults drawn from a seed against a cluster on hosts of its own; needs root
 #             (options: make chaos ARGS='CHAOS_SEED=7 CHAOS_MINUTES=30 CHAOS_W=0 CHAOS_READS=causal CHAOS_PIPELINE=32')
 # make model  the model checks with wide bounds, some minutes (the narrow ones are part of make test)
+# make fuzz   each fuzz target for a minute; needs a nightly compiler and cargo-fuzz
+#             (options: make fuzz TARGETS='keys peers' ARGS='-max_total_time=600')
 # make audit  licences and advisories of the dependencies (needs cargo-deny)
 
 SHELL := /bin/bash
 CARGO ?= cargo
 ARGS ?=
+TARGETS ?= commands keys peers replies requests znodes
 
-.PHONY: setup build up test chaos model audit
+.PHONY: setup build up test chaos model fuzz audit
 
 setup:
 	@conf/setup.sh
@@ -37,6 +40,13 @@ chaos: setup
 model: setup
 	$(CARGO) test --release --locked --test model -- --include-ignored --nocapture --test-threads 1
 	$(CARGO) test --release --locked --lib machine::check -- --include-ignored --nocapture --test-threads 1
+
+fuzz:
+	for target in $(TARGETS); do \
+		corpus="fuzz/corpus/$$target"; \
+		if [ -d tests/corpus/$$target ]; then corpus="$$corpus tests/corpus/$$target"; fi; \
+		$(CARGO) +nightly fuzz run --sanitizer none $$target $$corpus -- -max_total_time=60 $(ARGS) || exit 1; \
+	done
 
 audit:
 	$(CARGO) deny check licenses bans

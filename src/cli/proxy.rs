@@ -6,10 +6,10 @@ use std::sync::Arc;
 use super::agent::store;
 use super::{Failure, signals};
 use crate::admin::{self, Pages};
-use crate::config::{self, ConfigError, Document, Ensemble, File, Kind, Name, ProxyFile, Source, read_secret};
+use crate::config::{self, ConfigError, Document, Ensemble, File, Kind, Name, ProxyFile, Source, Users, read_secret};
 use crate::proxy::shared::ControlLogin;
 use crate::proxy::source::Topology;
-use crate::proxy::{self, Settings, StaleReads, View};
+use crate::proxy::{self, Guests, Settings, StaleReads, View};
 use crate::route::ReadPolicy;
 use crate::topology::Addr;
 
@@ -54,6 +54,9 @@ pub struct Args {
     /// The file that holds its password.
     #[arg(long, value_name = "FILE")]
     redis_password_file: Option<PathBuf>,
+    /// The file of the users who may log in to the proxy itself; the config says who they are to the servers.
+    #[arg(long, value_name = "FILE")]
+    users_file: Option<PathBuf>,
     /// Where /healthz, /readyz, /topology and /metrics answer.
     #[arg(long, value_name = "HOST:PORT")]
     admin: Option<Addr>,
@@ -126,6 +129,7 @@ impl Args {
         file.secret_file = self.secret_file.or(file.secret_file);
         file.redis_user = self.redis_user.or(file.redis_user);
         file.redis_password_file = self.redis_password_file.or(file.redis_password_file);
+        file.users_file = self.users_file.or(file.users_file);
         file.admin = self.admin.or(file.admin);
         file.ack_replicas = self.ack_replicas.unwrap_or(file.ack_replicas);
         file.workers = self.workers.or(file.workers);
@@ -137,6 +141,17 @@ fn build(checked: config::Proxy) -> Result<Settings, Failure> {
     let secret = checked.secret_file.as_deref().map(read_secret).transpose()?;
     let login = match checked.redis_password.read()? {
         Some(password) => Some((checked.redis_user.unwrap_or("default".to_owned()), password)),
+        None => None,
+    };
+    let guests = match &checked.users_file {
+        Some(path) => {
+            let password = checked.users_redis_password.read()?;
+            let user = checked.users_redis_user.unwrap_or("default".to_owned());
+            Some(Arc::new(Guests {
+                users: Users::read(path)?,
+                redis_login: password.map(|password| (user, password)),
+            }))
+        }
         None => None,
     };
     let topology = match checked.source {
@@ -174,5 +189,6 @@ fn build(checked: config::Proxy) -> Result<Settings, Failure> {
     settings.clients_max = checked.clients_max;
     settings.secret = secret;
     settings.redis_login = login;
+    settings.guests = guests;
     Ok(settings)
 }

@@ -117,17 +117,34 @@ impl Table {
     /// the table larger than `COMMANDS_MAX`.
     pub fn merged_with(&self, reply: &BytesFrame) -> Result<Self, ReplyError> {
         let mut commands = self.commands.clone();
+        let mut added = HashMap::new();
         for row in reply::rows(reply)? {
             // Servers before 7.0 list the words they close a connection for as commands.
             if is_cross_protocol(row.name.as_bytes()) {
                 continue;
             }
-            match self.named(&row.name) {
-                Some(known) => commands[usize::from(known.id.0)].tighten(&row),
-                None => commands.push(self.stranger(commands.len(), &row)?),
+            let known = self.named(&row.name).map(|known| usize::from(known.id.0));
+            if let Some(place) = known.or_else(|| added.get(&row.name).copied()) {
+                commands[place].tighten(&row);
+            } else if self.can_be_named(&row.name, &added) {
+                let place = commands.len();
+                commands.push(self.stranger(place, &row)?);
+                added.insert(row.name, place);
             }
         }
         Ok(Self::of(commands))
+    }
+
+    /// Whether a request can name a new command. A subcommand needs a parent, which must not be a command that clients
+    /// use without subcommands: that would be in the way of its arguments.
+    fn can_be_named(&self, name: &str, added: &HashMap<String, usize>) -> bool {
+        let Some((parent, _)) = name.split_once('|') else {
+            return true;
+        };
+        match self.named(parent) {
+            Some(parent) => parent.is_container || !parent.lane,
+            None => added.contains_key(parent),
+        }
     }
 
     fn stranger(&self, place: usize, row: &Row) -> Result<Command, ReplyError> {
@@ -394,5 +411,26 @@ mod tests {
             table.merged_with(&reply(&said[..=room])).unwrap_err(),
             ReplyError::TooMany
         );
+    }
+
+    #[test]
+    fn the_same_reply_adds_nothing_the_second_time() {
+        let said = [
+            ("mod.get", 2, "readonly", 1, 1),
+            ("mod.get", -2, "write", 1, 1),
+            ("mod.box", -2, "", 0, 0),
+            ("mod.box|open", 3, "write", 2, 2),
+            ("nobody|home", 2, "readonly", 1, 1),
+            ("get|first", 3, "readonly", 2, 2),
+        ];
+        let merged = Table::builtin().merged_with(&reply(&said)).unwrap();
+        assert_eq!(merged.iter().len(), Table::builtin().iter().len() + 3);
+        assert!(merged.named("mod.get").unwrap().is_write());
+        assert!(merged.named("mod.box|open").is_some());
+        assert!(
+            !merged.named("get").unwrap().is_container,
+            "GET first is a request for a key"
+        );
+        assert!(merged.merged_with(&reply(&said)).unwrap().is_same(&merged));
     }
 }

@@ -14,6 +14,7 @@ mod document;
 mod error;
 mod proxy;
 mod secret;
+mod users;
 mod value;
 
 pub use agent::{Agent, AgentFile, OnStop, OnStopError, Password, TimingsFile};
@@ -21,4 +22,5 @@ pub use document::{Document, File, Kind, agent_toml, proxy_toml};
 pub use error::{ConfigError, Problem};
 pub use proxy::{Listener, Proxy, ProxyFile, ReadPolicy, Source, StaleReads, ZooKeeper};
 pub use secret::{SECRET_BYTES_MAX, SECRET_BYTES_MIN, read_secret, read_user_and_password};
+pub use users::Users;
 pub use value::{Ensemble, EnsembleError, Name};

@@ -68,6 +68,12 @@ pub struct ProxyFile {
     pub redis_user: Option<String>,
     /// The file that holds its password.
     pub redis_password_file: Option<PathBuf>,
+    /// The file of the users who may log in to the proxy.
+    pub users_file: Option<PathBuf>,
+    /// The Redis user that all of them are to the servers.
+    pub users_redis_user: Option<String>,
+    /// The file that holds its password.
+    pub users_redis_password_file: Option<PathBuf>,
     /// Where reads go.
     pub reads: ReadPolicy,
     /// What is done with them while the proxy hears neither ZooKeeper nor enough agents.
@@ -128,6 +134,9 @@ impl Default for ProxyFile {
             replicas: Vec::new(),
             redis_user: None,
             redis_password_file: None,
+            users_file: None,
+            users_redis_user: None,
+            users_redis_password_file: None,
             reads: ReadPolicy::Causal,
             stale_reads: None,
             suspicion_ms: 1000,
@@ -193,6 +202,12 @@ pub struct Proxy {
     pub redis_user: Option<String>,
     /// Its password.
     pub redis_password: Password,
+    /// The file of the users who may log in to the proxy; `None`: clients log in to the servers.
+    pub users_file: Option<PathBuf>,
+    /// The Redis user that all of them are to the servers.
+    pub users_redis_user: Option<String>,
+    /// Its password.
+    pub users_redis_password: Password,
     /// Where reads go.
     pub reads: ReadPolicy,
     /// What is done with them while the proxy hears neither ZooKeeper nor enough agents.
@@ -217,20 +232,39 @@ pub struct Proxy {
     pub listeners: Vec<(Addr, u32)>,
 }
 
+/// The password of a user, by the keys that name both.
+fn password(
+    (user_key, user): (&'static str, &Option<String>),
+    (file_key, file): (&str, &Option<PathBuf>),
+) -> Result<Password, Problem> {
+    match (user, file) {
+        (Some(_), None) => Err(Problem::new(
+            user_key,
+            format!("a user needs a password: give {file_key}"),
+        )),
+        (_, Some(path)) => Ok(Password::File(path.clone())),
+        (None, None) => Ok(Password::None),
+    }
+}
+
 impl ProxyFile {
     /// Checks what single values cannot show.
     pub fn check(&self) -> Result<Proxy, Problem> {
         if self.listen.is_empty() {
             return Err(Problem::new("listen", "there is no address: name at least one"));
         }
-        let redis_password = match (&self.redis_user, &self.redis_password_file) {
-            (Some(_), None) => {
-                let what = "a user needs a password: give redis_password_file";
-                return Err(Problem::new("redis_user", what));
-            }
-            (_, Some(path)) => Password::File(path.clone()),
-            (None, None) => Password::None,
-        };
+        let redis_password = password(
+            ("redis_user", &self.redis_user),
+            ("redis_password_file", &self.redis_password_file),
+        )?;
+        let users_redis_password = password(
+            ("users_redis_user", &self.users_redis_user),
+            ("users_redis_password_file", &self.users_redis_password_file),
+        )?;
+        if self.users_file.is_none() && self.users_redis_password_file.is_some() {
+            let what = "nobody is that user: give users_file, or clients log in as themselves";
+            return Err(Problem::new("users_redis_password_file", what));
+        }
         self.check_acks()?;
         let small = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
         let acks = |wanted: u64| u32::try_from(wanted).unwrap_or(u32::MAX);
@@ -243,6 +277,9 @@ impl ProxyFile {
             secret_file: self.secret_file.clone(),
             redis_user: self.redis_user.clone(),
             redis_password,
+            users_file: self.users_file.clone(),
+            users_redis_user: self.users_redis_user.clone(),
+            users_redis_password,
             reads: self.reads,
             stale_reads: self.stale_reads.unwrap_or(match self.reads {
                 ReadPolicy::Master => StaleReads::Refuse,

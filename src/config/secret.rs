@@ -1,4 +1,4 @@
-//! The files of the cluster's secret and of passwords.
+//! The files of the cluster's secret and of passwords, and how what is secret is read.
 //!
 //! Invariant: what others can read or change is no secret, and is refused before anything begins.
 
@@ -26,7 +26,7 @@ const GROUP_READS: u32 = 0o040;
 
 /// Reads the cluster's secret: the file's text without white space at its ends, at least [`SECRET_BYTES_MIN`] bytes.
 pub fn read_secret(path: &Path) -> Result<Arc<[u8]>, ConfigError> {
-    let text = read_private(path)?;
+    let text = read_private(path, SECRET_BYTES_MAX)?;
     let secret = text.trim();
     if secret.len() < SECRET_BYTES_MIN {
         let what = format!(
@@ -65,7 +65,7 @@ impl Password {
 
 /// The file's only line, without its end.
 fn read_line(path: &Path) -> Result<String, ConfigError> {
-    let text = read_private(path)?;
+    let text = read_private(path, SECRET_BYTES_MAX)?;
     let line = text.strip_suffix('\n').unwrap_or(&text);
     let line = line.strip_suffix('\r').unwrap_or(line);
     if line.contains(['\n', '\r']) {
@@ -77,7 +77,8 @@ fn read_line(path: &Path) -> Result<String, ConfigError> {
     Ok(line.to_owned())
 }
 
-fn read_private(path: &Path) -> Result<String, ConfigError> {
+/// The text of a file of at most `bytes_max` bytes that nobody else may use.
+pub(super) fn read_private(path: &Path, bytes_max: u64) -> Result<String, ConfigError> {
     let unreadable = |error| ConfigError::Unreadable {
         path: path.to_owned(),
         error,
@@ -92,15 +93,15 @@ fn read_private(path: &Path) -> Result<String, ConfigError> {
         let what = format!("{who} may use it: run 'chmod 600 {}'", path.display());
         return Err(refused(path, what));
     }
-    if found.len() > SECRET_BYTES_MAX {
+    if found.len() > bytes_max {
         let what = format!(
-            "it has {} bytes, at most {SECRET_BYTES_MAX} are read: it is another file",
+            "it has {} bytes, at most {bytes_max} are read: it is another file",
             found.len()
         );
         return Err(refused(path, what));
     }
     let mut text = String::new();
-    match file.take(SECRET_BYTES_MAX).read_to_string(&mut text) {
+    match file.take(bytes_max).read_to_string(&mut text) {
         Ok(_) => Ok(text),
         Err(error) if error.kind() == io::ErrorKind::InvalidData => {
             let what =
@@ -122,7 +123,7 @@ fn who_else(file: &Metadata) -> Option<&'static str> {
     }
 }
 
-fn refused(path: &Path, what: String) -> ConfigError {
+pub(super) fn refused(path: &Path, what: String) -> ConfigError {
     ConfigError::Secret {
         path: path.to_owned(),
         what,

@@ -125,7 +125,7 @@ pub enum Request {
 
 impl Request {
     /// As an end of this version writes it.
-    pub(super) fn frame(&self, version: Version) -> BytesFrame {
+    pub fn frame(&self, version: Version) -> BytesFrame {
         match self {
             Self::State => array(&[b"STATE"]),
             Self::Ask(json) => array(&[b"ASK", json]),
@@ -160,7 +160,7 @@ impl Request {
     }
 
     /// The request in a frame; none if it is none. What later versions may put behind it is passed over.
-    pub(super) fn parse(frame: &BytesFrame) -> Option<Self> {
+    pub fn parse(frame: &BytesFrame) -> Option<Self> {
         match parts(frame)?.as_slice() {
             [b"STATE", ..] => Some(Self::State),
             [b"ASK", json, ..] => Some(Self::Ask(Bytes::copy_from_slice(json))),
@@ -237,14 +237,15 @@ impl Attach {
 
 impl News {
     /// As an end of this version writes it.
-    pub(super) fn frame(&self, version: Version) -> BytesFrame {
+    pub fn frame(&self, version: Version) -> BytesFrame {
         match self {
             Self::State(relayed) => relayed.frame(),
             Self::Attach(attach) => attach.frame(version),
         }
     }
 
-    pub(super) fn parse(frame: &BytesFrame) -> Option<Self> {
+    /// The news in a frame; none if it is none. What later versions may put behind it is passed over.
+    pub fn parse(frame: &BytesFrame) -> Option<Self> {
         let state = Relayed::parse(frame).map(Self::State);
         state.or_else(|| Attach::parse(frame).map(Self::Attach))
     }

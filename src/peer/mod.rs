@@ -33,9 +33,10 @@ mod version;
 pub use bulletin::Bulletin;
 pub use client::{Client, PeerError};
 pub use credential::{Role, name, role_of, token};
+pub use frame::Bounded;
 pub use message::{Attach, Kind, News, Relayed, Report, Request, Word};
 pub use server::{Inbound, serve};
-use version::Version;
+pub use version::Version;
 
 /// The longest frame either end accepts, in bytes.
 pub const FRAME_MAX: usize = 256 * 1024;

@@ -23,11 +23,12 @@ mod shard;
 pub mod shared;
 pub mod source;
 mod spares;
+mod strangers;
 mod view;
 mod vocabulary;
 mod wake;
 mod worker;
 
 pub use acceptor::{ProxyError, run};
-pub use settings::{Settings, StaleReads};
+pub use settings::{Guests, Settings, StaleReads};
 pub use view::View;

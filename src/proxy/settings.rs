@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::liaison::Heed;
 use super::source::{Identity, Topology};
+use crate::config::Users;
 use crate::peer;
 use crate::route::ReadPolicy;
 use crate::topology::{Addr, Epoch, RunId, ShardId};
@@ -59,6 +60,17 @@ pub struct Settings {
     pub secret: Option<Arc<[u8]>>,
     /// Who the proxy's own connections are at servers that no agent makes its user on; none: whoever everybody is.
     pub redis_login: Option<(String, String)>,
+    /// Who may log in to the proxy itself; none: clients log in to the servers.
+    pub guests: Option<Arc<Guests>>,
+}
+
+/// Clients that log in to the proxy and not to the servers.
+#[derive(Clone, Debug)]
+pub struct Guests {
+    /// Who they are.
+    pub users: Users,
+    /// Name and password of the one user that all of them are to the servers; none: whoever everybody is.
+    pub redis_login: Option<(String, String)>,
 }
 
 impl Settings {
@@ -90,6 +102,7 @@ impl Settings {
             clients_max: 10_000,
             secret: None,
             redis_login: None,
+            guests: None,
         }
     }
 

@@ -3,24 +3,29 @@
 //!
 //! ```text
 //! worker greets a master --Greeted--> Learner asks it COMMAND, merges --table--> every worker
+//! client asks what no table has --Question--> Learner asks the last master COMMAND INFO, and COMMAND if it knows it
 //! ```
-//! Owns: asking each life of a master once, off the data path, and the newest table. Refuses: judging commands, which the
+//! Owns: asking each life of a master once, off the data path, and the newest table; asking once about a name that clients
+//! use and no table has, since modules are loaded while a server runs. Refuses: judging commands, which the
 //! table does: a new name never rides a lane, a known one only becomes stricter. Invariants: a table is immutable, and
 //! kept for good, so that looking something up counts no references; there are at most [`TABLES_MAX`], and a server that
-//! adds nothing makes none.
+//! adds nothing makes none; what clients ask for that nobody knows costs no more than [`Strangers`] allow.
 
 use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use redis_protocol::resp2::decode::decode_bytes;
 use redis_protocol::resp2::types::BytesFrame;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::backend::{Target, ask_for, connect_mute, put_own};
+use super::strangers::{Strangers, UNASKED_MS, UNKNOWN_MS};
+use crate::clock;
 use crate::command::Table;
 use crate::topology::Addr;
 
@@ -28,6 +33,8 @@ use crate::topology::Addr;
 const TABLES_MAX: usize = 32;
 /// Greeted masters that nobody has looked at yet; one too many is looked at when it is greeted again.
 const GREETED_MAX: usize = 64;
+/// Names that clients wait to be told about; of one too many is said that nobody knows it.
+const QUESTIONS_MAX: usize = 64;
 /// Lives that are remembered as asked.
 const ASKED_MAX: usize = 256;
 /// How long a server may take to connect, and to answer.
@@ -37,6 +44,13 @@ const REPLY_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// How often a server is asked that does not answer, and the pause between.
 const ATTEMPTS: u32 = 3;
 const ASK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Somebody asked for a command that no table has; `answered` is dropped or told once all is known that will be.
+#[derive(Debug)]
+struct Question {
+    name: Box<[u8]>,
+    answered: oneshot::Sender<()>,
+}
 
 /// A master that serves: where, in which life, and how to log in.
 #[derive(Debug)]
@@ -51,6 +65,8 @@ struct Greeted {
 pub struct Vocabulary {
     tables: watch::Receiver<&'static Table>,
     greeted: mpsc::Sender<Greeted>,
+    questions: mpsc::Sender<Question>,
+    strangers: Arc<Mutex<Strangers>>,
 }
 
 /// The control thread's part.
@@ -58,6 +74,10 @@ pub struct Vocabulary {
 pub struct Learner {
     tables: watch::Sender<&'static Table>,
     greeted: mpsc::Receiver<Greeted>,
+    questions: mpsc::Receiver<Question>,
+    strangers: Arc<Mutex<Strangers>>,
+    /// The master that was greeted last.
+    last: Option<Greeted>,
     made: usize,
     /// The oldest first.
     asked: VecDeque<String>,
@@ -67,13 +87,28 @@ pub struct Learner {
 pub fn start() -> (Vocabulary, Learner) {
     let (sender, tables) = watch::channel(Table::builtin());
     let (greeted, told) = mpsc::channel(GREETED_MAX);
+    let (questions, asked) = mpsc::channel(QUESTIONS_MAX);
+    let strangers = Arc::<Mutex<Strangers>>::default();
     let learner = Learner {
         tables: sender,
         greeted: told,
+        questions: asked,
+        strangers: strangers.clone(),
+        last: None,
         made: 0,
         asked: VecDeque::new(),
     };
-    (Vocabulary { tables, greeted }, learner)
+    let vocabulary = Vocabulary {
+        tables,
+        greeted,
+        questions,
+        strangers,
+    };
+    (vocabulary, learner)
+}
+
+fn known(strangers: &Mutex<Strangers>) -> MutexGuard<'_, Strangers> {
+    strangers.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Vocabulary {
@@ -93,34 +128,99 @@ impl Vocabulary {
             debug!(master = %target.addr, "too many masters at once to ask this one for its commands");
         }
     }
+
+    /// Has the master asked for a command that no table has. `None`: it was asked before, or there are too many questions,
+    /// and the name is to be refused; else what ends once the table has the command, if it ever will.
+    pub fn ask_about(&self, name: &[u8]) -> Option<impl Future<Output = ()> + use<>> {
+        if !known(&self.strangers).may_ask(name, clock::monotonic_ms()) {
+            return None;
+        }
+        let (answered, answer) = oneshot::channel();
+        let name = name.into();
+        self.questions.try_send(Question { name, answered }).ok()?;
+        Some(async move {
+            // Nobody is left to answer if the proxy ends.
+            let _ = answer.await;
+        })
+    }
 }
 
 impl Learner {
-    /// Asks each life of a master once for its commands, until `stop`.
+    /// Asks each life of a master once for its commands, and answers questions, until `stop`.
     pub async fn learn(mut self, stop: &CancellationToken) {
         loop {
-            let greeted = tokio::select! {
+            let work = tokio::select! {
                 () = stop.cancelled() => return,
-                Some(greeted) = self.greeted.recv() => greeted,
+                Some(greeted) = self.greeted.recv() => Work::Greeted(greeted),
+                Some(question) = self.questions.recv() => Work::Question(question),
             };
-            if self.asked.contains(&greeted.life) {
-                continue;
-            }
             tokio::select! {
                 () = stop.cancelled() => return,
-                reply = ask_until_answered(&greeted) => match reply {
-                    Ok(reply) => self.take(greeted, &reply),
-                    Err(reason) => info!(master = %greeted.addr, "its commands are not known: {reason}"),
-                },
+                () = self.see_to(work) => {}
             }
         }
     }
 
-    fn take(&mut self, from: Greeted, reply: &BytesFrame) {
-        if self.asked.len() >= ASKED_MAX {
-            self.asked.pop_front();
+    async fn see_to(&mut self, work: Work) {
+        match work {
+            Work::Greeted(greeted) => {
+                let (greeted, asked) = (self.last.insert(greeted), &self.asked);
+                if asked.contains(&greeted.life) {
+                    return;
+                }
+                match ask_until_answered(greeted).await {
+                    Ok(reply) => self.take(&reply),
+                    Err(reason) => info!(master = %greeted.addr, "its commands are not known: {reason}"),
+                }
+            }
+            Work::Question(question) => {
+                self.find_out(&question.name).await;
+                // Who asked may have left.
+                let _ = question.answered.send(());
+            }
         }
-        self.asked.push_back(from.life);
+    }
+
+    /// Asks the last master about a name, unless that was done while the question waited. After it the name is in the table
+    /// or among the strangers.
+    async fn find_out(&mut self, name: &[u8]) {
+        if self.has(name) || known(&self.strangers).has(name, clock::monotonic_ms()) {
+            return;
+        }
+        let found = match &self.last {
+            Some(master) => look_up(master, name).await,
+            None => Err("there is no master".to_owned()),
+        };
+        let refused_ms = match found {
+            Ok(Some(reply)) => {
+                self.take(&reply);
+                UNKNOWN_MS
+            }
+            Ok(None) => UNKNOWN_MS,
+            Err(reason) => {
+                debug!(name = %name.escape_ascii(), "no master can be asked about a command: {reason}");
+                UNASKED_MS
+            }
+        };
+        if !self.has(name) {
+            known(&self.strangers).add(name, clock::monotonic_ms() + refused_ms);
+        }
+    }
+
+    fn has(&self, name: &[u8]) -> bool {
+        let name = std::str::from_utf8(name).map(str::to_ascii_lowercase);
+        name.is_ok_and(|name| self.tables.borrow().named(&name).is_some())
+    }
+
+    /// Takes in the commands of the last master.
+    fn take(&mut self, reply: &BytesFrame) {
+        let Some(from) = &self.last else { return };
+        if !self.asked.contains(&from.life) {
+            if self.asked.len() >= ASKED_MAX {
+                self.asked.pop_front();
+            }
+            self.asked.push_back(from.life.clone());
+        }
         let known = *self.tables.borrow();
         let merged = match known.merged_with(reply) {
             Ok(merged) => merged,
@@ -140,10 +240,30 @@ impl Learner {
     }
 }
 
+/// What there is to do.
+enum Work {
+    Greeted(Greeted),
+    Question(Question),
+}
+
+/// All commands of a server, if it knows this one: where one is new, there are others.
+async fn look_up(server: &Greeted, name: &[u8]) -> Result<Option<BytesFrame>, String> {
+    let ask = async |words: &[&[u8]]| {
+        let reply = timeout(ANSWER_MAX, ask_once(server, words)).await;
+        reply.map_err(|_| format!("no answer within {ANSWER_MAX:?}"))?
+    };
+    match ask(&[b"COMMAND", b"INFO", name]).await? {
+        BytesFrame::Array(found) if matches!(found.as_slice(), [BytesFrame::Array(_)]) => {
+            ask(&[b"COMMAND"]).await.map(Some)
+        }
+        _ => Ok(None),
+    }
+}
+
 async fn ask_until_answered(server: &Greeted) -> Result<BytesFrame, String> {
     let mut attempt = 1;
     loop {
-        match timeout(ANSWER_MAX, commands_of(server)).await {
+        match timeout(ANSWER_MAX, ask_once(server, &[b"COMMAND"])).await {
             Ok(Ok(reply)) => return Ok(reply),
             Ok(Err(reason)) if attempt == ATTEMPTS => return Err(reason),
             Err(_) if attempt == ATTEMPTS => return Err(format!("no answer within {ANSWER_MAX:?}")),
@@ -153,7 +273,7 @@ async fn ask_until_answered(server: &Greeted) -> Result<BytesFrame, String> {
     }
 }
 
-async fn commands_of(server: &Greeted) -> Result<BytesFrame, String> {
+async fn ask_once(server: &Greeted, words: &[&[u8]]) -> Result<BytesFrame, String> {
     let mut stream = connect_mute(&server.addr, ANSWER_MAX)
         .await
         .map_err(|error| error.to_string())?;
@@ -161,7 +281,7 @@ async fn commands_of(server: &Greeted) -> Result<BytesFrame, String> {
     if let Some((user, password)) = &server.login {
         put_own(&mut request, &[b"AUTH", user.as_bytes(), password.as_bytes()]);
     }
-    put_own(&mut request, &[b"COMMAND"]);
+    put_own(&mut request, words);
     let count = 1 + u32::from(server.login.is_some());
     let replies = ask_for(&mut stream, &request, count, &server.addr, REPLY_BYTES_MAX)
         .await

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use super::backend::{ConnectError, Greeting, Pass, Target, ask, connect_control};
+use super::backend::{ConnectError, Credential, Greeting, Pass, Target, ask, connect_control};
 use super::census::Census;
 use super::client::{CloseReason, Session, answer, attach};
 use super::handover::{Order, Teller, What};
@@ -22,10 +22,12 @@ use super::view::View;
 use super::vocabulary::Vocabulary;
 use crate::clock;
 use crate::command::{Command, KeyPositions, Table};
+use crate::config::Users;
 use crate::resp::{ARGUMENTS_MAX, ARGUMENTS_MAX_LATER, Args, RequestLimits, RequestScanner, Span};
 use crate::route::{Fences, Footprint, Place, ReadPolicy, Split, place, split};
 use crate::topology::{Epoch, RunId, ShardId, ShardIndex, Snapshot};
 use tokio::sync::mpsc;
+use tracing::warn;
 
 /// Bytes read at once; one buffer for all of a worker's sockets.
 const SCRATCH_BYTES: usize = 64 * 1024;
@@ -55,6 +57,9 @@ pub struct Worker {
     /// In the order of the snapshot's; a nameless one, which only holds, until there is a snapshot.
     shards: RefCell<Vec<Rc<Shard>>>,
     auth_required: Cell<bool>,
+    guests_credential: Option<Rc<Credential>>,
+    /// It was said that the servers refuse that one.
+    guests_refused: Cell<bool>,
     databases: Cell<u32>,
     /// Arguments that the servers take in one request.
     arguments_max: Cell<i64>,
@@ -108,6 +113,13 @@ impl Worker {
         let (unserved, monitors) = (view.unserved.clone(), view.monitors.clone());
         let nameless = ShardId::from("");
         let nobody = Shard::new(nameless.clone(), replicas.fences().shard(&nameless), unserved.clone());
+        let guests_login = settings.guests.as_ref().and_then(|guests| guests.redis_login.as_ref());
+        let guests_credential = guests_login.map(|(user, password)| {
+            Rc::new(Credential {
+                user: user.as_bytes().to_vec(),
+                password: password.as_bytes().to_vec(),
+            })
+        });
         Rc::new(Self {
             settings,
             started: clock::now(),
@@ -117,6 +129,8 @@ impl Worker {
             snapshot: RefCell::new(Arc::new(Snapshot::empty())),
             shards: RefCell::new(vec![nobody]),
             auth_required: Cell::new(false),
+            guests_credential,
+            guests_refused: Cell::new(false),
             databases: Cell::new(DATABASES),
             arguments_max: Cell::new(ARGUMENTS_MAX_LATER),
             redis_version: RefCell::new("7.0.0".to_owned()),
@@ -365,6 +379,7 @@ impl Worker {
     /// Takes in what a master said of itself.
     pub fn learn(&self, greeting: &Greeting) {
         self.auth_required.set(greeting.auth_required);
+        self.guests_refused.set(false);
         if let Some(version) = &greeting.version {
             version.clone_into(&mut self.redis_version.borrow_mut());
             let later = self.redis_is_at_least(7, 0);
@@ -455,6 +470,15 @@ impl Worker {
         &self.vocabulary
     }
 
+    /// Has the master asked for a command that no table has; what ends once it has answered. `None`: it will not be asked.
+    pub fn ask_about(self: &Rc<Self>, name: &[u8]) -> Option<impl Future<Output = ()> + use<>> {
+        let (worker, answer) = (self.clone(), self.vocabulary.ask_about(name)?);
+        Some(async move {
+            answer.await;
+            worker.commands.set(*worker.vocabulary.tables().borrow());
+        })
+    }
+
     /// Takes over each new table, for as long as the worker lives.
     pub async fn follow_vocabulary(self: Rc<Self>) {
         let mut tables = self.vocabulary.tables();
@@ -479,9 +503,27 @@ impl Worker {
         self.settings.connect_timeout
     }
 
-    /// Whether Redis wants a password from everyone.
+    /// Whether every client has to log in: Redis wants a password from everyone, or the proxy does.
     pub fn auth_required(&self) -> bool {
-        self.auth_required.get()
+        self.settings.guests.is_some() || self.auth_required.get()
+    }
+
+    /// Who may log in to the proxy itself; none: that is the servers' affair.
+    pub fn users(&self) -> Option<&Users> {
+        self.settings.guests.as_ref().map(|guests| &guests.users)
+    }
+
+    /// Who those are to the servers; none: the default user without a password.
+    pub fn guests_credential(&self) -> Option<Rc<Credential>> {
+        self.guests_credential.clone()
+    }
+
+    /// A server refused a login. Where it is that of all clients somebody has to know; it is said once for each master.
+    pub fn login_refused(&self, target: &Target, line: &str) {
+        if self.settings.guests.is_some() && !self.guests_refused.replace(true) {
+            let what = "a server refuses who clients are there: see to users_redis_user and users_redis_password_file";
+            warn!(server = %target.addr, "{what}: {line}");
+        }
     }
 
     /// The version of the master's Redis.

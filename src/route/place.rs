@@ -5,7 +5,7 @@
 //! subscribers meet on the first shard.
 
 use super::cursor::Scope;
-use crate::command::{Class, Command, Concern, KeyPositions};
+use crate::command::{Class, Command, Concern, Flags, KeyPositions, Table};
 use crate::resp::Args;
 use crate::topology::{ShardIndex, SlotMap, slot_of_key};
 
@@ -44,6 +44,10 @@ fn by_keys(slots: &SlotMap, shards: usize, command: &Command, args: &Args, keys:
     if command.keys(args, keys).is_err() {
         return Place::Shard(ShardIndex(0));
     }
+    // Which keys are a module's only the module can tell: the rest of them may belong elsewhere.
+    if !keys.is_complete() && command.flags.has(Flags::MOVABLEKEYS) && !Table::knows(command) {
+        return Place::Several;
+    }
     let mut owners = keys
         .keys()
         .filter_map(|at| args.get(at))
@@ -63,12 +67,18 @@ fn by_keys(slots: &SlotMap, shards: usize, command: &Command, args: &Args, keys:
 
 #[cfg(test)]
 mod tests {
-    use crate::command::{Lookup, Table};
+    use redis_protocol::resp2::decode::decode_bytes;
+
+    use crate::command::Lookup;
     use crate::resp::{RequestLimits, RequestScanner, put_inline_as_request};
 
     use super::*;
 
     fn placed(line: &str, shards: usize) -> Place {
+        placed_by(Table::builtin(), line, shards)
+    }
+
+    fn placed_by(table: &Table, line: &str, shards: usize) -> Place {
         let (low, high) = (ShardIndex(0), ShardIndex(1));
         let slots = if shards == 1 {
             SlotMap::single()
@@ -81,7 +91,6 @@ mod tests {
             .scan(&request, &mut spans, &RequestLimits::default())
             .unwrap();
         let args = Args::new(&request, &spans);
-        let table = Table::builtin();
         let Lookup::Known(command) = table.lookup(&args) else {
             panic!("{line} is not known")
         };
@@ -115,5 +124,22 @@ mod tests {
         ] {
             assert_eq!(placed(line, 2), place, "{line}");
         }
+    }
+
+    #[test]
+    fn keys_that_only_a_module_can_tell_are_not_guessed_among_several() {
+        let command = |name: &str, flag: &str| {
+            format!("*6\r\n$7\r\n{name}\r\n:-2\r\n*2\r\n+write\r\n+{flag}\r\n:1\r\n:1\r\n:1\r\n")
+        };
+        let said = format!(
+            "*2\r\n{}{}",
+            command("mod.one", "fast"),
+            command("mod.any", "movablekeys")
+        );
+        let (reply, _) = decode_bytes(&said.into()).unwrap().unwrap();
+        let table = Table::builtin().merged_with(&reply).unwrap();
+        assert_eq!(placed_by(&table, "MOD.ONE foo x", 2), Place::Shard(ShardIndex(1)));
+        assert_eq!(placed_by(&table, "MOD.ANY foo x", 2), Place::Several);
+        assert_eq!(placed_by(&table, "MOD.ANY foo x", 1), Place::Shard(ShardIndex(0)));
     }
 }

@@ -82,6 +82,9 @@ fn what_stands_behind_a_hash_is_allowed_there() {
                 "zookeeper_auth_file",
                 "redis_user",
                 "redis_password_file",
+                "users_file",
+                "users_redis_user",
+                "users_redis_password_file",
             ][..],
         ),
         (

@@ -8,105 +8,22 @@
 use std::fs;
 use std::path::Path;
 
-use pointsman::resp::{
-    Args, Heed, ProtocolError, ReplyScanner, RequestLimits, RequestScanner, Scan, Span, Stop, put_inline_as_request,
-};
+use pointsman::resp::{Args, Heed, ReplyScanner, RequestLimits, RequestScanner, Scan};
 use proptest::prelude::*;
 use redis_protocol::resp2::types::OwnedFrame as Frame2;
 use redis_protocol::resp3::types::{OwnedFrame as Frame3, VerbatimStringFormat};
 use redis_protocol::{resp2, resp3};
 
+use crate::fuzzing::bodies::replies::{Replies, read as read_replies};
+use crate::fuzzing::bodies::requests::{Requests, read as read_requests};
 use crate::support::{Client, Pointsman, Redis, START_DEADLINE, free_port};
 
-/// The fewest bytes that an argument and its header take: `$0\r\n\r\n`.
-const ARGUMENT_BYTES_MIN: usize = 6;
-
-/// What a session makes of a stream of requests.
-#[derive(Debug, Default, PartialEq)]
-struct Requests {
-    /// Each with its arguments; an inline one as the request it stands for.
-    found: Vec<Vec<Vec<u8>>>,
-    error: Option<ProtocolError>,
-    /// Bytes of a request that is not whole.
-    rest: usize,
-}
-
-/// Reads `bytes` as they arrive in pieces that end at `cuts`, keeping only what is unfinished, as a session does.
 fn requests(bytes: &[u8], cuts: impl IntoIterator<Item = usize>) -> Requests {
-    let (mut scanner, mut spans, limits) = (RequestScanner::default(), Vec::new(), RequestLimits::default());
-    let (mut requests, mut tail, mut at) = (Requests::default(), Vec::new(), 0);
-    for cut in cuts.into_iter().chain([bytes.len()]) {
-        tail.extend_from_slice(&bytes[at..cut]);
-        at = cut;
-        loop {
-            let scan = scanner.scan(&tail, &mut spans, &limits);
-            assert!(
-                !scanner.is_inside() || spans.len() * ARGUMENT_BYTES_MIN <= tail.len(),
-                "more spans than the bytes can hold"
-            );
-            let len = match scan {
-                Ok(Scan::Incomplete(need)) => {
-                    assert!(need > tail.len(), "waits for bytes that are there");
-                    break;
-                }
-                Ok(Scan::Nothing(len)) => len,
-                Ok(Scan::Frame(len)) => {
-                    requests.found.push(words(&tail[..len], &spans));
-                    len
-                }
-                Ok(Scan::Inline(len)) => {
-                    let mut request = Vec::new();
-                    requests.error = put_inline_as_request(&tail[..len], &mut request).err();
-                    if requests.error.is_some() {
-                        return requests;
-                    }
-                    requests.found.push(vec![request]);
-                    len
-                }
-                Err(error) => {
-                    requests.error = Some(error);
-                    return requests;
-                }
-            };
-            tail.drain(..len);
-        }
-    }
-    requests.rest = tail.len();
-    requests
-}
-
-fn words(frame: &[u8], spans: &[Span]) -> Vec<Vec<u8>> {
-    Args::new(frame, spans).iter().map(<[u8]>::to_vec).collect()
-}
-
-/// What a lane makes of a stream of replies that end where `cuts` say.
-#[derive(Debug, Default, PartialEq)]
-struct Replies {
-    count: u32,
-    /// Bytes understood, and whether the next one is no RESP.
-    used: usize,
-    malformed: bool,
+    read_requests(bytes, cuts, &RequestLimits::default())
 }
 
 fn replies(bytes: &[u8], cuts: impl IntoIterator<Item = usize>) -> Replies {
-    let (mut scanner, mut replies) = (ReplyScanner::default(), Replies::default());
-    for cut in cuts.into_iter().chain([bytes.len()]) {
-        loop {
-            let scanned = scanner.scan(&bytes[replies.used..cut], u32::MAX, Heed::Nothing);
-            replies.used += scanned.used;
-            replies.count += scanned.replies;
-            match scanned.stop {
-                Stop::Push => scanner.begin_push(),
-                Stop::Malformed => {
-                    replies.malformed = true;
-                    return replies;
-                }
-                Stop::Starved => break,
-                Stop::Counted | Stop::Noted => panic!("errors pass, and nobody counts that far"),
-            }
-        }
-    }
-    replies
+    read_replies(bytes, cuts, Heed::Nothing)
 }
 
 /// The files of one folder of the corpus: name, what comes of it, bytes.
@@ -385,7 +302,7 @@ proptest! {
     fn what_is_a_plain_request_to_us_is_the_same_to_redis_protocol(bytes in near_resp()) {
         let (mut spans, limits) = (Vec::new(), RequestLimits::default());
         if let Ok(Scan::Frame(len)) = RequestScanner::default().scan(&bytes, &mut spans, &limits) {
-            let ours = words(&bytes[..len], &spans);
+            let ours: Vec<_> = Args::new(&bytes[..len], &spans).iter().map(<[u8]>::to_vec).collect();
             // Redis does not look at line ends, they do.
             if their_request(&ours) == bytes[..len] {
                 let (frame, used) = resp2::decode::decode(&bytes).unwrap().unwrap();

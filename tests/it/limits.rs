@@ -18,7 +18,7 @@ const IN_FLIGHT_MAX: usize = 4096;
 
 impl Circuit {
     /// A figure of the proxy's `/proc/PID/status`, in KiB.
-    fn memory_kib(&self, name: &str) -> usize {
+    pub fn memory_kib(&self, name: &str) -> usize {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.proxy.pid())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
         line.trim_matches([':', ' ', '\t', 'k', 'B']).parse().unwrap()
@@ -222,6 +222,65 @@ fn five_thousand_idle_connections_are_served_and_cost_two_kib_each() {
     let each = grown as f64 / (CONNECTIONS - FIRST) as f64;
     println!("{each:.2} KiB for each idle connection");
     assert!(each <= KIB_MAX, "{each:.2} KiB for each idle connection");
+    circuit.proxy.assert_no_undeclared_warnings(&[]);
+}
+
+#[test]
+fn a_thousand_subscribers_cost_eight_kib_each() {
+    const SUBSCRIBERS: usize = 1_000;
+    const FIRST: usize = 100;
+    const KIB_MAX: f64 = 8.0;
+    if !raise_descriptors(3 * SUBSCRIBERS + 500) {
+        println!("skipped: the hard limit of file descriptors is too low");
+        return;
+    }
+    let circuit = Circuit::start(&[]);
+    // Each with a channel and a connection of its own; every other one speaks RESP3.
+    let subscribe = |number: usize| {
+        let (mut client, channel) = (circuit.client(), format!("channel-{number}"));
+        let confirmation = vec![Value::bulk("subscribe"), Value::bulk(&channel), Value::Int(1)];
+        let expected = if number.is_multiple_of(2) {
+            Value::Array(confirmation)
+        } else {
+            client.command(&["HELLO", "3"]);
+            Value::Push(confirmation)
+        };
+        assert_eq!(client.command(&["SUBSCRIBE", &channel]), expected);
+        client
+    };
+    let heard = |client: &mut Client, number: usize, text: &str| {
+        let message = ["message", &format!("channel-{number}"), text]
+            .map(Value::bulk)
+            .to_vec();
+        assert!(matches!(client.read_reply(), Value::Array(heard) | Value::Push(heard) if heard == message));
+    };
+    let mut clients: Vec<Client> = (0..FIRST).map(subscribe).collect();
+    let before = circuit.memory_kib("VmRSS");
+    clients.extend((FIRST..SUBSCRIBERS).map(subscribe));
+    let grown = circuit.memory_kib("VmRSS") - before;
+    let mut publisher = circuit.client();
+    // A second round, so that what a message leaves behind counts as well.
+    for text in ["one", "two"] {
+        for (number, client) in clients.iter_mut().enumerate() {
+            assert_eq!(
+                publisher.command(&["PUBLISH", &format!("channel-{number}"), text]),
+                Value::Int(1)
+            );
+            heard(client, number, text);
+        }
+    }
+    let after = circuit.memory_kib("VmRSS") - before;
+    let each = |kib: usize| kib as f64 / (SUBSCRIBERS - FIRST) as f64;
+    println!(
+        "{:.2} KiB for each subscriber, {:.2} KiB once it has heard messages",
+        each(grown),
+        each(after)
+    );
+    assert!(
+        each(after.max(grown)) <= KIB_MAX,
+        "{:.2} KiB for each subscriber",
+        each(after.max(grown))
+    );
     circuit.proxy.assert_no_undeclared_warnings(&[]);
 }
 

@@ -124,6 +124,13 @@ async fn nonsense_is_refused_and_closed() {
     let mut endless = format!("*1\r\n${}\r\n", 2 * FRAME_MAX).into_bytes();
     endless.resize(endless.len() + FRAME_MAX + 1, b'x');
     assert!(!agent.raw(&endless).await.starts_with('*'));
+    // Followed down, these would take more stack than a thread has.
+    assert!(!agent.raw(&b"*1\r\n".repeat(FRAME_MAX / 4 - 1)).await.starts_with('*'));
+    let mut deep = b"*1\r\n".repeat(FRAME_MAX / 4 - 2);
+    deep.extend_from_slice(b"$1\r\nx\r\n");
+    assert!(!agent.raw(&deep).await.starts_with('*'));
+    let hello = b"*5\r\n$5\r\nHELLO\r\n$1\r\n0\r\n$5\r\nproxy\r\n$1\r\nx\r\n$1\r\nn\r\n";
+    assert!(agent.raw(hello).await.contains("version 1"), "it is still there");
 }
 
 #[tokio::test]

@@ -264,6 +264,7 @@ impl Session {
             Lookup::Unknown if refusal::is_cross_protocol(args.name()) => {
                 return Outcome::Close(CloseReason::CrossProtocol);
             }
+            Lookup::Unknown if self.asks_about(args.name()) => return Outcome::Park(Park::Verify),
             Lookup::Unknown => {
                 return self.refuse_inside(|out| refusal::unknown_command(args, out));
             }
@@ -310,6 +311,23 @@ impl Session {
                 self.refuse(|out| refusal::not_yet(command, out))
             }
         }
+    }
+
+    /// Whether the master is being asked for a command that no table has: the request waits for what it says.
+    fn asks_about(self: &Rc<Self>, name: &[u8]) -> bool {
+        if !self.state().authenticated {
+            return false;
+        }
+        let Some(answer) = self.worker.ask_about(name) else {
+            return false;
+        };
+        let session = self.clone();
+        tokio::task::spawn_local(async move {
+            answer.await;
+            session.state().park = Park::Open;
+            session.wake();
+        });
+        true
     }
 
     pub(super) fn not_passed_on(self: &Rc<Self>, command: &Command) -> Outcome {

@@ -15,7 +15,7 @@ use super::stream::COLLECTED_BYTES_MAX;
 use super::subscriptions::{Family, NAMES_MAX, Verb};
 use super::transaction::{Told, Transaction};
 use crate::clock;
-use crate::command::{Class, Command, Concern, Flags, refusal};
+use crate::command::{Class, Command, Concern, Flags, Table, refusal};
 use crate::proxy::backend::{Role, Tap, put_request};
 use crate::resp::Args;
 use crate::route::Place;
@@ -419,7 +419,7 @@ fn may_ride(command: &Command, args: &Args) -> bool {
     match command.class {
         Class::Node | Class::Everywhere | Class::Transaction => true,
         Class::Blocking => !matches!(&*command.name, "wait" | "waitaof"),
-        Class::Read | Class::Write | Class::ManyKey => command.rides_lane(args),
+        Class::Read | Class::Write | Class::ManyKey => command.rides_lane(args) || !Table::knows(command),
         Class::Subscribe | Class::Session | Class::EveryNode | Class::Refused => false,
     }
 }

@@ -12,6 +12,7 @@ use crate::proxy::backend::{Credential, Login, put_request};
 use crate::resp::{Args, parse_i64, put_i64};
 
 const SYNTAX: &[u8] = b"-ERR syntax error\r\n";
+const WRONG_PASSWORD: &[u8] = b"-WRONGPASS invalid username-password pair or user is disabled.\r\n";
 
 impl Session {
     /// Answers a request of class session, or says that it cannot.
@@ -167,8 +168,8 @@ impl Session {
     }
 
     fn who_am_i(self: &Rc<Self>) -> Outcome {
-        let login = self.state().login.clone();
-        self.refuse(|out| put_bulk(out, login.user()))
+        let user = self.state().user().to_vec();
+        self.refuse(|out| put_bulk(out, &user))
     }
 
     fn reset(self: &Rc<Self>) -> Outcome {
@@ -296,11 +297,34 @@ impl Session {
         });
     }
 
+    /// Verifies a password of a user of the proxy's own; `None`: clients log in to the servers.
+    fn verify_guest(self: &Rc<Self>, user: &[u8], password: &[u8], hello: Option<&Hello>) -> Option<Outcome> {
+        if !self.worker.users()?.verify(user, password) {
+            return Some(self.say(WRONG_PASSWORD));
+        }
+        {
+            let mut state = self.state();
+            state.login.credential = self.worker.guests_credential();
+            state.about().guest = user.into();
+            state.authenticated = true;
+        }
+        match hello {
+            Some(hello) => self.greet(hello),
+            None => {
+                self.ok();
+            }
+        }
+        Some(Outcome::Done)
+    }
+
     /// Has a password verified by the master on a connection of its own (rule A16): a name alone proves nothing. It is
     /// asked as the client asked, because to a password without a name Redis says something else.
     fn verify(self: &Rc<Self>, user: &[u8], password: &[u8], asked: &[&[u8]], hello: Option<Hello>) -> Outcome {
         if self.state().window.unanswered() > 0 {
             return Outcome::Park(Park::Drain);
+        }
+        if let Some(outcome) = self.verify_guest(user, password, hello.as_ref()) {
+            return outcome;
         }
         let credential = Rc::new(Credential {
             user: user.into(),

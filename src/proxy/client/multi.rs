@@ -12,7 +12,7 @@ use super::queue::Queue;
 use super::session::{Park, Session};
 use super::transaction::{Reaction, Told, Transaction, Word};
 use super::wait::Awaits;
-use crate::command::{Class, Command, Flags, refusal};
+use crate::command::{Class, Command, Flags, Table, refusal};
 use crate::proxy::backend::put_own;
 use crate::resp::Args;
 use crate::route::Place;
@@ -257,12 +257,13 @@ fn changes_login(args: &Args, resp3: bool) -> bool {
     !same_protocol || (2..args.len()).any(|at| args.get(at).is_some_and(|word| word.eq_ignore_ascii_case(b"auth")))
 }
 
-/// Whether a connection of the session's own takes it, also inside MULTI: one reply, nothing left behind.
+/// Whether a connection of the session's own takes it, also inside MULTI: one reply, nothing left behind that others would
+/// find there. What was learnt from a server is taken for that as well: a module's command replies once.
 fn may_be_pinned(command: &Command, args: &Args) -> bool {
     match command.class_for(args) {
         Class::Node | Class::Everywhere => true,
         Class::Blocking => !matches!(&*command.name, "wait" | "waitaof"),
-        Class::Read | Class::Write | Class::ManyKey => command.rides_lane(args),
+        Class::Read | Class::Write | Class::ManyKey => command.rides_lane(args) || !Table::knows(command),
         Class::Transaction | Class::Subscribe | Class::Session | Class::EveryNode | Class::Refused => false,
     }
 }

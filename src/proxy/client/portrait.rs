@@ -119,7 +119,7 @@ impl Session {
             addr: addr(socket.peer_addr()),
             laddr: addr(socket.local_addr()),
             fd: socket.as_raw_fd(),
-            user: state.login.user().to_vec(),
+            user: state.user().to_vec(),
             name: about.map(|about| about.name.to_vec()).unwrap_or_default(),
             library: tells_library.then(|| {
                 about

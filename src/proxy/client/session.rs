@@ -138,6 +138,8 @@ pub(super) struct About {
     pub no_evict: bool,
     /// REPLCONF.
     pub as_replica: Said,
+    /// The user of the proxy's own that it logged in as; empty where clients log in to the servers.
+    pub guest: Box<[u8]>,
 }
 
 /// What a session has at one shard.
@@ -534,6 +536,14 @@ impl State {
     /// What the client says of itself, made if need be.
     pub(super) fn about(&mut self) -> &mut About {
         self.about.get_or_insert_default()
+    }
+
+    /// The user that the client logged in as.
+    pub(super) fn user(&self) -> &[u8] {
+        match &self.about {
+            Some(about) if !about.guest.is_empty() => &about.guest,
+            Some(_) | None => self.login.user(),
+        }
     }
 
     /// Moves on between MULTI and EXEC; what was queued is forgotten outside.

@@ -128,6 +128,8 @@ pub struct Phases(pub Vec<(String, Duration)>);
 
 /// More phases than any operation has.
 const PHASES_MAX: usize = 64;
+/// Longer than any of them takes, 35 years, and short enough that a double tells microseconds apart.
+const PHASE_MICROS_MAX: u64 = 1 << 50;
 
 impl Phases {
     /// How long the slowest proxy took to get to the new master. It runs beside the others, not after them.
@@ -187,6 +189,9 @@ impl<'de> Deserialize<'de> for Phases {
                     let took = Duration::try_from_secs_f64(ms / 1000.0).map_err(A::Error::custom)?;
                     let micros = (took + Duration::from_nanos(500)).as_micros();
                     let micros = u64::try_from(micros).map_err(A::Error::custom)?;
+                    if micros > PHASE_MICROS_MAX {
+                        return Err(A::Error::custom("a phase of more than 35 years"));
+                    }
                     phases.push((name, Duration::from_micros(micros)));
                 }
                 Ok(Phases(phases))
@@ -292,6 +297,7 @@ mod tests {
             ("2023-11-14T22:13:20.123Z", "yesterday"),
             ("4.25", "-4.25"),
             ("4.25", "1e300"),
+            ("4.25", "1125899906842.625"),
             ("\"s1\"", "\"s 1\""),
         ] {
             let wrong = text.replace(from, to);

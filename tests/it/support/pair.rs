@@ -27,8 +27,15 @@ impl Pair {
     /// Starts all of them.
     #[track_caller]
     pub fn start() -> Self {
-        let a = Redis::start(&["--repl-diskless-sync-delay", "0"]);
-        let b = Redis::start(&["--replicaof", "127.0.0.1", &a.port().to_string()]);
+        Self::with(&[])
+    }
+
+    /// Starts all of them, both Redis with these arguments.
+    #[track_caller]
+    pub fn with(redis_args: &[&str]) -> Self {
+        let a = Redis::start(&[&["--repl-diskless-sync-delay", "0"], redis_args].concat());
+        let port = a.port().to_string();
+        let b = Redis::start(&[&["--replicaof", "127.0.0.1", port.as_str()], redis_args].concat());
         eventually(SOON, || info(&b, "master_link_status:").as_deref() == Some("up"));
         let dir = tempfile::tempdir().unwrap();
         let topology = dir.path().join("topology.toml");
