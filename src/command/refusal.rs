@@ -59,6 +59,11 @@ pub fn not_yet(command: &Command, out: &mut Vec<u8>) {
     named(b"-ERR pointsman does not support '", command, b"' yet\r\n", out);
 }
 
+/// `-NOPERM pointsman does not pass on 'x'`: our own, for a command that no client may have executed.
+pub fn not_passed_on(command: &Command, out: &mut Vec<u8>) {
+    named(b"-NOPERM pointsman does not pass on '", command, b"'\r\n", out);
+}
+
 /// Whether a first word is a browser's rather than a client's. Redis closes such a connection without an answer, whatever
 /// the number of arguments (rule A14).
 pub fn is_cross_protocol(name: &[u8]) -> bool {

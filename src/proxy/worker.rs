@@ -274,11 +274,6 @@ impl Worker {
         &self.pause
     }
 
-    /// The same, to be kept.
-    pub fn pause_shared(&self) -> Arc<Pause> {
-        self.pause.clone()
-    }
-
     /// The scripts that are known.
     pub fn scripts(&self) -> &Arc<Scripts> {
         &self.scripts

@@ -22,6 +22,7 @@ mod fuzzing;
 mod guests;
 mod handover;
 mod houses;
+mod inside;
 mod leaving;
 mod limits;
 mod members;

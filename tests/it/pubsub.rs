@@ -361,19 +361,6 @@ fn a_monitor_sees_what_other_sessions_do_and_survives_its_master() {
 }
 
 #[test]
-fn subscribing_inside_a_transaction_is_refused_and_nothing_of_it_runs() {
-    let circuit = Circuit::start(&[]);
-    let mut client = circuit.resp3();
-    client.send(b"SUBSCRIBE a\r\nMULTI\r\nSET k 1\r\nUNSUBSCRIBE a\r\nEXEC\r\nGET k\r\n");
-    assert_eq!(client.read_reply(), Value::Push(confirmation("subscribe", "a", 1)));
-    assert_eq!(client.read_reply(), Value::ok());
-    assert_eq!(client.read_reply(), Value::Simple("QUEUED".into()));
-    assert!(client.read_reply().is_error("ERR pointsman does not support"));
-    assert!(client.read_reply().is_error("EXECABORT"));
-    assert_eq!(client.read_reply(), Value::Null);
-}
-
-#[test]
 fn a_subscriber_of_a_demoted_master_goes_to_the_next_one() {
     let circuit = Circuit::start(&[]);
     let mut client = circuit.resp3();

@@ -396,7 +396,9 @@ fn what_changes_a_connection_inside_multi_leaves_other_sessions_alone() {
             let map = Value::Array(vec![Value::bulk("f"), Value::bulk("1")]);
             assert_eq!(other.read_reply(), map, "after {inside}");
         }
-        if !matches!(inside, "QUIT" | "RESET") {
+        // Others have other replies than one each, which `inside` looks at.
+        let mutes_or_tells = inside.contains("SUBSCRIBE") || inside.starts_with("CLIENT REPLY");
+        if !matches!(inside, "QUIT" | "RESET") && !mutes_or_tells {
             assert_eq!(replies(&mut client, 10).len(), 10, "{inside}");
         }
     }
@@ -553,7 +555,7 @@ fn a_lost_watch_empties_the_next_exec() {
 }
 
 #[test]
-fn a_hello_that_changes_nothing_leaves_alone_what_is_watched() {
+fn a_hello_leaves_alone_what_is_watched() {
     let circuit = Circuit::start(&[]);
     let mut client = circuit.client();
     let mut executes = |hello: &[&str]| {
@@ -563,9 +565,8 @@ fn a_hello_that_changes_nothing_leaves_alone_what_is_watched() {
         client.command(&["EXEC"]) == Value::Array(Vec::new())
     };
     assert!(executes(&["HELLO"]) && executes(&["HELLO", "2"]) && executes(&["HELLO", "2", "SETNAME", "me"]));
-    assert!(!executes(&["HELLO", "3"]), "another protocol is another connection");
-    assert!(executes(&["HELLO", "3"]));
-    assert!(!executes(&["HELLO", "3", "AUTH", "default", ""]), "another login, too");
+    assert!(executes(&["HELLO", "3"]), "another protocol");
+    assert!(executes(&["HELLO", "3"]) && executes(&["HELLO", "3", "AUTH", "default", ""]));
 }
 
 #[test]

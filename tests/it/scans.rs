@@ -294,7 +294,7 @@ fn transactions_and_pipelines_pass_cursors_like_any_request() {
 }
 
 #[test]
-fn a_subscriber_scans_too_and_not_inside_multi() {
+fn a_subscriber_scans_too_and_inside_multi() {
     let circuit = Circuit::start(&[]);
     let mut client = circuit.client();
     fill(&mut client);
@@ -307,13 +307,27 @@ fn a_subscriber_scans_too_and_not_inside_multi() {
     scan.steps(&mut client, 50);
     scan.finish(&mut subscriber);
     scan.has_all("key:");
+    let mut scan = Scan::of("SCAN", "COUNT 100");
+    scan.steps(&mut client, 50);
+    let cursor = scan.cursor.to_string();
     assert_eq!(subscriber.command(&["MULTI"]), Value::ok());
-    assert!(
-        subscriber
-            .command(&["SCAN", "0"])
-            .is_error("ERR pointsman does not support")
-    );
-    assert!(subscriber.command(&["EXEC"]).is_error("EXECABORT"));
+    for request in [
+        &["SET", "x", "1"][..],
+        &["SCAN", &cursor, "COUNT", "1"],
+        &["SCAN", "0", "COUNT", "1"],
+    ] {
+        assert_eq!(subscriber.command(request).text(), "QUEUED");
+    }
+    let Value::Array(elements) = subscriber.command(&["EXEC"]) else {
+        panic!("no array")
+    };
+    for element in &elements[1..] {
+        let Value::Array(scanned) = element else {
+            panic!("{element:?}")
+        };
+        let cursor: u64 = scanned[0].text().parse().unwrap();
+        assert!(cursor >> 40 > 0, "{cursor} tells whose it is");
+    }
 }
 
 #[test]

@@ -278,10 +278,10 @@ fn what_cannot_be_told_is_refused() {
     assert!(client.command(&one_more).is_error("OOM pointsman keeps at most"));
     assert_eq!(client.command(&["SET", "0999x", "v"]), Value::ok());
     assert_eq!(client.read_reply(), invalidated("0999x"));
-    // Inside MULTI nothing about the client is taken.
-    client.send(b"MULTI\r\nCLIENT TRACKING OFF\r\nEXEC\r\n");
+    // Inside MULTI, too.
+    client.send(b"MULTI\r\nCLIENT TRACKING ON BCAST PREFIX more\r\nEXEC\r\n");
     assert_eq!(client.read_reply(), Value::ok());
-    assert!(client.read_reply().is_error("ERR pointsman does not support"));
+    assert!(client.read_reply().is_error("OOM pointsman keeps at most"));
     assert!(client.read_reply().is_error("EXECABORT"));
 }
 

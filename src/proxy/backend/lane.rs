@@ -22,7 +22,9 @@ use std::time::Duration;
 
 use thiserror::Error;
 use tokio::io::{AsyncRead, ReadBuf};
+use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::oneshot;
 
 use super::connect::{ConnectError, Login, connect, connect_to, identify_replica, silence};
 use super::held::Held;
@@ -93,6 +95,8 @@ pub struct Lane {
     /// The server is fenced: nothing more is written, and what it still answers is judged as a whole.
     deposed: Cell<bool>,
     ended: Cell<bool>,
+    /// Who gets the connection when the lane ends with nothing in flight.
+    heir: RefCell<Option<oneshot::Sender<TcpStream>>>,
     /// It is opened before its target is master: what proves the epoch comes by another connection.
     ahead: Cell<bool>,
     /// Commands appended so far, and how many there were with the last one that may change something.
@@ -207,6 +211,7 @@ impl Lane {
             abandoned: Cell::new(false),
             deposed: Cell::new(false),
             ended: Cell::new(false),
+            heir: RefCell::new(None),
             ahead: Cell::new(false),
             appended: Cell::new(0),
             last_write: Cell::new(0),
@@ -361,6 +366,14 @@ impl Lane {
         self.wake.wake();
     }
 
+    /// Ends the lane as [`Lane::release`] does, and hands its connection over, unless that is lost before.
+    pub fn bequeath(&self) -> oneshot::Receiver<TcpStream> {
+        let (heir, inheritance) = oneshot::channel();
+        self.heir.replace(Some(heir));
+        self.release();
+        inheritance
+    }
+
     /// Whether nothing is in flight on it, and nobody waits for a reply.
     pub fn is_idle(&self) -> bool {
         self.state.borrow().ledger.is_empty()
@@ -448,11 +461,18 @@ impl Lane {
             Err(end) => Poll::Ready(end),
         })
         .await;
+        let heir = self.heir.take();
         if self.deposed.get() {
             LaneEnd::Deposed
         } else if self.state.borrow().wreck.is_some() {
             LaneEnd::Refused
         } else {
+            if let (LaneEnd::Released, false, Some(heir), Ok(stream)) =
+                (&end, self.abandoned.get(), heir, reader.reunite(writer))
+            {
+                // If nobody wants it any more, it is closed.
+                let _unwanted = heir.send(stream);
+            }
             end
         }
     }

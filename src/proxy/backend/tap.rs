@@ -16,7 +16,9 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, ReadBuf};
+use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::oneshot;
 
 use super::connect::{Login, connect_to};
 use super::lane::LaneEnd;
@@ -135,6 +137,23 @@ impl Tap {
             Ok(stream) => stream,
             Err(error) => return error.into(),
         };
+        self.live(stream, session, worker).await
+    }
+
+    /// The same over a connection that is handed over: it ends at once if there comes none.
+    pub async fn run_on(
+        self: &Rc<Self>,
+        inheritance: oneshot::Receiver<TcpStream>,
+        session: &Rc<Session>,
+        worker: &Rc<Worker>,
+    ) -> LaneEnd {
+        match inheritance.await {
+            Ok(stream) => self.live(stream, session, worker).await,
+            Err(_) => LaneEnd::Eof,
+        }
+    }
+
+    async fn live(self: &Rc<Self>, stream: TcpStream, session: &Rc<Session>, worker: &Rc<Worker>) -> LaneEnd {
         self.local.set(stream.local_addr().ok());
         let (mut reader, writer) = stream.into_split();
         std::future::poll_fn(

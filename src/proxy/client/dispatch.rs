@@ -257,6 +257,9 @@ impl Session {
     fn act_on(self: &Rc<Self>, args: &Args, frame: &[u8]) -> Outcome {
         let table = self.worker.commands();
         let command = match table.lookup(args) {
+            Lookup::Known(command) if self.is_unknown(command) => {
+                return self.refuse_inside(|out| refusal::unknown_subcommand(args, out));
+            }
             Lookup::Known(command) => command,
             Lookup::UnknownSubcommand(_) => {
                 return self.refuse_inside(|out| refusal::unknown_subcommand(args, out));
@@ -331,11 +334,7 @@ impl Session {
     }
 
     pub(super) fn not_passed_on(self: &Rc<Self>, command: &Command) -> Outcome {
-        self.refuse(|out| {
-            out.extend_from_slice(b"-NOPERM pointsman does not pass on '");
-            out.extend_from_slice(command.name.as_bytes());
-            out.extend_from_slice(b"'\r\n");
-        })
+        self.refuse(|out| refusal::not_passed_on(command, out))
     }
 
     fn inline(self: &Rc<Self>, line: &[u8]) -> Outcome {

@@ -21,7 +21,7 @@ use super::dispatch::Outcome;
 use super::redaction::{is_credential, texts};
 use super::session::{Park, Session};
 use crate::clock;
-use crate::command::Command;
+use crate::command::{Command, refusal};
 use crate::peer;
 use crate::proxy::backend::{ConnectError, Login, Target, ask, connect_to, exchange, put_own, put_request};
 use crate::proxy::scripts::Origin;
@@ -128,13 +128,8 @@ impl Session {
 
     /// The refusal of a command that no node is told, whoever asks.
     pub(super) fn refused_for_all(self: &Rc<Self>, command: &Command, args: &Args) -> Option<Outcome> {
-        if let Some(setting) = ours(command, args) {
-            return Some(self.refuse(|out| put_unsettable(setting, out)));
-        }
-        // Our users and the node's role are the agents': they must not outlive their epoch in a file.
-        let persists = matches!(&*command.name, "acl|save" | "config|rewrite");
-        let concerns_ours = matches!(&*command.name, "acl|setuser" | "acl|deluser") && args.iter().skip(2).any(is_ours);
-        (persists || concerns_ours).then(|| self.not_passed_on(command))
+        let line = line_for_all(command, args)?;
+        Some(self.refuse(|out| out.extend_from_slice(&line)))
     }
 
     /// A CONFIG SET without those settings of our own that it leaves as they are; empty if that is all of it, nothing if
@@ -234,6 +229,22 @@ impl Session {
         }
         best.1
     }
+}
+
+/// What is said to a command that no node is told; `None`: all of them are.
+pub(super) fn line_for_all(command: &Command, args: &Args) -> Option<Vec<u8>> {
+    let mut line = Vec::new();
+    if let Some(setting) = ours(command, args) {
+        put_unsettable(setting, &mut line);
+        return Some(line);
+    }
+    // Our users and the node's role are the agents': they must not outlive their epoch in a file.
+    let persists = matches!(&*command.name, "acl|save" | "config|rewrite");
+    let concerns_ours = matches!(&*command.name, "acl|setuser" | "acl|deluser") && args.iter().skip(2).any(is_ours);
+    (persists || concerns_ours).then(|| {
+        refusal::not_passed_on(command, &mut line);
+        line
+    })
 }
 
 /// Whether a command kills a script.

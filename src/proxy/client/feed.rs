@@ -20,11 +20,13 @@ use tracing::{debug, info, warn};
 
 use super::attach::Moving;
 use super::close::CloseReason;
+use super::exec_reply::Elements;
 use super::feed_held::Heard;
 use super::feedline::{Asked, FeedLine, Left, Trouble};
 use super::listener::{Which, move_to};
 use super::lost::with_time_left;
-use super::session::{Session, State, Way};
+use super::session::{Pinned, Session, State, Way};
+use super::transaction::Transaction;
 use super::window::RunId;
 use crate::clock;
 use crate::proxy::backend::{ConnectError, LaneEnd, Login, Tap, Target, put_request};
@@ -69,6 +71,8 @@ pub(super) struct Feed {
     pub(super) aside: Option<FenceLog>,
     /// What the commands queued since MULTI will change when EXEC runs them.
     pub(super) queued: Footprint,
+    /// What is listened to in the reply to that EXEC.
+    pub(super) elements: Elements,
     /// The connection is not read from, because the client does not read.
     pub(super) held_back: Cell<bool>,
     /// What was heard and is not acknowledged.
@@ -110,6 +114,7 @@ impl Feed {
             fences: None,
             aside: None,
             queued: Footprint::default(),
+            elements: Elements::default(),
             held_back: Cell::new(false),
             held: VecDeque::new(),
             monitors: None,
@@ -269,6 +274,7 @@ impl Session {
         move_to(&mut self.state().listeners, Which::Lane(FEED_LANE), life.as_ref());
         self.with_feed(|feed| {
             shard.count_resent(feed.line.awaited());
+            feed.elements.moves_to(life.as_ref());
             feed.life = life;
             feed.line
                 .shorten(now_ms, |request, waited_ms| with_time_left(request, waited_ms, table));
@@ -282,6 +288,41 @@ impl Session {
             feed.settle_down();
             feed.count_writes();
         });
+    }
+
+    /// Makes a feed of the session's own connection, with nothing in flight there: what it watches and what is queued
+    /// goes along.
+    pub(super) fn turn_into_feed(self: &Rc<Self>) {
+        let (session, inheritance, tap, login) = {
+            let mut state = self.state();
+            let state = &mut *state;
+            let Some(pinned) = state.pinned.take() else { return };
+            let Pinned {
+                lane,
+                login,
+                queued,
+                elements,
+                ..
+            } = *pinned;
+            let tap = Tap::to(lane.target.clone());
+            let mut feed = Box::new(Feed::of(login.clone()));
+            (feed.queued, feed.elements) = (queued, elements);
+            state.feed = Some(feed);
+            (self.clone(), lane.bequeath(), tap, login)
+        };
+        self.worker.shard(ShardIndex(0)).watch_tap(&tap);
+        let running = tap.clone();
+        tokio::task::spawn_local(async move {
+            let end = running.run_on(inheritance, &session, &session.worker).await;
+            session.feed_ended(&running, &end);
+        });
+        self.go_on_over(tap, login);
+        let mut state = self.state();
+        let (transaction, queue) = (state.transaction, state.queue.take());
+        state.stand(Transaction::None);
+        if let Some(feed) = &mut state.feed {
+            feed.line.adopt(transaction, queue);
+        }
     }
 
     /// A connection of a feed, which the shard ends when another server is master.
@@ -495,6 +536,11 @@ impl Feed {
             self.attaching = None;
         }
         self.line.lose(tap.written())
+    }
+
+    /// Its connection has become somebody else's.
+    pub(super) fn acts_for(&mut self, login: &Login) {
+        self.login.clone_from(login);
     }
 
     /// Whether its connection leads to this server.

@@ -7,9 +7,11 @@ use std::rc::Rc;
 
 use super::cursor::begun_anew;
 use super::dispatch::Outcome;
+use super::exec_reply::Elements;
 use super::feed::{FEED_LANE, Feed, Link};
-use super::feedline::{Asked, POISON, Plain};
-use super::listener::{Listener, reserve_for};
+use super::feedline::{Asked, Plain};
+use super::listener::{Ear, Listener, reserve_for};
+use super::mute::Mute;
 use super::session::{Park, Session, State};
 use super::stream::COLLECTED_BYTES_MAX;
 use super::subscriptions::{Family, NAMES_MAX, Verb};
@@ -24,7 +26,6 @@ use crate::topology::ShardIndex;
 /// Bytes of unanswered requests above which a client is not read from.
 const UNANSWERED_BYTES_MAX: usize = 1024 * 1024;
 const TOO_MANY: &[u8] = b"-OOM pointsman keeps at most 100000 subscriptions and 8388608 bytes of their names for one client, 65536 bytes for one name\r\n";
-const NOT_IN_MULTI: &[u8] = b"-ERR pointsman does not support this command inside MULTI\r\n";
 const ONLY: &[u8] = b"only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET are allowed in this context\r\n";
 
 impl Session {
@@ -35,13 +36,24 @@ impl Session {
             return self.request_with_feed(family, command, args, frame);
         }
         match family {
-            Some(family) if family.verb == Verb::Unsubscribe => Some(self.unsubscribe_nothing(family, args)),
+            Some(family) if family.verb == Verb::Unsubscribe => {
+                let mut state = self.state();
+                if state.mute != Mute::No && state.window.unanswered() > 0 {
+                    // It would go where what comes before it goes.
+                    return Some(Outcome::Park(Park::Drain));
+                }
+                let resp3 = state.login.resp3;
+                let mut told = Vec::new();
+                put_unsubscribed(family, args, resp3, &mut told);
+                state.tell(&told);
+                Some(Outcome::Done)
+            }
             Some(family) => {
-                let begun = self.begin_feed(command);
+                let begun = self.begin_feed();
                 Some(begun.unwrap_or_else(|| self.ask_family(family, args, frame)))
             }
             None if &*command.name == "monitor" => {
-                let begun = self.begin_feed(command);
+                let begun = self.begin_feed();
                 Some(begun.unwrap_or_else(|| self.ask(Asked::Monitor, frame)))
             }
             None => self.tracking_request(command, args, frame),
@@ -49,7 +61,7 @@ impl Session {
     }
 
     /// Gives the session a feed for a command; `None`: there it is.
-    pub(super) fn begin_feed(self: &Rc<Self>, command: &Command) -> Option<Outcome> {
+    pub(super) fn begin_feed(self: &Rc<Self>) -> Option<Outcome> {
         {
             let mut state = self.state();
             if state.window.unanswered() > 0 {
@@ -58,9 +70,16 @@ impl Session {
             if state.pinned.is_some() {
                 if state.transaction.needs_connection() {
                     drop(state);
-                    return Some(self.refuse(|out| refusal::not_yet(command, out)));
+                    self.turn_into_feed();
+                    return None;
                 }
                 // It is given back when the session is looked at next.
+                self.wake();
+                return Some(Outcome::Park(Park::Drain));
+            }
+            if state.transaction.needs_connection() {
+                // What is queued is on its way to another connection.
+                drop(state);
                 self.wake();
                 return Some(Outcome::Park(Park::Drain));
             }
@@ -127,17 +146,6 @@ impl Session {
         may_ride(command, args).then(|| self.ask_plain(command, args, frame))
     }
 
-    /// A transaction on the feed: what may stand in one goes there, anything else ends it.
-    fn request_in_multi(self: &Rc<Self>, command: &Command, args: &Args, frame: &[u8]) -> Outcome {
-        let rides = may_ride(command, args) && !matches!(command.concern, Concern::Cursor(_) | Concern::Own(_));
-        if rides && self.worker.place(command, args) == Place::Shard(ShardIndex(0)) {
-            return self.ask_plain(command, args, frame);
-        }
-        let mut poison = Vec::new();
-        put_request(&mut poison, &POISON);
-        self.ask(Asked::Poison(NOT_IN_MULTI), &poison)
-    }
-
     /// What a request for the feed has to wait for.
     pub(super) fn feed_is_busy(self: &Rc<Self>) -> Option<Outcome> {
         let mut state = self.state();
@@ -178,7 +186,18 @@ impl Session {
         }
     }
 
-    fn ask_plain(self: &Rc<Self>, command: &Command, args: &Args, frame: &[u8]) -> Outcome {
+    pub(super) fn ask_plain(self: &Rc<Self>, command: &Command, args: &Args, frame: &[u8]) -> Outcome {
+        self.ask_and_answer(command, args, frame, None)
+    }
+
+    /// The same; inside a transaction `own` listens to what is said in EXEC's reply.
+    pub(super) fn ask_and_answer(
+        self: &Rc<Self>,
+        command: &Command,
+        args: &Args,
+        frame: &[u8],
+        own: Option<Ear>,
+    ) -> Outcome {
         let (multi, stale) = self
             .with_feed(|feed| (feed.line.multi, feed.line.stale))
             .unwrap_or_default();
@@ -187,18 +206,21 @@ impl Session {
             return self.discard_stale();
         }
         let queued = role == Role::Multi || (multi && !matches!(role, Role::Exec | Role::Discard));
-        let is_write = command.is_write() || &*command.name == "exec";
+        // What the client itself is asked about changes no data.
+        let is_write = (command.is_write() && own.is_none()) || &*command.name == "exec";
         // A script may have written before it was refused (rule A4).
         let is_script = command.flags.has(Flags::NO_MANDATORY_KEYS) || command.fences_all;
         if is_write {
             let shard = self.worker.shard(ShardIndex(0));
             self.state().wrote(&shard);
         }
-        // What is said inside MULTI is no reply to listen to.
-        let (ear, instead) = match self.with_feed(|feed| (feed.line.multi, feed.life.clone())) {
-            Some((false, life)) => self.listen(command, args, life.as_ref()),
-            Some((true, _)) | None => (None, None),
-        };
+        let (life, inside) = self
+            .with_feed(|feed| (feed.life.clone(), feed.line.multi))
+            .unwrap_or_default();
+        let (mut ear, instead) = self.listen(command, args, life.as_ref());
+        if own.is_some() {
+            ear = own;
+        }
         let blocks = command.class == Class::Blocking && !queued;
         let waits = is_write && !self.feed_takes_writes();
         let kept = waits || frame.len() <= COLLECTED_BYTES_MAX;
@@ -215,7 +237,30 @@ impl Session {
             since_ms: blocks.then(clock::monotonic_ms),
         });
         self.mark_on_feed(command, args, role, queued);
-        let (frame, listener) = (instead.as_deref().unwrap_or(frame), ear.map(Listener::One));
+        let listener = match role {
+            Role::Exec if inside => self
+                .with_feed(|feed| {
+                    let elements = std::mem::take(&mut feed.elements);
+                    feed.line.expect(elements.frames());
+                    elements.listener()
+                })
+                .flatten(),
+            Role::Discard if inside => {
+                self.with_feed(|feed| feed.elements = Elements::default());
+                None
+            }
+            _ if inside => {
+                self.with_feed(|feed| {
+                    feed.elements.queue(&command.name, ear);
+                    if !is_write {
+                        feed.elements.is_quiet();
+                    }
+                });
+                None
+            }
+            _ => ear.map(Listener::One),
+        };
+        let frame = instead.as_deref().unwrap_or(frame);
         let outcome = if waits {
             self.ask_later(asked, frame.len(), listener)
         } else {
@@ -242,11 +287,10 @@ impl Session {
         if is_write && !self.leads_to_master(&tap) {
             return None;
         }
-        let (ear, _) = if queued {
-            (None, None)
-        } else {
-            self.listen(command, args, life.as_ref())
-        };
+        let (mut ear, _) = self.listen(command, args, life.as_ref());
+        if queued {
+            self.with_feed(|feed| feed.elements.queue(&command.name, ear.take()));
+        }
         if is_write {
             let shard = self.worker.shard(ShardIndex(0));
             let mut state = self.state();
@@ -363,32 +407,6 @@ impl Session {
         Outcome::Done
     }
 
-    /// As Redis answers who has no subscription.
-    fn unsubscribe_nothing(self: &Rc<Self>, family: Family, args: &Args) -> Outcome {
-        let resp3 = self.state().login.resp3;
-        let names: Vec<&[u8]> = args.iter().skip(1).collect();
-        self.refuse(|out| {
-            let (push, null) = if resp3 { (">3", "_") } else { ("*3", "$-1") };
-            let mut put = |name: Option<&[u8]>| {
-                let word = family.name();
-                out.extend_from_slice(format!("{push}\r\n${}\r\n", word.len()).as_bytes());
-                out.extend_from_slice(word);
-                match name {
-                    None => out.extend_from_slice(format!("\r\n{null}").as_bytes()),
-                    Some(name) => {
-                        out.extend_from_slice(format!("\r\n${}\r\n", name.len()).as_bytes());
-                        out.extend_from_slice(name);
-                    }
-                }
-                out.extend_from_slice(b"\r\n:0\r\n");
-            };
-            if names.is_empty() {
-                put(None);
-            }
-            names.into_iter().for_each(|name| put(Some(name)));
-        })
-    }
-
     fn refuse_while_subscribed(self: &Rc<Self>, command: &Command) -> Outcome {
         self.refuse(|out| {
             out.extend_from_slice(match &*command.name {
@@ -400,6 +418,28 @@ impl Session {
             out.extend_from_slice(ONLY);
         })
     }
+}
+
+/// What Redis answers to an unsubscribe of who has no subscription.
+pub(super) fn put_unsubscribed(family: Family, args: &Args, resp3: bool, out: &mut Vec<u8>) {
+    let (push, null) = if resp3 { (">3", "_") } else { ("*3", "$-1") };
+    let mut put = |name: Option<&[u8]>| {
+        let word = family.name();
+        out.extend_from_slice(format!("{push}\r\n${}\r\n", word.len()).as_bytes());
+        out.extend_from_slice(word);
+        match name {
+            None => out.extend_from_slice(format!("\r\n{null}").as_bytes()),
+            Some(name) => {
+                out.extend_from_slice(format!("\r\n${}\r\n", name.len()).as_bytes());
+                out.extend_from_slice(name);
+            }
+        }
+        out.extend_from_slice(b"\r\n:0\r\n");
+    };
+    if args.len() == 1 {
+        put(None);
+    }
+    args.iter().skip(1).for_each(|name| put(Some(name)));
 }
 
 /// What a command is to a transaction.
@@ -415,7 +455,7 @@ fn role(name: &str) -> Role {
 
 /// Whether the feed takes a command that has nothing to do with it: one reply, and nothing left behind but what a
 /// transaction leaves.
-fn may_ride(command: &Command, args: &Args) -> bool {
+pub(super) fn may_ride(command: &Command, args: &Args) -> bool {
     match command.class {
         Class::Node | Class::Everywhere | Class::Transaction => true,
         Class::Blocking => !matches!(&*command.name, "wait" | "waitaof"),

@@ -36,9 +36,15 @@ impl Session {
         let Some(mut feed) = state.feed.take() else {
             return Ok(());
         };
+        // Who listens may look at the feed, and be what changes it.
+        let mut later = state.listeners.is_some().then(Vec::new);
+        let mut show = |shown: Shown, flow: &mut Option<RunId>| match &mut later {
+            Some(later) => later.push(Later::of(&shown)),
+            None => state.feed_shows(self, shown, flow),
+        };
         let taken = match doubt {
-            Some(counts) => feed.take_in_doubt(bytes, counts, &mut state),
-            None => feed.take(bytes, &mut state),
+            Some(counts) => feed.take_in_doubt(bytes, counts, &mut show),
+            None => feed.take(bytes, &mut show),
         };
         feed.heard = true;
         if taken.is_ok() && feed.line.is_caught_up() {
@@ -49,6 +55,10 @@ impl Session {
         let (idle, drained) = (feed.line.is_idle(), feed.line.is_drained());
         let aside = feed.aside.take();
         state.feed = Some(feed);
+        later
+            .iter()
+            .flatten()
+            .for_each(|later| state.feed_shows_later(self, later));
         let unread = self.settle(&mut state, &self.worker.clone());
         drop(state);
         let shard = self.worker.shard(ShardIndex(0));
@@ -76,35 +86,86 @@ impl Session {
 }
 
 impl Feed {
-    fn take(&mut self, bytes: &[u8], state: &mut State) -> Result<(), Trouble> {
+    fn take(&mut self, bytes: &[u8], show: &mut impl FnMut(Shown, &mut Option<RunId>)) -> Result<(), Trouble> {
         let Self { line, flow, fences, .. } = self;
         line.take(bytes, &mut |shown| {
             if let (Shown::Reply(..), Some(log)) = (&shown, &mut *fences) {
                 log.answered(1);
             }
-            state.feed_shows(shown, flow);
+            show(shown, flow);
         })
     }
 
     /// The same in doubt: what was changed stays fenced.
-    fn take_in_doubt(&mut self, bytes: &[u8], counts: (u32, u32), state: &mut State) -> Result<(), Trouble> {
+    fn take_in_doubt(
+        &mut self,
+        bytes: &[u8],
+        counts: (u32, u32),
+        show: &mut impl FnMut(Shown, &mut Option<RunId>),
+    ) -> Result<(), Trouble> {
         let Self { line, flow, .. } = self;
         let mut replies = 0;
         let taken = line.take_in_doubt(bytes, counts, &mut |shown| {
             replies += u32::from(matches!(shown, Shown::Reply(..)));
-            state.feed_shows(shown, flow);
+            show(shown, flow);
         });
         self.aside = self.fences.as_mut().and_then(|fences| fences.set_aside(replies));
         taken
     }
 }
 
-impl State {
-    /// Gives the client what its feed shows; `flow` is where a message that comes in parts stands in the window.
-    fn feed_shows(&mut self, shown: Shown, flow: &mut Option<RunId>) {
+/// What a feed shows once it is back in its place.
+#[derive(Debug)]
+enum Later {
+    Reply(RunId, Vec<u8>),
+    Part(RunId, Vec<u8>),
+    Push(Vec<u8>),
+    Begins,
+    Ends,
+}
+
+impl Later {
+    fn of(shown: &Shown) -> Self {
         match shown {
-            Shown::Reply(run, bytes) => self.feed_reply(run, bytes),
-            Shown::Part(run, bytes) => self.feed_part(run, bytes),
+            Shown::Reply(run, bytes) => Self::Reply(*run, bytes.to_vec()),
+            Shown::Part(run, bytes) => Self::Part(*run, bytes.to_vec()),
+            Shown::Push(bytes) => Self::Push(bytes.to_vec()),
+            Shown::Begins => Self::Begins,
+            Shown::Ends => Self::Ends,
+        }
+    }
+
+    fn shown(&self) -> Shown<'_> {
+        match self {
+            Self::Reply(run, bytes) => Shown::Reply(*run, bytes),
+            Self::Part(run, bytes) => Shown::Part(*run, bytes),
+            Self::Push(bytes) => Shown::Push(bytes),
+            Self::Begins => Shown::Begins,
+            Self::Ends => Shown::Ends,
+        }
+    }
+}
+
+impl State {
+    fn feed_shows_later(&mut self, session: &Rc<Session>, later: &Later) {
+        let before = self.login.clone();
+        let mut flow = self.feed.as_mut().and_then(|feed| feed.flow.take());
+        self.feed_shows(session, later.shown(), &mut flow);
+        let changed = self.login != before;
+        if let Some(feed) = &mut self.feed {
+            feed.flow = flow;
+            if changed {
+                // EXEC did the same to the connection.
+                feed.acts_for(&self.login);
+            }
+        }
+    }
+
+    /// Gives the client what its feed shows; `flow` is where a message that comes in parts stands in the window.
+    fn feed_shows(&mut self, session: &Rc<Session>, shown: Shown, flow: &mut Option<RunId>) {
+        match shown {
+            Shown::Reply(run, bytes) => self.feed_reply(session, run, bytes),
+            Shown::Part(run, bytes) => self.feed_part(session, run, bytes),
             Shown::Push(bytes) => self.window.push(bytes, &mut self.out),
             Shown::Begins => *flow = Some(self.window.reserve(FEED_LANE, 1)),
             Shown::Ends => {

@@ -15,12 +15,9 @@ use crate::command::{Command, Lookup, refusal};
 use crate::proxy::backend::with_words;
 use crate::resp::Args;
 
-const SYNTAX: &[u8] = b"-ERR syntax error\r\n";
-const NO_CLIENT: &[u8] = b"-ERR The client ID you want redirect to does not exist\r\n";
-const TWO_CLIENTS: &[u8] = b"-ERR A client can only redirect to a single other client\r\n";
+pub(super) const NO_CLIENT: &[u8] = b"-ERR The client ID you want redirect to does not exist\r\n";
 const NOT_TRACKING: &[u8] =
     b"-ERR CLIENT CACHING can be called only when the client is in tracking mode with OPTIN or OPTOUT mode enabled\r\n";
-const TOO_MANY: &[u8] = b"-OOM pointsman keeps at most 1000 prefixes and 65536 bytes of them for one client\r\n";
 
 impl Session {
     /// Judges a request about tracking of a session without a feed; `None`: it is about something else, or asks what is
@@ -31,10 +28,16 @@ impl Session {
             "client|tracking" => Some(match Word::tracking(args) {
                 Err(unfit) => self.refuse_tracking(unfit),
                 Ok(Word::On(_)) if !self.may_track() => self.refuse(|out| refusal::not_yet(command, out)),
-                Ok(word @ Word::On(_)) => self.redirecting(&word, args, frame, |frame| {
-                    self.begin_feed(command)
-                        .unwrap_or_else(|| self.ask_tracking(word.clone(), frame))
-                }),
+                Ok(word @ Word::On(_)) => self.redirecting(
+                    &word,
+                    args,
+                    frame,
+                    || self.nobody(),
+                    |frame| {
+                        self.begin_feed()
+                            .unwrap_or_else(|| self.ask_tracking(word.clone(), frame))
+                    },
+                ),
                 Ok(Word::Off(_) | Word::Caching(_) | Word::Asks) => {
                     self.refuse(|out| out.extend_from_slice(b"+OK\r\n"))
                 }
@@ -57,16 +60,27 @@ impl Session {
             Ok(Word::On(_)) if !self.may_track() => self.refuse(|out| refusal::not_yet(command, out)),
             // So that what is asked for is known together with what there is.
             Ok(Word::On(_) | Word::Off(_)) if self.state().window.unanswered() > 0 => Outcome::Park(Park::Drain),
-            Ok(word) => self.redirecting(&word, args, frame, |frame| self.ask_tracking(word.clone(), frame)),
+            Ok(word) => self.redirecting(
+                &word,
+                args,
+                frame,
+                || self.nobody(),
+                |frame| self.ask_tracking(word.clone(), frame),
+            ),
         })
     }
 
+    fn nobody(self: &Rc<Self>) -> Outcome {
+        self.refuse(|out| out.extend_from_slice(NO_CLIENT))
+    }
+
     /// Goes on with the request as Redis is to get it, in which another client has the id that Redis knows it by.
-    fn redirecting(
+    pub(super) fn redirecting(
         self: &Rc<Self>,
         word: &Word,
         args: &Args,
         frame: &[u8],
+        nobody: impl FnOnce() -> Outcome,
         go_on: impl FnOnce(&[u8]) -> Outcome,
     ) -> Outcome {
         let Some(to) = word.redirect() else { return go_on(frame) };
@@ -77,7 +91,7 @@ impl Session {
         let at = args.iter().position(|option| option.eq_ignore_ascii_case(b"redirect"));
         let (Some(id), Some(at)) = (id, at) else {
             self.uses_redirection();
-            return self.refuse(|out| out.extend_from_slice(NO_CLIENT));
+            return nobody();
         };
         let outcome = go_on(&with_words(args, &[(at + 1, id.as_bytes())]));
         if let Outcome::Done = outcome {
@@ -132,11 +146,6 @@ impl Session {
     }
 
     fn refuse_tracking(self: &Rc<Self>, unfit: Unfit) -> Outcome {
-        self.refuse(|out| match unfit {
-            Unfit::Syntax => out.extend_from_slice(SYNTAX),
-            Unfit::NoClient => out.extend_from_slice(b"-ERR value is not an integer or out of range\r\n"),
-            Unfit::Redirects => out.extend_from_slice(TWO_CLIENTS),
-            Unfit::TooMany => out.extend_from_slice(TOO_MANY),
-        })
+        self.refuse(|out| out.extend_from_slice(unfit.line()))
     }
 }

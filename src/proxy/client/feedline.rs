@@ -9,6 +9,7 @@
 
 use std::collections::VecDeque;
 
+use super::exec_frames::ExecFrames;
 use super::queue::Queue;
 use super::subscriptions::{Family, Subscriptions, Verb};
 use super::tracking::{Tracking, Word};
@@ -17,8 +18,11 @@ use crate::proxy::backend::{Role, put_request};
 use crate::resp::{Heed, ReplyScanner, Stop};
 use asked::Entry;
 pub(super) use asked::{Asked, POISON, Plain};
+pub(super) use changes::Change;
+use changes::Exec;
 use flight::Flight;
-use frames::{Meaning, is_monitor_line, is_own_line, words};
+pub(super) use frames::words;
+use frames::{Meaning, is_monitor_line, is_own_line};
 
 /// A longer frame is passed on in parts. Every confirmation is shorter, because names are.
 const FRAME_BYTES_MAX: usize = 128 * 1024;
@@ -89,6 +93,12 @@ pub(super) struct FeedLine {
     /// A frame that is not whole.
     partial: Vec<u8>,
     flow: Flow,
+    /// What the requests since MULTI will change with EXEC.
+    changes: VecDeque<(u32, Change)>,
+    /// The reply to such an EXEC is coming.
+    exec: Option<Exec>,
+    /// How its frames will be told apart.
+    frames: ExecFrames,
     /// What is taken in was not acknowledged in time: so many replicas have it, of so many.
     doubt: Option<(u32, u32)>,
 }
@@ -252,17 +262,18 @@ impl FeedLine {
         while at < bytes.len() && !self.drained {
             let rest = &bytes[at..];
             let (used, whole) = self.scan(rest)?;
+            let exec = self.exec.take_if(|_| whole).is_some();
             at += used;
             let part = &rest[..used];
             if self.flow != Flow::None {
                 self.flow_on(part, whole, show);
             } else if whole && self.partial.is_empty() {
-                self.frame(part, show)?;
+                self.frame(part, exec, show)?;
             } else {
                 let mut frame = std::mem::take(&mut self.partial);
                 frame.extend_from_slice(part);
                 if whole {
-                    self.frame(&frame, show)?;
+                    self.frame(&frame, exec, show)?;
                 } else if frame.len() > FRAME_BYTES_MAX && self.doubt.is_none() {
                     self.begin_flow(&frame, show)?;
                 } else {
@@ -276,6 +287,9 @@ impl FeedLine {
     /// How many bytes belong to the frame at the front, and whether they end it.
     fn scan(&mut self, bytes: &[u8]) -> Result<(usize, bool), Trouble> {
         let begins = !self.scanner.is_inside();
+        if self.exec.is_some() || (begins && self.begins_exec(bytes)) {
+            return self.scan_exec(bytes).ok_or(Trouble::Poisoned);
+        }
         let skipped = usize::from(begins && bytes.first() == Some(&b'>'));
         if skipped == 1 {
             // A frame like any other here: it is counted as the array that it is.
@@ -291,12 +305,13 @@ impl FeedLine {
 
     fn begin_flow(&mut self, part: &[u8], show: &mut impl FnMut(Shown)) -> Result<(), Trouble> {
         match (self.meaning(part), self.asked.front().map(|entry| &entry.asked)) {
-            (Meaning::Message, _) => {
+            (Meaning::Message, _) if self.exec.is_none() => {
                 self.flow = Flow::Push;
                 show(Shown::Begins);
             }
             (Meaning::Reply, Some(Asked::Plain(_))) => self.flow = Flow::Reply,
-            (Meaning::Reply | Meaning::Confirms(_), _) => return Err(Trouble::Poisoned),
+            _ if self.exec.is_some() => self.flow = Flow::Reply,
+            (Meaning::Reply | Meaning::Confirms(_) | Meaning::Message, _) => return Err(Trouble::Poisoned),
         }
         self.show_part(part, show);
         Ok(())
@@ -322,8 +337,9 @@ impl FeedLine {
         }
     }
 
-    fn frame(&mut self, frame: &[u8], show: &mut impl FnMut(Shown)) -> Result<(), Trouble> {
+    fn frame(&mut self, frame: &[u8], exec: bool, show: &mut impl FnMut(Shown)) -> Result<(), Trouble> {
         match self.meaning(frame) {
+            _ if exec => return self.reply(frame, show),
             Meaning::Message if frame.starts_with(b"+") && is_own_line(frame) => {}
             Meaning::Message => show(Shown::Push(frame)),
             Meaning::Confirms(family) => self.confirmed(family, frame, show),
@@ -439,16 +455,17 @@ impl FeedLine {
                 return Ok(());
             }
             Some(Asked::Poison(line)) => {
-                let line = *line;
+                let line = std::mem::take(line);
                 let mut poison = Vec::new();
                 put_request(&mut poison, &POISON);
                 self.queue_answered(&poison);
-                self.answered(line, show);
+                self.answered(&line, show);
                 return Ok(());
             }
             Some(Asked::Discard(line)) => {
                 let line = *line;
                 self.queue = None;
+                self.forget_changes();
                 self.answered(line, show);
                 return Ok(());
             }
@@ -469,6 +486,7 @@ impl FeedLine {
             Some(Asked::Plain(plain)) => {
                 if matches!(plain.role, Role::Exec | Role::Discard) {
                     self.queue = None;
+                    self.forget_changes();
                 }
             }
             Some(Asked::All(_)) => {}
@@ -508,6 +526,7 @@ impl FeedLine {
 }
 
 mod asked;
+mod changes;
 mod flight;
 mod frames;
 mod renewal;

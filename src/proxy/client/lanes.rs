@@ -7,9 +7,10 @@ use std::rc::Rc;
 use super::block::Block;
 use super::cursor::begun_anew;
 use super::dispatch::Outcome;
+use super::exec_reply::Elements;
 use super::feedline::POISON;
 use super::held_count::HeldCount;
-use super::listener::{Ear, Elements, Listener, reserve_for};
+use super::listener::{Ear, Listener, reserve_for};
 use super::run::Run;
 use super::session::{Held, Park, Pinned, Session, State};
 use super::transaction::Transaction;
@@ -151,6 +152,18 @@ impl Session {
         args: &Args,
         frame: &[u8],
     ) -> Outcome {
+        self.pin_and_listen(shard, command, args, frame, None)
+    }
+
+    /// The same for a request whose reply says what it does to the client itself.
+    pub(super) fn pin_and_listen(
+        self: &Rc<Self>,
+        shard: ShardIndex,
+        command: &Command,
+        args: &Args,
+        frame: &[u8],
+        own: Option<Ear>,
+    ) -> Outcome {
         if let Some(outcome) = self.listens_to_too_much(command) {
             return outcome;
         }
@@ -174,8 +187,11 @@ impl Session {
             pinned.lane.wait_for_room(self);
             return Outcome::Park(Park::Lane);
         }
+        // In place of what is done here Redis gets a PING.
+        let is_ping = own.is_some() && !matches!(&*command.name, "auth" | "hello" | "select");
         pinned.clean &= Table::knows(command)
-            && (command.class == Class::Blocking
+            && (is_ping
+                || command.class == Class::Blocking
                 || command.rides_lane(args)
                 || (command.class == Class::Node && &*command.name != "debug"));
         let blocks = command.class_for(args) == Class::Blocking && state.transaction != Transaction::Queueing;
@@ -184,8 +200,8 @@ impl Session {
             let reply = self.tells_after_exec(state.login.clone(), command, args, frame);
             ear = Some(Ear::Tells(reply));
         }
-        if let Some(reply) = self.pauses_after_exec(command, args) {
-            ear = Some(Ear::Pauses(reply));
+        if own.is_some() {
+            ear = own;
         }
         let mut listener = None;
         let mut footprint = Footprint::default();
@@ -199,14 +215,12 @@ impl Session {
                 }
                 pinned.queued_count = 0;
                 pinned.queued_writes = false;
-                pinned.selects = None;
             }
             (Transaction::Queueing, "discard") => {
                 pinned.elements = Elements::default();
                 pinned.queued.clear();
                 pinned.queued_count = 0;
                 pinned.queued_writes = false;
-                pinned.selects = None;
             }
             // It is executed by EXEC, if at all.
             (Transaction::Queueing, _) => {
@@ -553,7 +567,6 @@ impl Pinned {
             queued_count: 0,
             queued_writes: false,
             clean: true,
-            selects: None,
             closing: None,
         }
     }

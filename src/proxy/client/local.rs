@@ -5,14 +5,14 @@ use std::rc::Rc;
 use super::close::CloseReason;
 use super::dispatch::Outcome;
 use super::mute::Mute;
-use super::session::{Park, Session};
+use super::session::{Park, Session, State};
 use super::transaction::Transaction;
-use crate::command::{Command, refusal};
+use crate::command::Command;
 use crate::proxy::backend::{Credential, Login, put_request};
 use crate::resp::{Args, parse_i64, put_i64};
 
 const SYNTAX: &[u8] = b"-ERR syntax error\r\n";
-const WRONG_PASSWORD: &[u8] = b"-WRONGPASS invalid username-password pair or user is disabled.\r\n";
+pub(super) const WRONG_PASSWORD: &[u8] = b"-WRONGPASS invalid username-password pair or user is disabled.\r\n";
 
 impl Session {
     /// Answers a request of class session, or says that it cannot.
@@ -28,25 +28,8 @@ impl Session {
             "auth" => self.auth(args),
             "hello" => self.hello(args),
             "reset" => self.reset(),
-            "client|id" => self.refuse(|out| put_integer(out, self.id)),
-            "client|getname" => self.get_name(),
-            "client|setname" => self.set_name(args.get(2).unwrap_or_default()),
-            "client|setinfo" => self.set_info(args),
-            "client|no-evict" => self.no_evict(args),
-            "client|info" => self.client_info(frame),
-            "client|list" => self.client_list(args, frame),
-            "client|kill" => self.client_kill(command, args),
             "client|reply" => self.client_reply(args),
-            "client|no-touch" => self.no_touch(args),
-            "client|getredir" => self.say(b":-1\r\n"),
-            "client|trackinginfo" => self.tracking_info(),
-            "readonly" => self.reads_anywhere(true),
-            "readwrite" => self.reads_anywhere(false),
-            "client|pause" => self.client_pause(args),
-            "client|unpause" => self.client_unpause(),
-            "client|unblock" => self.client_unblock(command, args),
-            "acl|whoami" => self.who_am_i(),
-            _ => self.refuse(|out| refusal::not_yet(command, out)),
+            _ => self.own_request(command, args, frame),
         }
     }
 
@@ -73,103 +56,6 @@ impl Session {
                 self.ok()
             }
         }
-    }
-
-    fn get_name(self: &Rc<Self>) -> Outcome {
-        let (name, resp3) = {
-            let state = self.state();
-            let name = state.about.as_ref().map(|about| about.name.clone());
-            (name, state.login.resp3)
-        };
-        self.refuse(|out| match name {
-            Some(name) if !name.is_empty() => put_bulk(out, &name),
-            Some(_) | None if resp3 => out.extend_from_slice(b"_\r\n"),
-            Some(_) | None => out.extend_from_slice(b"$-1\r\n"),
-        })
-    }
-
-    fn set_name(self: &Rc<Self>, name: &[u8]) -> Outcome {
-        if !name.iter().all(|byte| matches!(byte, b'!'..=b'~')) {
-            return self.say(b"-ERR Client names cannot contain spaces, newlines or special characters.\r\n");
-        }
-        self.state().about().name = name.into();
-        self.ok()
-    }
-
-    fn set_info(self: &Rc<Self>, args: &Args) -> Outcome {
-        let (attribute, value) = (args.get(2).unwrap_or_default(), args.get(3).unwrap_or_default());
-        let attribute = attribute.to_ascii_lowercase();
-        let shown = match attribute.as_slice() {
-            b"lib-name" => "lib-name",
-            b"lib-ver" => "lib-ver",
-            _ => {
-                return self.refuse(|out| {
-                    out.extend_from_slice(b"-ERR Unrecognized option '");
-                    out.extend_from_slice(args.get(2).unwrap_or_default());
-                    out.extend_from_slice(b"'\r\n");
-                });
-            }
-        };
-        if !value.iter().all(|byte| matches!(byte, b'!'..=b'~')) {
-            let line = format!("-ERR {shown} cannot contain spaces, newlines or special characters.\r\n");
-            return self.say(line.as_bytes());
-        }
-        let mut state = self.state();
-        let about = state.about();
-        if shown == "lib-name" {
-            about.library = value.into();
-        } else {
-            about.library_version = value.into();
-        }
-        drop(state);
-        self.ok()
-    }
-
-    fn no_evict(self: &Rc<Self>, args: &Args) -> Outcome {
-        match args.get(2).and_then(on_or_off) {
-            Some(on) => {
-                self.state().about().no_evict = on;
-                self.ok()
-            }
-            None => self.say(SYNTAX),
-        }
-    }
-
-    /// A lane's login: what this session reads leaves no trace in the servers' idea of what is used.
-    fn no_touch(self: &Rc<Self>, args: &Args) -> Outcome {
-        if !self.worker.redis_is_at_least(7, 2) {
-            return self.refuse(|out| refusal::unknown_subcommand(args, out));
-        }
-        match args.get(2).and_then(on_or_off) {
-            Some(on) => {
-                self.state().login.no_touch = on;
-                self.ok()
-            }
-            None => self.say(SYNTAX),
-        }
-    }
-
-    /// Nobody tracks.
-    fn tracking_info(self: &Rc<Self>) -> Outcome {
-        let (map, set) = if self.state().login.resp3 {
-            ("%3", "~1")
-        } else {
-            ("*6", "*1")
-        };
-        let reply =
-            format!("{map}\r\n$5\r\nflags\r\n{set}\r\n$3\r\noff\r\n$8\r\nredirect\r\n:-1\r\n$8\r\nprefixes\r\n*0\r\n");
-        self.say(reply.as_bytes())
-    }
-
-    /// Whether replicas may answer this session's reads.
-    fn reads_anywhere(self: &Rc<Self>, anywhere: bool) -> Outcome {
-        self.state().masters_only = !anywhere;
-        self.ok()
-    }
-
-    fn who_am_i(self: &Rc<Self>) -> Outcome {
-        let user = self.state().user().to_vec();
-        self.refuse(|out| put_bulk(out, &user))
     }
 
     fn reset(self: &Rc<Self>) -> Outcome {
@@ -206,67 +92,32 @@ impl Session {
     }
 
     fn hello(self: &Rc<Self>, args: &Args) -> Outcome {
-        let mut version = None;
-        if let Some(text) = args.get(1) {
-            version = match text {
-                b"2" => Some(false),
-                b"3" => Some(true),
-                _ if parse_i64(text).is_none() => {
-                    return self.say(b"-ERR Protocol version is not an integer or out of range\r\n");
-                }
-                _ => return self.say(b"-NOPROTO unsupported protocol version\r\n"),
-            };
-        }
-        let (mut at, mut auth, mut name) = (2, None, None);
-        while let Some(option) = args.get(at) {
-            match (
-                option.to_ascii_uppercase().as_slice(),
-                args.get(at + 1),
-                args.get(at + 2),
-            ) {
-                (b"AUTH", Some(user), Some(password)) => {
-                    auth = Some((user, password));
-                    at += 3;
-                }
-                (b"SETNAME", Some(given), _) => {
-                    name = Some(given);
-                    at += 2;
-                }
-                _ => {
-                    return self.refuse(|out| {
-                        out.extend_from_slice(b"-ERR Syntax error in HELLO option '");
-                        out.extend(
-                            option
-                                .iter()
-                                .map(|byte| if matches!(byte, b'\r' | b'\n') { b' ' } else { *byte }),
-                        );
-                        out.extend_from_slice(b"'\r\n");
-                    });
-                }
+        let Hello { resp3, auth, name } = match Hello::read(args) {
+            Ok(hello) => hello,
+            Err(refused) => {
+                self.refused_hello(&mut self.state(), args);
+                return self.say(&refused.line);
             }
-        }
-        if name.is_some_and(|name| !name.iter().all(|byte| matches!(byte, b'!'..=b'~'))) {
-            return self.say(b"-ERR Client names cannot contain spaces, newlines or special characters.\r\n");
-        }
+        };
+        let name: Option<Box<[u8]>> = name.map(Into::into);
         if self.state().window.unanswered() > 0 {
             return Outcome::Park(Park::Drain);
         }
         match auth {
             Some((user, password)) => {
-                let name = name.map(Into::into);
-                self.verify(user, password, &[b"AUTH", user, password], Some(Hello { resp3: version, name }))
+                self.verify(user, password, &[b"AUTH", user, password], Some(Greeted { resp3, name }))
             }
             None if !self.state().authenticated => self.say(
                 b"-NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO <proto> AUTH <user> <pass> option can be used to authenticate the client and select the RESP protocol version at the same time\r\n",
             ),
             None => {
-                self.greet(&Hello { resp3: version, name: name.map(Into::into) });
+                self.greet(&Greeted { resp3, name });
                 Outcome::Done
             }
         }
     }
 
-    fn greet(self: &Rc<Self>, hello: &Hello) {
+    fn greet(self: &Rc<Self>, hello: &Greeted) {
         let resp3 = {
             let mut state = self.state();
             state.login.resp3 = hello.resp3.unwrap_or(state.login.resp3);
@@ -275,38 +126,15 @@ impl Session {
             }
             state.login.resp3
         };
-        self.greet_with(|out| {
-            out.extend_from_slice(if resp3 { b"%7\r\n" } else { b"*14\r\n" });
-            for (key, value) in [
-                (&b"server"[..], &b"redis"[..]),
-                (b"version", self.worker.redis_version().as_bytes()),
-            ] {
-                put_bulk(out, key);
-                put_bulk(out, value);
-            }
-            put_bulk(out, b"proto");
-            put_integer(out, if resp3 { 3 } else { 2 });
-            put_bulk(out, b"id");
-            put_integer(out, self.id);
-            for (key, value) in [(&b"mode"[..], &b"standalone"[..]), (b"role", b"master")] {
-                put_bulk(out, key);
-                put_bulk(out, value);
-            }
-            put_bulk(out, b"modules");
-            out.extend_from_slice(b"*0\r\n");
-        });
+        self.greet_with(|out| put_greeting(self, resp3, out));
     }
 
     /// Verifies a password of a user of the proxy's own; `None`: clients log in to the servers.
-    fn verify_guest(self: &Rc<Self>, user: &[u8], password: &[u8], hello: Option<&Hello>) -> Option<Outcome> {
-        if !self.worker.users()?.verify(user, password) {
+    fn verify_guest(self: &Rc<Self>, user: &[u8], password: &[u8], hello: Option<&Greeted>) -> Option<Outcome> {
+        self.worker.users()?;
+        let admitted = self.admits(&mut self.state(), user, password);
+        if !admitted {
             return Some(self.say(WRONG_PASSWORD));
-        }
-        {
-            let mut state = self.state();
-            state.login.credential = self.worker.guests_credential();
-            state.about().guest = user.into();
-            state.authenticated = true;
         }
         match hello {
             Some(hello) => self.greet(hello),
@@ -317,9 +145,20 @@ impl Session {
         Some(Outcome::Done)
     }
 
+    /// Lets the client be a user of the proxy's own, if that is the password.
+    pub(super) fn admits(&self, state: &mut State, user: &[u8], password: &[u8]) -> bool {
+        let known = self.worker.users().is_some_and(|users| users.verify(user, password));
+        if known {
+            state.login.credential = self.worker.guests_credential();
+            state.about().guest = user.into();
+            state.authenticated = true;
+        }
+        known
+    }
+
     /// Has a password verified by the master on a connection of its own (rule A16): a name alone proves nothing. It is
     /// asked as the client asked, because to a password without a name Redis says something else.
-    fn verify(self: &Rc<Self>, user: &[u8], password: &[u8], asked: &[&[u8]], hello: Option<Hello>) -> Outcome {
+    fn verify(self: &Rc<Self>, user: &[u8], password: &[u8], asked: &[&[u8]], hello: Option<Greeted>) -> Outcome {
         if self.state().window.unanswered() > 0 {
             return Outcome::Park(Park::Drain);
         }
@@ -341,9 +180,15 @@ impl Session {
         Outcome::Done
     }
 
-    fn verified(self: &Rc<Self>, credential: Rc<Credential>, hello: Option<Hello>, verdict: Result<(), String>) {
+    fn verified(self: &Rc<Self>, credential: Rc<Credential>, hello: Option<Greeted>, verdict: Result<(), String>) {
         match (verdict, hello) {
-            (Err(line), _) => {
+            (Err(line), hello) => {
+                if let Some(name) = hello.and_then(|hello| hello.name)
+                    && !self.worker.redis_is_at_least(7, 2)
+                {
+                    // Those give it its name before they look at the password.
+                    self.state().about().name = name;
+                }
                 self.refuse(|out| {
                     out.extend_from_slice(line.as_bytes());
                     out.extend_from_slice(b"\r\n");
@@ -369,8 +214,50 @@ impl Session {
     }
 }
 
+/// The greeting, as the answer to HELLO.
+pub(super) fn put_greeting(session: &Session, resp3: bool, out: &mut Vec<u8>) {
+    out.extend_from_slice(if resp3 { b"%7\r\n" } else { b"*14\r\n" });
+    for (key, value) in [
+        (&b"server"[..], &b"redis"[..]),
+        (b"version", session.worker.redis_version().as_bytes()),
+    ] {
+        put_bulk(out, key);
+        put_bulk(out, value);
+    }
+    put_bulk(out, b"proto");
+    put_integer(out, if resp3 { 3 } else { 2 });
+    put_bulk(out, b"id");
+    put_integer(out, session.id);
+    for (key, value) in [(&b"mode"[..], &b"standalone"[..]), (b"role", b"master")] {
+        put_bulk(out, key);
+        put_bulk(out, value);
+    }
+    put_bulk(out, b"modules");
+    out.extend_from_slice(b"*0\r\n");
+}
+
+/// What CLIENT TRACKINGINFO says to who does not track.
+pub(super) fn put_tracking_info(resp3: bool, out: &mut Vec<u8>) {
+    let (map, set) = if resp3 { ("%3", "~1") } else { ("*6", "*1") };
+    let reply =
+        format!("{map}\r\n$5\r\nflags\r\n{set}\r\n$3\r\noff\r\n$8\r\nredirect\r\n:-1\r\n$8\r\nprefixes\r\n*0\r\n");
+    out.extend_from_slice(reply.as_bytes());
+}
+
+/// Text for people: verbatim where the protocol has that.
+pub(super) fn put_text(resp3: bool, text: &[u8], out: &mut Vec<u8>) {
+    if !resp3 {
+        return put_bulk(out, text);
+    }
+    out.push(b'=');
+    put_i64(out, i64::try_from(text.len() + 4).unwrap_or(i64::MAX));
+    out.extend_from_slice(b"\r\ntxt:");
+    out.extend_from_slice(text);
+    out.extend_from_slice(b"\r\n");
+}
+
 /// What an argument of ON or OFF says.
-fn on_or_off(word: &[u8]) -> Option<bool> {
+pub(super) fn on_or_off(word: &[u8]) -> Option<bool> {
     match word.to_ascii_lowercase().as_slice() {
         b"on" => Some(true),
         b"off" => Some(false),
@@ -385,9 +272,82 @@ pub(super) fn database(args: &Args, databases: u32) -> Option<u32> {
 }
 
 /// What a HELLO asks for beside a login.
-struct Hello {
+struct Greeted {
     resp3: Option<bool>,
     name: Option<Box<[u8]>>,
+}
+
+/// What a HELLO asks for.
+#[derive(Debug, Default)]
+pub(super) struct Hello<'r> {
+    pub resp3: Option<bool>,
+    /// User and password.
+    pub auth: Option<(&'r [u8], &'r [u8])>,
+    pub name: Option<&'r [u8]>,
+}
+
+impl<'r> Hello<'r> {
+    /// Reads one.
+    pub(super) fn read(args: &Args<'r>) -> Result<Self, RefusedHello<'r>> {
+        let mut hello = Self::default();
+        if let Some(text) = args.get(1) {
+            hello.resp3 = match text {
+                b"2" => Some(false),
+                b"3" => Some(true),
+                _ if parse_i64(text).is_none() => {
+                    return Err(hello.refused(b"-ERR Protocol version is not an integer or out of range\r\n"));
+                }
+                _ => return Err(hello.refused(b"-NOPROTO unsupported protocol version\r\n")),
+            };
+        }
+        let mut at = 2;
+        while let Some(option) = args.get(at) {
+            match (
+                option.to_ascii_uppercase().as_slice(),
+                args.get(at + 1),
+                args.get(at + 2),
+            ) {
+                (b"AUTH", Some(user), Some(password)) => {
+                    hello.auth = Some((user, password));
+                    at += 3;
+                }
+                (b"SETNAME", Some(given), _) => {
+                    if !given.iter().all(|byte| matches!(byte, b'!'..=b'~')) {
+                        let line = b"-ERR Client names cannot contain spaces, newlines or special characters.\r\n";
+                        return Err(hello.refused(line));
+                    }
+                    hello.name = Some(given);
+                    at += 2;
+                }
+                _ => {
+                    let shown = option
+                        .iter()
+                        .map(|byte| if matches!(byte, b'\r' | b'\n') { b' ' } else { *byte });
+                    let mut line = b"-ERR Syntax error in HELLO option '".to_vec();
+                    line.extend(shown);
+                    line.extend_from_slice(b"'\r\n");
+                    return Err(hello.refused(&line));
+                }
+            }
+        }
+        Ok(hello)
+    }
+
+    fn refused(&self, line: &[u8]) -> RefusedHello<'r> {
+        RefusedHello {
+            line: line.to_vec(),
+            name: self.name,
+        }
+    }
+}
+
+/// A HELLO that is refused.
+#[derive(Debug)]
+pub(super) struct RefusedHello<'r> {
+    /// What is said to it.
+    pub line: Vec<u8>,
+    /// The name that it gave before that was known.
+    pub name: Option<&'r [u8]>,
 }
 
 pub(super) fn put_bulk(out: &mut Vec<u8>, bytes: &[u8]) {
@@ -398,7 +358,7 @@ pub(super) fn put_bulk(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend_from_slice(b"\r\n");
 }
 
-fn put_integer(out: &mut Vec<u8>, value: u64) {
+pub(super) fn put_integer(out: &mut Vec<u8>, value: u64) {
     out.push(b':');
     put_i64(out, i64::try_from(value).unwrap_or(i64::MAX));
     out.extend_from_slice(b"\r\n");

@@ -6,14 +6,16 @@ use std::rc::Rc;
 
 use super::block::{Block, whole_block};
 use super::dispatch::Outcome;
+use super::listener::Ear;
 use super::local::database;
 use super::mute::Mute;
+use super::own::OwnReply;
 use super::queue::Queue;
 use super::session::{Park, Session};
+use super::tracking;
 use super::transaction::{Reaction, Told, Transaction, Word};
 use super::wait::Awaits;
 use crate::command::{Class, Command, Flags, Table, refusal};
-use crate::proxy::backend::put_own;
 use crate::resp::Args;
 use crate::route::Place;
 use crate::topology::ShardIndex;
@@ -28,7 +30,11 @@ impl Session {
             return None;
         }
         let state = self.state();
-        if !state.authenticated || state.transaction != Transaction::None || state.mute == Mute::Skipping {
+        if !state.authenticated
+            || state.feed.is_some()
+            || state.transaction != Transaction::None
+            || state.mute == Mute::Skipping
+        {
             return None;
         }
         drop(state);
@@ -91,18 +97,11 @@ impl Session {
                 }
                 Some(self.pin_and_append(ShardIndex(0), command, args, frame))
             }
-            Reaction::Forward
-                if now == Transaction::Queueing && matches!(&*command.name, "client|pause" | "client|unpause") =>
-            {
-                let mut ping = Vec::new();
-                put_own(&mut ping, &[b"PING"]);
-                Some(self.pin_and_append(ShardIndex(0), command, args, &ping))
-            }
             Reaction::Forward if command.class == Class::Transaction || may_be_pinned(command, args) => {
-                let selects = match self.selected_by(command) {
-                    Ok(selects) => selects,
-                    Err(park) => return Some(Outcome::Park(park)),
-                };
+                let acts = &*command.name == "exec" && self.acts_in_exec();
+                if acts && self.state().window.unanswered() > 0 {
+                    return Some(Outcome::Park(Park::Drain));
+                }
                 let outcome = self.pin_and_append(ShardIndex(0), command, args, frame);
                 if let Outcome::Done = outcome {
                     let mut state = self.state();
@@ -110,20 +109,21 @@ impl Session {
                     if after == Transaction::Queueing && now != after {
                         state.queue = Some(Queue::begin(frame, now == Transaction::Watching));
                     }
-                    if let Some(database) = selects {
-                        state.awaits = Awaits::Exec { database, begun: false };
+                    if acts {
+                        state.awaits = Awaits::Own;
                     }
                 }
                 Some(outcome)
             }
-            Reaction::Forward if now == Transaction::Queueing && &*command.name == "select" => {
-                let outcome = self.pin_and_append(ShardIndex(0), command, args, frame);
-                if let (Outcome::Done, Some(database)) = (&outcome, database(args, self.worker.databases()))
-                    && let Some(pinned) = &mut self.state().pinned
-                {
-                    pinned.selects = Some(database);
-                }
-                Some(outcome)
+            Reaction::Forward if now == Transaction::Queueing && needs_feed(command, args) => Some(
+                self.begin_feed()
+                    .unwrap_or_else(|| self.request_in_multi(command, args, frame)),
+            ),
+            Reaction::Forward
+                if now == Transaction::Queueing
+                    && let Some((instead, ear)) = self.own_inside(command, args, frame) =>
+            {
+                Some(self.pin_and_listen(ShardIndex(0), command, args, &instead, Some(ear)))
             }
             Reaction::Forward if now == Transaction::Watching => None,
             Reaction::Forward => {
@@ -139,15 +139,10 @@ impl Session {
         }
     }
 
-    /// The database that the command selects if it is executed. An EXEC that does is sent when nothing else is in
-    /// flight, so that the next bytes to come are its reply's.
-    fn selected_by(&self, command: &Command) -> Result<Option<u32>, Park> {
-        let state = self.state();
-        let selects = state.queued().and_then(|queued| queued.selects);
-        match selects.filter(|_| &*command.name == "exec") {
-            Some(_) if state.window.unanswered() > 0 => Err(Park::Drain),
-            selects => Ok(selects),
-        }
+    /// Whether EXEC does something to the client itself: it is sent when nothing else is in flight, and nothing is asked
+    /// before it is answered.
+    fn acts_in_exec(&self) -> bool {
+        self.state().queued().is_some_and(|queued| queued.elements.act())
     }
 
     /// A request about the session itself, made between WATCH and MULTI.
@@ -167,20 +162,26 @@ impl Session {
                 Some(outcome)
             }
             "hello" if !changes_login(args, self.state().login.resp3) => None,
-            // The connection speaks for another user or in another protocol than what follows: it must go, and what
-            // it watched counts as changed.
+            // That connection goes along, too: it keeps what it watches.
             "auth" | "hello" => {
                 if self.state().window.unanswered() > 0 {
                     return Some(Outcome::Park(Park::Drain));
                 }
-                self.give_up_pinned(Transaction::Stale);
-                None
+                let ear = Ear::Own(OwnReply::new(frame));
+                let outcome = self.pin_and_listen(ShardIndex(0), command, args, frame, Some(ear));
+                if let Outcome::Done = outcome {
+                    self.state().awaits = Awaits::Own;
+                }
+                Some(outcome)
             }
             _ => None,
         }
     }
 
     pub(super) fn wrong_arity(self: &Rc<Self>, command: &Command) -> Outcome {
+        if &*command.name == "exec" && self.feed_is_in_multi() {
+            return self.feed_is_busy().unwrap_or_else(|| self.discard_feed(EXEC_ARITY));
+        }
         if &*command.name == "exec" {
             // Redis discards the transaction at once.
             if self.state().transaction == Transaction::Queueing {
@@ -197,6 +198,9 @@ impl Session {
     pub(super) fn refuse_inside(self: &Rc<Self>, put: impl FnOnce(&mut Vec<u8>)) -> Outcome {
         let mut line = Vec::new();
         put(&mut line);
+        if self.feed_is_in_multi() {
+            return self.feed_is_busy().unwrap_or_else(|| self.poison_feed(&line));
+        }
         let queues = self.state().transaction == Transaction::Queueing;
         let poisoned = if queues { self.poison(&line) } else { None };
         match poisoned {
@@ -255,6 +259,15 @@ fn changes_login(args: &Args, resp3: bool) -> bool {
         .get(1)
         .is_none_or(|version| version == if resp3 { b"3" } else { b"2" });
     !same_protocol || (2..args.len()).any(|at| args.get(at).is_some_and(|word| word.eq_ignore_ascii_case(b"auth")))
+}
+
+/// Whether it asks Redis to speak unasked.
+fn needs_feed(command: &Command, args: &Args) -> bool {
+    match &*command.name {
+        "subscribe" | "psubscribe" => true,
+        "client|tracking" => matches!(tracking::Word::tracking(args), Ok(tracking::Word::On(_))),
+        _ => false,
+    }
 }
 
 /// Whether a connection of the session's own takes it, also inside MULTI: one reply, nothing left behind that others would

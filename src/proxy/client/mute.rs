@@ -6,7 +6,8 @@
 use std::rc::Rc;
 
 use super::dispatch::Outcome;
-use super::listener::hear;
+use super::listener::{Heard, hear, kept_bytes};
+use super::own::Myself;
 use super::session::{Park, Session, State};
 use super::wait::Awaits;
 use super::window::RunId;
@@ -66,18 +67,66 @@ impl State {
     }
 
     /// Reply bytes for a run; what is now at the head of the window goes out, if the client is to hear it.
-    pub(super) fn fill(&mut self, run: RunId, bytes: &[u8], replies: u32) {
-        if self.awaits != Awaits::Nothing
-            && self.window.holds(run)
-            && let Some(database) = self.awaits.hear(bytes)
-        {
-            self.login.database = database;
+    pub(super) fn fill(&mut self, session: &Rc<Session>, run: RunId, bytes: &[u8], replies: u32) {
+        match self.listened(session, run, bytes, replies) {
+            Some(heard) => self.fill_heard(run, heard),
+            None => self.fill_plain(run, bytes, replies),
         }
-        let changed = hear(&mut self.listeners, run, bytes, replies);
-        let bytes = changed.as_deref().unwrap_or(bytes);
+    }
+
+    /// The same for what was listened to.
+    pub(super) fn fill_heard(&mut self, run: RunId, heard: Heard) {
+        if heard.muted {
+            self.settle_awaited(run, heard.replies);
+            self.window.fill(run, &heard.bytes, heard.replies, &mut self.out);
+            self.muffle(self.out.len());
+        } else {
+            self.fill_plain(run, &heard.bytes, heard.replies);
+        }
+        if let Some(mute) = heard.mute {
+            self.mute = mute;
+        }
+    }
+
+    fn fill_plain(&mut self, run: RunId, bytes: &[u8], replies: u32) {
+        self.settle_awaited(run, replies);
         let heard = self.out.len();
         self.window.fill(run, bytes, replies, &mut self.out);
         self.muffle(heard);
+    }
+
+    /// What everything else waited for is all that is in flight.
+    #[inline]
+    fn settle_awaited(&mut self, run: RunId, replies: u32) {
+        if self.awaits == Awaits::Own && replies > 0 && self.window.holds(run) {
+            self.awaits = Awaits::Nothing;
+        }
+    }
+
+    /// What the client is to see of reply bytes, if somebody listens to them.
+    #[inline]
+    fn listened(&mut self, session: &Rc<Session>, run: RunId, bytes: &[u8], replies: u32) -> Option<Heard> {
+        self.listeners.as_ref()?;
+        let mut listeners = self.listeners.take();
+        let mut myself = Myself {
+            session,
+            state: self,
+            run,
+        };
+        let heard = hear(&mut listeners, run, bytes, replies, &mut myself);
+        self.listeners = listeners;
+        heard
+    }
+
+    /// Reply bytes that the client does not have.
+    pub(super) fn unwritten(&self) -> usize {
+        self.out.len() - self.sent + kept_bytes(&self.listeners)
+    }
+
+    /// Something of our own that is no reply.
+    pub(super) fn tell(&mut self, message: &[u8]) {
+        self.window.local(message, &mut self.out);
+        self.muffle(self.out.len());
     }
 
     /// A reply of our own.
@@ -89,20 +138,33 @@ impl State {
     }
 
     /// A reply of a feed.
-    pub(super) fn feed_reply(&mut self, run: RunId, bytes: &[u8]) {
-        let changed = hear(&mut self.listeners, run, bytes, 1);
-        let bytes = changed.as_deref().unwrap_or(bytes);
-        let heard = self.mute == Mute::No || is_message(bytes);
-        self.window.fill(run, if heard { bytes } else { b"" }, 1, &mut self.out);
-        self.muffle(self.out.len());
+    pub(super) fn feed_reply(&mut self, session: &Rc<Session>, run: RunId, bytes: &[u8]) {
+        self.feed_fill(session, run, bytes, 1);
     }
 
     /// A part of the reply to a request of a feed.
-    pub(super) fn feed_part(&mut self, run: RunId, bytes: &[u8]) {
-        let changed = hear(&mut self.listeners, run, bytes, 0);
-        let bytes = changed.as_deref().unwrap_or(bytes);
-        let heard = self.mute == Mute::No;
-        self.window.fill(run, if heard { bytes } else { b"" }, 0, &mut self.out);
+    pub(super) fn feed_part(&mut self, session: &Rc<Session>, run: RunId, bytes: &[u8]) {
+        self.feed_fill(session, run, bytes, 0);
+    }
+
+    fn feed_fill(&mut self, session: &Rc<Session>, run: RunId, bytes: &[u8], replies: u32) {
+        let listened = self.listened(session, run, bytes, replies);
+        let plain = || Heard {
+            bytes: bytes.to_vec(),
+            replies,
+            ..Heard::default()
+        };
+        let heard = listened.unwrap_or_else(plain);
+        let hears = heard.muted || self.mute == Mute::No || (replies > 0 && is_message(&heard.bytes));
+        self.settle_awaited(run, heard.replies);
+        let bytes = if hears { &heard.bytes[..] } else { b"" };
+        self.window.fill(run, bytes, heard.replies, &mut self.out);
+        if heard.replies > 0 {
+            self.muffle(self.out.len());
+        }
+        if let Some(mute) = heard.mute {
+            self.mute = mute;
+        }
     }
 
     #[inline]

@@ -1,9 +1,7 @@
 //! CLIENT PAUSE and UNPAUSE, and how a session waits for the end of one.
 
 use std::rc::Rc;
-use std::sync::Arc;
 
-use super::dispatch::Outcome;
 use super::session::{Park, Session, State};
 use crate::clock;
 use crate::command::Command;
@@ -23,37 +21,9 @@ pub(super) struct Function {
     pub writes: bool,
 }
 
-impl Session {
-    pub(super) fn client_pause(self: &Rc<Self>, args: &Args) -> Outcome {
-        let order = PauseOrder::pause(args);
-        self.refuse_line(self.carry_out(&order))
-    }
-
-    pub(super) fn client_unpause(self: &Rc<Self>) -> Outcome {
-        self.refuse_line(self.carry_out(&PauseOrder::Unpause))
-    }
-
-    fn carry_out(&self, order: &PauseOrder) -> &'static [u8] {
-        order.carry_out(self.worker.pause(), clock::monotonic_ms())
-    }
-
-    /// What CLIENT PAUSE or UNPAUSE does once EXEC runs it: Redis queues a PING in its place.
-    pub(super) fn pauses_after_exec(&self, command: &Command, args: &Args) -> Option<PauseReply> {
-        let order = match &*command.name {
-            "client|pause" => PauseOrder::pause(args),
-            "client|unpause" => PauseOrder::Unpause,
-            _ => return None,
-        };
-        Some(PauseReply {
-            order: Some(order),
-            pause: self.worker.pause_shared(),
-        })
-    }
-}
-
 /// What a client wants of the pause.
 #[derive(Debug)]
-enum PauseOrder {
+pub(super) enum PauseOrder {
     Pause {
         timeout_ms: u64,
         extent: Extent,
@@ -63,25 +33,9 @@ enum PauseOrder {
     Wrong(&'static [u8]),
 }
 
-/// The reply to a PING in EXEC's, which stands for a CLIENT PAUSE or UNPAUSE.
-#[derive(Debug)]
-pub(super) struct PauseReply {
-    /// Until its first byte came.
-    order: Option<PauseOrder>,
-    pause: Arc<Pause>,
-}
-
-impl PauseReply {
-    /// Takes bytes of the reply and gives what the client is to see in their place.
-    pub(super) fn take(&mut self, out: &mut Vec<u8>) {
-        if let Some(order) = self.order.take() {
-            out.extend_from_slice(order.carry_out(&self.pause, clock::monotonic_ms()));
-        }
-    }
-}
-
 impl PauseOrder {
-    fn carry_out(&self, pause: &Pause, now_ms: u64) -> &'static [u8] {
+    /// Does it, and gives the line to say.
+    pub(super) fn carry_out(&self, pause: &Pause, now_ms: u64) -> &'static [u8] {
         match self {
             // Half of the numbers there is are for ever.
             Self::Pause { timeout_ms, extent } => {
@@ -94,7 +48,8 @@ impl PauseOrder {
         b"+OK\r\n"
     }
 
-    fn pause(args: &Args) -> Self {
+    /// Reads a CLIENT PAUSE.
+    pub(super) fn pause(args: &Args) -> Self {
         let extent = match args.get(3).map(<[u8]>::to_ascii_lowercase).as_deref() {
             None | Some(b"all") => Extent::All,
             Some(b"write") => Extent::Writes,
@@ -109,10 +64,6 @@ impl PauseOrder {
 }
 
 impl Session {
-    fn refuse_line(self: &Rc<Self>, line: &[u8]) -> Outcome {
-        self.refuse(|out| out.extend_from_slice(line))
-    }
-
     /// What a request has to wait for while there is a pause. EXEC is what was queued for it.
     #[inline]
     pub(super) fn paused(self: &Rc<Self>, command: &Command, args: &Args, state: &State) -> Option<Park> {

@@ -99,6 +99,11 @@ impl Portrait {
 impl Session {
     /// Describes the client; `asks` is the length of the request that is just being answered, if it is this one's.
     pub(super) fn portrait(&self, asks: usize) -> Portrait {
+        self.portrait_of(&self.state(), asks, None)
+    }
+
+    /// The same; `inside` a transaction that runs: of how many requests.
+    pub(super) fn portrait_of(&self, state: &State, asks: usize, inside: Option<u32>) -> Portrait {
         let now_ms = clock::monotonic_ms();
         let socket = self.socket();
         let addr = |addr: std::io::Result<std::net::SocketAddr>| {
@@ -107,7 +112,6 @@ impl Session {
         let last = self.last_command();
         let command = last.and_then(|id| self.worker.commands().get(id));
         let blocks = command.is_some_and(|command| command.class == Class::Blocking);
-        let state = self.state();
         let about = state.about.as_deref();
         let tells_library = self.worker.redis_is_at_least(7, 2);
         let subscriptions = |kind| {
@@ -132,7 +136,7 @@ impl Session {
             } else {
                 now_ms.saturating_sub(self.heard_ms()) / 1000
             },
-            flags: flags(&state, blocks),
+            flags: flags(state, blocks, inside.is_some()),
             database: state.login.database,
             subscriptions: [Kind::Channel, Kind::Pattern, Kind::Shard].map(subscriptions),
             tracks: state.feed.as_ref().is_some_and(|feed| feed.line.tracking.is_on()),
@@ -142,6 +146,7 @@ impl Session {
                 redirection.map(|redirection| redirection.to)
             },
             queued: match state.transaction {
+                _ if inside.is_some() => inside.and_then(|count| usize::try_from(count).ok()),
                 Transaction::None if state.feed.is_some() => state.feed.as_ref().and_then(|feed| feed.line.queued()),
                 Transaction::Queueing => Some(state.queued().map_or(0, |queued| queued.queued_count)),
                 Transaction::Doomed | Transaction::Lost | Transaction::Aborted => Some(0),
@@ -161,13 +166,14 @@ impl Session {
 }
 
 /// Redis' letters for what a client is doing, in its order.
-fn flags(state: &State, blocks: bool) -> String {
+fn flags(state: &State, blocks: bool, inside: bool) -> String {
     let feed = state.feed.as_ref();
     let letters = [
         (feed.is_some_and(|feed| feed.line.is_monitoring()), 'O'),
         (feed.is_some_and(|feed| !feed.line.subscriptions.is_empty()), 'P'),
         (
-            state.transaction == Transaction::Queueing
+            inside
+                || state.transaction == Transaction::Queueing
                 || state.transaction.is_ghost()
                 || feed.is_some_and(|feed| feed.line.multi),
             'x',

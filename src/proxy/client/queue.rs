@@ -75,6 +75,11 @@ impl Queue {
         self.count
     }
 
+    /// Whether it began with a key watched.
+    pub(super) fn is_watched(&self) -> bool {
+        self.prospect == Prospect::Empty
+    }
+
     /// What is to become of it.
     pub(super) fn prospect(&self) -> Prospect {
         self.prospect

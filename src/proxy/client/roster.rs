@@ -4,95 +4,140 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 
 use super::close::CloseReason;
-use super::dispatch::Outcome;
 use super::feed::Link;
-use super::local::put_bulk;
+use super::local::{put_integer, put_text};
+use super::own::{Around, Said};
 use super::portrait::Portrait;
 use super::selection::Selection;
-use super::session::{Park, Session};
+use super::session::{Park, Session, State};
 use crate::command::{Command, refusal};
 use crate::proxy::backend::{Login, Target, ask, ask_for, connect_control, connect_to, put_request};
 use crate::proxy::roll::{Question, Told};
 use crate::proxy::worker::Worker;
-use crate::resp::{Args, parse_i64, put_i64};
+use crate::resp::{Args, parse_i64};
 use crate::topology::{Addr, ShardIndex};
 use tokio::net::TcpStream;
 
 /// Bytes of a server's CLIENT LIST that are read at most: some 50,000 connections.
 const LIST_BYTES_MAX: usize = 16 * 1024 * 1024;
 
+/// What others are asked about clients.
+#[derive(Debug)]
+pub(super) enum Aside {
+    /// To describe them. Who asks describes itself, if it is meant.
+    List {
+        of: Selection,
+        own: Option<Vec<u8>>,
+        resp3: bool,
+    },
+    /// To end them, which in the old form says something else. Whether who asks is one of them.
+    Kill { of: Selection, own: bool, old_form: bool },
+    /// To let one go that blocks.
+    Unblock { id: i64, told: Told },
+}
+
+impl Aside {
+    /// Whom a CLIENT UNBLOCK means; an error is the line to say.
+    pub(super) fn unblock(command: &Command, args: &Args) -> Result<Self, Vec<u8>> {
+        let told = match args.get(3).map(<[u8]>::to_ascii_lowercase).as_deref() {
+            None | Some(b"timeout") => Told::Timeout,
+            Some(b"error") => Told::Error,
+            Some(_) => return Err(b"-ERR CLIENT UNBLOCK reason should be TIMEOUT or ERROR\r\n".to_vec()),
+        };
+        if args.len() > 4 {
+            let mut line = Vec::new();
+            refusal::wrong_arity(command, &mut line);
+            return Err(line);
+        }
+        match args.get(2).and_then(parse_i64) {
+            Some(id) => Ok(Self::Unblock { id, told }),
+            None => Err(b"-ERR value is not an integer or out of range\r\n".to_vec()),
+        }
+    }
+}
+
 impl Session {
-    pub(super) fn client_info(self: &Rc<Self>, frame: &[u8]) -> Outcome {
-        let line = self.portrait(frame.len()).line();
-        self.say_text(&[&line[..], b"\n"].concat())
-    }
-
-    pub(super) fn client_list(self: &Rc<Self>, args: &Args, frame: &[u8]) -> Outcome {
-        let of = match Selection::listed(args) {
-            Ok(of) => of,
-            Err(line) => return self.refuse(|out| out.extend_from_slice(&line)),
-        };
-        if self.state().window.unanswered() > 0 {
-            return Outcome::Park(Park::Drain);
-        }
-        // By the time the workers answer, this request is forgotten: its own line is made now.
-        let own = self.portrait(frame.len());
-        let own = of.means(&own).then(|| own.line());
-        let session = self.clone();
-        tokio::task::spawn_local(async move {
-            let mut text = Vec::new();
-            for (id, line) in session.worker.roll().list(&of).await {
-                let own = own.as_ref().filter(|_| id == session.id);
-                text.extend_from_slice(own.unwrap_or(&line));
-                text.push(b'\n');
+    /// Whom a CLIENT LIST lists.
+    pub(super) fn lists(&self, state: &State, args: &Args, around: Around, out: &mut Vec<u8>) -> Said {
+        match Selection::listed(args) {
+            Ok(of) => {
+                // By the time the workers answer, this request is forgotten: its own line is made now.
+                let own = self.portrait_of(state, around.bytes, around.inside);
+                let own = of.means(&own).then(|| own.line());
+                Said::Asks(Aside::List {
+                    of,
+                    own,
+                    resp3: state.login.resp3,
+                })
             }
-            session.say_text(&text);
-            session.resume();
-        });
-        self.state().park = Park::Verify;
-        Outcome::Done
+            Err(line) => {
+                out.extend_from_slice(&line);
+                Said::All
+            }
+        }
     }
 
-    pub(super) fn client_kill(self: &Rc<Self>, command: &Command, args: &Args) -> Outcome {
+    /// Whom a CLIENT KILL ends.
+    pub(super) fn kills(&self, state: &State, command: &Command, args: &Args, out: &mut Vec<u8>) -> Said {
         if args.len() == 2 {
-            return self.refuse(|out| refusal::wrong_arity(command, out));
+            refusal::wrong_arity(command, out);
+            return Said::All;
         }
-        let mut of = match Selection::killed(args, self.id) {
-            Ok(of) => of,
-            Err(line) => return self.refuse(|out| out.extend_from_slice(&line)),
-        };
-        if self.state().window.unanswered() > 0 {
-            return Outcome::Park(Park::Drain);
-        }
-        // Who kills itself is told so first.
-        let own = of.means(&self.portrait(0));
-        of.spare(self.id);
-        let old_form = args.len() == 3;
-        let session = self.clone();
-        tokio::task::spawn_local(async move {
-            if let Some(user) = of.user()
-                && session.is_no_user(user).await
-            {
-                session.refuse(|out| refusal::no_such_user(user, out));
-                return session.resume();
+        match Selection::killed(args, self.id) {
+            Ok(mut of) => {
+                // Who kills itself is told so first.
+                let own = of.means(&self.portrait_of(state, 0, None));
+                of.spare(self.id);
+                Said::Asks(Aside::Kill {
+                    of,
+                    own,
+                    old_form: args.len() == 3,
+                })
             }
-            let killed = session.worker.roll().kill(&of).await + u64::from(own);
-            session.refuse(|out| match (old_form, killed) {
-                (true, 0) => out.extend_from_slice(b"-ERR No such client\r\n"),
-                (true, _) => out.extend_from_slice(b"+OK\r\n"),
-                (false, _) => {
-                    out.push(b':');
-                    put_i64(out, i64::try_from(killed).unwrap_or(i64::MAX));
-                    out.extend_from_slice(b"\r\n");
+            Err(line) => {
+                out.extend_from_slice(&line);
+                Said::All
+            }
+        }
+    }
+
+    /// Asks others, and says what the client is to be told, and whether that is the last it hears.
+    pub(super) async fn ask_aside(&self, aside: Aside) -> (Vec<u8>, bool) {
+        let mut out = Vec::new();
+        match aside {
+            Aside::List { of, own, resp3 } => {
+                let mut text = Vec::new();
+                for (id, line) in self.worker.roll().list(&of).await {
+                    let own = own.as_ref().filter(|_| id == self.id);
+                    text.extend_from_slice(own.unwrap_or(&line));
+                    text.push(b'\n');
                 }
-            });
-            if own {
-                session.close(CloseReason::Killed);
+                put_text(resp3, &text, &mut out);
             }
-            session.resume();
-        });
-        self.state().park = Park::Verify;
-        Outcome::Done
+            Aside::Kill { of, own, old_form } => {
+                if let Some(user) = of.user()
+                    && self.is_no_user(user).await
+                {
+                    refusal::no_such_user(user, &mut out);
+                    return (out, false);
+                }
+                let killed = self.worker.roll().kill(&of).await + u64::from(own);
+                match (old_form, killed) {
+                    (true, 0) => out.extend_from_slice(b"-ERR No such client\r\n"),
+                    (true, _) => out.extend_from_slice(b"+OK\r\n"),
+                    (false, _) => put_integer(&mut out, killed),
+                }
+                return (out, own);
+            }
+            Aside::Unblock { id, told } => {
+                let unblocked = match u64::try_from(id) {
+                    Ok(id) => self.worker.roll().unblock(id, told).await,
+                    Err(_) => false,
+                };
+                put_integer(&mut out, u64::from(unblocked));
+            }
+        }
+        (out, false)
     }
 
     /// Whether there is no such user: of the proxy's own, or else the master says so. One that does not say counts as one
@@ -118,56 +163,6 @@ impl Session {
     pub(super) fn resume(&self) {
         self.state().park = Park::Open;
         self.wake();
-    }
-
-    /// Text for people: verbatim where the protocol has that.
-    fn say_text(self: &Rc<Self>, text: &[u8]) -> Outcome {
-        let resp3 = self.state().login.resp3;
-        self.refuse(|out| {
-            if resp3 {
-                out.push(b'=');
-                put_i64(out, i64::try_from(text.len() + 4).unwrap_or(i64::MAX));
-                out.extend_from_slice(b"\r\ntxt:");
-                out.extend_from_slice(text);
-                out.extend_from_slice(b"\r\n");
-            } else {
-                put_bulk(out, text);
-            }
-        })
-    }
-}
-
-impl Session {
-    pub(super) fn client_unblock(self: &Rc<Self>, command: &Command, args: &Args) -> Outcome {
-        let told = match args.get(3).map(<[u8]>::to_ascii_lowercase).as_deref() {
-            None | Some(b"timeout") => Told::Timeout,
-            Some(b"error") => Told::Error,
-            Some(_) => {
-                return self.refuse(|out| {
-                    out.extend_from_slice(b"-ERR CLIENT UNBLOCK reason should be TIMEOUT or ERROR\r\n");
-                });
-            }
-        };
-        if args.len() > 4 {
-            return self.refuse(|out| refusal::wrong_arity(command, out));
-        }
-        let Some(id) = args.get(2).and_then(parse_i64) else {
-            return self.refuse(|out| out.extend_from_slice(b"-ERR value is not an integer or out of range\r\n"));
-        };
-        if self.state().window.unanswered() > 0 {
-            return Outcome::Park(Park::Drain);
-        }
-        let session = self.clone();
-        tokio::task::spawn_local(async move {
-            let unblocked = match u64::try_from(id) {
-                Ok(id) => session.worker.roll().unblock(id, told).await,
-                Err(_) => false,
-            };
-            session.refuse(|out| out.extend_from_slice(if unblocked { b":1\r\n" } else { b":0\r\n" }));
-            session.resume();
-        });
-        self.state().park = Park::Verify;
-        Outcome::Done
     }
 
     /// The server at which it may block, and our end of that connection.

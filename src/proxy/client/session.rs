@@ -20,9 +20,10 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
 use super::close::CloseReason;
 use super::copying::Said;
+use super::exec_reply::Elements;
 use super::feed::Feed;
 use super::held_count::HeldCount;
-use super::listener::{Elements, Listeners};
+use super::listener::Listeners;
 use super::mute::Mute;
 use super::pausing::Function;
 use super::queue::Queue;
@@ -119,8 +120,6 @@ pub(super) struct Pinned {
     pub queued_writes: bool,
     /// Nothing was left behind on it.
     pub clean: bool,
-    /// The database of the last SELECT among them.
-    pub selects: Option<u32>,
     /// The transaction whose EXEC was sent last.
     pub closing: Option<Box<Queue>>,
 }
@@ -290,8 +289,7 @@ impl Session {
 
     /// Reply bytes that are not written yet.
     pub fn unwritten(&self) -> usize {
-        let state = self.state.borrow();
-        state.out.len() - state.sent
+        self.state.borrow().unwritten()
     }
 
     /// Reply bytes written since the client came: tells a slow reader from one that does not read.
@@ -304,7 +302,7 @@ impl Session {
     pub fn holds_feed_back(&self) -> bool {
         let state = self.state.borrow();
         let feed = state.feed.as_ref().filter(|feed| !feed.line.is_listening());
-        let holds = state.out.len() - state.sent > UNWRITTEN_BYTES_MAX;
+        let holds = state.unwritten() > UNWRITTEN_BYTES_MAX;
         feed.is_some_and(|feed| {
             feed.held_back.set(holds);
             holds
@@ -346,7 +344,7 @@ impl Session {
         if state.closing.is_some() {
             return 0;
         }
-        state.fill(run, bytes, replies);
+        state.fill(self, run, bytes, replies);
         self.settle(&mut state, worker)
     }
 
@@ -365,7 +363,7 @@ impl Session {
         if !self.dirty.replace(true) {
             worker.add_dirty(self.clone());
         }
-        state.out.len() - state.sent
+        state.unwritten()
     }
 
     /// Writes what can be written without waiting; the session's own task waits for the rest.
@@ -518,7 +516,7 @@ impl Session {
     fn end(&self, reason: CloseReason) {
         let mut state = self.state.borrow_mut();
         state.closing = Some(reason);
-        (state.out, state.sent, state.tail) = (Vec::new(), 0, None);
+        (state.out, state.sent, state.tail, state.listeners) = (Vec::new(), 0, None, None);
         state.held.clear();
         if let Some(pinned) = state.pinned.take() {
             pinned.lane.abandon();

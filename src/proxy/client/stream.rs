@@ -6,6 +6,7 @@ use std::rc::Rc;
 use super::dispatch::Outcome;
 use super::listener::{Listener, reserve_for};
 use super::session::{Park, Session, Streaming, Way};
+use super::transaction::Transaction;
 use super::wait::Awaits;
 use crate::command::{Class, Command, Concern, Lookup};
 use crate::proxy::backend::{Lane, Traits};
@@ -85,7 +86,12 @@ impl Session {
         if let Some(queue) = &mut state.queue {
             queue.forget();
         }
-        let (ear, _) = self.listen(command, &args, lane.life());
+        let (mut ear, _) = self.listen(command, &args, lane.life());
+        if state.transaction == Transaction::Queueing {
+            pinned.elements.queue(&command.name, ear.take());
+            pinned.queued_count += 1;
+            pinned.queued_writes |= command.is_write();
+        }
         let listener = ear.map(Listener::One);
         let run = reserve_for(&mut state.window, &mut state.listeners, lane.number, listener);
         let mut footprint = Footprint::default();

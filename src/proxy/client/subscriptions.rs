@@ -109,6 +109,15 @@ impl Subscriptions {
         }
     }
 
+    /// All of a kind.
+    pub(super) fn names(&self, kind: Kind) -> impl Iterator<Item = &Name> {
+        match kind {
+            Kind::Channel => self.channels.iter(),
+            Kind::Pattern => self.patterns.iter(),
+            Kind::Shard => self.shards.iter(),
+        }
+    }
+
     /// Makes room for names that are about to be asked for.
     pub(super) fn ask<'a>(&mut self, names: impl Iterator<Item = &'a [u8]>) -> Result<(), TooMany> {
         let (mut count, mut bytes) = (self.asked, self.asked_bytes);

@@ -72,6 +72,18 @@ pub(super) enum Unfit {
     TooMany,
 }
 
+impl Unfit {
+    /// What is said to it.
+    pub(super) fn line(self) -> &'static [u8] {
+        match self {
+            Self::Syntax => b"-ERR syntax error\r\n",
+            Self::NoClient => b"-ERR value is not an integer or out of range\r\n",
+            Self::Redirects => b"-ERR A client can only redirect to a single other client\r\n",
+            Self::TooMany => b"-OOM pointsman keeps at most 1000 prefixes and 65536 bytes of them for one client\r\n",
+        }
+    }
+}
+
 impl Word {
     /// Reads a CLIENT TRACKING. Options that contradict each other are for Redis to refuse.
     pub(super) fn tracking(args: &Args) -> Result<Self, Unfit> {

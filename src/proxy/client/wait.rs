@@ -47,38 +47,8 @@ pub(super) enum Awaits {
     Nothing,
     /// That to WAIT.
     Replicas,
-    /// That to an EXEC, which is all that is in flight: if it is an array, this database is selected.
-    Exec {
-        /// Which one.
-        database: u32,
-        /// Whether the first byte came and was an array's.
-        begun: bool,
-    },
-}
-
-impl Awaits {
-    /// Takes in bytes of the awaited reply; the database that it proves to be selected.
-    pub(super) fn hear(&mut self, bytes: &[u8]) -> Option<u32> {
-        let Self::Exec { database, begun } = self else {
-            return None;
-        };
-        let database = *database;
-        let (array, rest) = match (*begun, bytes) {
-            (_, []) => return None,
-            (true, rest) => (true, rest),
-            (false, [first, rest @ ..]) => (*first == b'*', rest),
-        };
-        match (array, rest.first()) {
-            (true, None) => {
-                *begun = true;
-                None
-            }
-            (array, length) => {
-                *self = Self::Nothing;
-                (array && length.is_some_and(u8::is_ascii_digit)).then_some(database)
-            }
-        }
-    }
+    /// That to the only request in flight, which changes who the client is, or what it hears.
+    Own,
 }
 
 /// Which writes of a session no WAIT has vouched for.
@@ -336,24 +306,6 @@ mod tests {
             judged(MASTER, b":0\r\n", b"-ERR timeout is negative\r\n"),
             said(b"-ERR timeout is negative\r\n")
         );
-    }
-
-    #[test]
-    fn an_exec_that_ran_selects_and_one_that_did_not_does_not() {
-        let heard = |parts: &[&[u8]]| {
-            let mut awaits = Awaits::Exec {
-                database: 3,
-                begun: false,
-            };
-            let said: Vec<Option<u32>> = parts.iter().map(|part| awaits.hear(part)).collect();
-            (said.into_iter().flatten().next(), awaits == Awaits::Nothing)
-        };
-        assert_eq!(heard(&[b"*2\r\n"]), (Some(3), true));
-        assert_eq!(heard(&[b"", b"*", b"", b"12"]), (Some(3), true));
-        assert_eq!(heard(&[b"*", b"-1\r\n"]), (None, true));
-        assert_eq!(heard(&[b"_\r\n"]), (None, true));
-        assert_eq!(heard(&[b"-EXECABORT"]), (None, true));
-        assert_eq!(heard(&[b"*"]), (None, false));
     }
 
     #[test]

@@ -7,6 +7,8 @@ use crate::support::{Dice, encode};
 ///
 /// `$k` a key, `$v` a value, `$n` a number, `$i` an index, `$f` a decimal, `$m` a member, `$d` a database, `$c` a channel.
 const COMMANDS: &str = include_str!("commands.txt");
+/// Where those begin in it that are about the client and its connection.
+const ABOUT_CLIENTS: &str = "# Connections";
 const KEYS: [&str; 8] = ["a", "b", "{a}b", "list", "hash", "set", "zset", "stream"];
 const NUMBERS: [&str; 12] = [
     "0",
@@ -55,13 +57,28 @@ impl Script {
             .lines()
             .filter(|line| !line.is_empty() && !line.starts_with('#'))
             .collect();
-        let count = 1 + dice.roll(24);
-        let mut parts: Vec<Vec<u8>> = (0..count)
-            .map(|_| {
-                let template = dice.one_of(&templates);
-                command(dice, template)
-            })
+        let own: Vec<&str> = COMMANDS
+            .lines()
+            .skip_while(|line| *line != ABOUT_CLIENTS)
+            .filter(|line| !line.is_empty() && !line.starts_with('#'))
             .collect();
+        let count = 1 + dice.roll(24);
+        let mut parts: Vec<Vec<u8>> = Vec::new();
+        for _ in 0..count {
+            if dice.roll(12) > 0 {
+                let template = dice.one_of(&templates);
+                parts.push(command(dice, template));
+                continue;
+            }
+            // What there is about clients says most inside a transaction.
+            parts.push(encode(&["multi"]));
+            for _ in 0..1 + dice.roll(5) {
+                let some = if dice.roll(2) == 0 { &own } else { &templates };
+                let template = dice.one_of(some);
+                parts.push(command(dice, template));
+            }
+            parts.push(encode(&["exec"]));
+        }
         let ends_in_nonsense = dice.roll(20) == 0;
         if ends_in_nonsense {
             parts.push(dice.one_of(&NONSENSE).to_vec());
@@ -75,10 +92,18 @@ impl Script {
 
 fn command(dice: &mut Dice, template: &str) -> Vec<u8> {
     let mut words: Vec<Vec<u8>> = template.split(' ').map(|word| fill(dice, word)).collect();
-    // A timeout that is another may be for ever; and what is no text in the name of a setting is not given back as it was.
-    let as_it_is = [" 0.01", " block ", "config "]
-        .iter()
-        .any(|part| template.contains(part));
+    // A timeout that is another may be for ever; what comes first of two errors in a redirection is the client's, not ours; what is no text in the name of a setting is not given back as it was; the
+    // time passes, and the channels of one client have an order that is each server's own.
+    let as_it_is = [
+        " 0.01",
+        " block ",
+        "config ",
+        "time extra",
+        "unsubscribe $c",
+        "redirect",
+    ]
+    .iter()
+    .any(|part| template.contains(part));
     if !as_it_is && dice.roll(6) == 0 {
         distort(dice, &mut words);
     }

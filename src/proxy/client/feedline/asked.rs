@@ -27,7 +27,7 @@ pub(in crate::proxy::client) enum Asked {
     /// One reply that must be no error; the client sees these bytes in its place, and the protocol changes.
     Hello { greeting: Vec<u8>, resp3: bool },
     /// One reply that must be an error; the client sees this line in its place.
-    Poison(&'static [u8]),
+    Poison(Box<[u8]>),
     /// One reply; the client sees this line in its place. It was asked for EXEC, but is DISCARD.
     Discard(&'static [u8]),
     /// Ours: so many replies, not shown, to these bytes, which bring the connection to where a transaction was.

@@ -27,7 +27,7 @@ pub(super) fn is_own_line(line: &[u8]) -> bool {
 }
 
 /// The bulk strings at the front of an array or a push.
-pub(super) fn words(frame: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(in crate::proxy::client) fn words(frame: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = line(frame).map_or(&[][..], |(_, rest)| rest);
     std::iter::from_fn(move || {
         let (header, after) = line(rest)?;

@@ -20,7 +20,7 @@ impl FeedLine {
             return Left::CutOff;
         }
         self.tracking.lost(self.resp3);
-        (self.scanner, self.partial) = (ReplyScanner::default(), Vec::new());
+        (self.scanner, self.partial, self.exec) = (ReplyScanner::default(), Vec::new(), None);
         let mut asked = self.asked.take();
         for mut entry in std::mem::take(&mut self.unsent) {
             entry.end = u64::MAX;
