@@ -1,6 +1,8 @@
 # make up     build, and run all of it on this machine: ZooKeeper, redis-servers, agents, a proxy; until Ctrl-C
 #             (options: make up ARGS='--listen 127.0.0.1:6400 --shards 2')
 # make test   everything CI runs: format, lints, documentation, tests
+# make compat Redis' own test suite and those of clients, through pointsman and directly; some 15 minutes
+#             (options: make compat SUITES="walrus huey" ARGS=--fast; a part of it is in make test)
 # make chaos  faults drawn from a seed against a cluster on hosts of its own; needs root
 #             (options: make chaos ARGS='CHAOS_SEED=7 CHAOS_MINUTES=30 CHAOS_W=0 CHAOS_READS=causal CHAOS_PIPELINE=32')
 # make model  the model checks with wide bounds, some minutes (the narrow ones are part of make test)
@@ -12,8 +14,9 @@ SHELL := /bin/bash
 CARGO ?= cargo
 ARGS ?=
 TARGETS ?= commands keys peers replies requests znodes
+SUITES ?=
 
-.PHONY: setup build up test chaos model fuzz audit
+.PHONY: setup build up test compat chaos model fuzz audit
 
 setup:
 	@conf/setup.sh
@@ -33,6 +36,9 @@ test: setup
 	else \
 		$(CARGO) test --locked; \
 	fi
+
+compat: build
+	python3 tests/compat/compat.py $(ARGS) $(SUITES)
 
 chaos: setup
 	env $(ARGS) $(CARGO) test --locked --test chaos -- --ignored --nocapture --exact seeds::many_seeds_break_no_promise

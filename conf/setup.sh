@@ -1,6 +1,6 @@
 #!/bin/bash
-# Installs what is missing on a Debian machine: redis-server, redis-tools, ZooKeeper with Java, for the tests iproute2 and
-# nftables, and cargo where there is none or it is too old. Starts no service: policy-rc.d says no while packages are installed.
+# Installs what is missing on a Debian machine: redis-server, redis-tools, ZooKeeper with Java, for the tests iproute2,
+# nftables, Tcl and Python, and cargo where there is none or it is too old. Starts no service: policy-rc.d says no while packages are installed.
 set -euo pipefail
 
 RUST_MINOR_MIN=88
@@ -12,6 +12,8 @@ command -v redis-cli >/dev/null || missing+=(redis-tools)
 command -v java >/dev/null || missing+=(default-jre-headless)
 [ -x /usr/sbin/ip ] || [ -x /sbin/ip ] || command -v ip >/dev/null || missing+=(iproute2)
 [ -x /usr/sbin/nft ] || command -v nft >/dev/null || missing+=(nftables)
+command -v tclsh >/dev/null || missing+=(tcl)
+python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3 python3-venv)
 command -v cc >/dev/null || missing+=(gcc libc6-dev)
 minor=$(cargo --version 2>/dev/null | sed -n 's/^cargo 1\.\([0-9]*\)\..*/\1/p')
 [ "${minor:-0}" -ge $RUST_MINOR_MIN ] || missing+=(rustc-web cargo-web)

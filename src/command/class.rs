@@ -90,6 +90,24 @@ pub(super) fn may_change_any_key(name: &str) -> bool {
     )
 }
 
+/// The class of a subcommand of DEBUG: how a server behaves is set on each, so that another master behaves no different,
+/// and keys that are not replicated are made on each. All else looks at one server, or does something to it.
+pub(super) fn of_debug(subcommand: &[u8]) -> Class {
+    const EVERY_NODE: [&[u8]; 6] = [
+        b"config-rewrite-force-all",
+        b"dict-resizing",
+        b"populate",
+        b"quicklist-packed-threshold",
+        b"set-active-expire",
+        b"set-disable-deny-scripts",
+    ];
+    if EVERY_NODE.iter().any(|name| subcommand.eq_ignore_ascii_case(name)) {
+        Class::EveryNode
+    } else {
+        Class::Node
+    }
+}
+
 fn plain(flags: Flags) -> Option<Class> {
     if flags.has(Flags::BLOCKING) {
         return Some(Class::Blocking);
@@ -128,7 +146,9 @@ fn named(name: &str) -> Option<Class> {
         // A lane is some other user than the session: only we know who is asking.
         "acl|whoami" => Class::Session,
 
-        "info" | "debug" | "role" | "lastsave" | "bgsave" | "save" | "bgrewriteaof" | "pfdebug" => Class::Node,
+        "info" | "debug" | "role" | "lastsave" | "bgsave" | "save" | "bgrewriteaof" | "pfdebug" | "pfselftest" => {
+            Class::Node
+        }
         "config" | "config|get" | "acl" | "acl|cat" | "acl|dryrun" | "acl|genpass" => Class::Node,
         "acl|getuser" | "acl|list" | "acl|log" | "acl|users" => Class::Node,
         "module" | "module|list" => Class::Node,
@@ -150,8 +170,6 @@ fn named(name: &str) -> Option<Class> {
         "module|load" | "module|loadex" | "module|unload" => Class::Refused,
         // Turns the connection into a debugger's.
         "script|debug" => Class::Refused,
-        // Runs for seconds and tests nothing but the server's build.
-        "pfselftest" => Class::Refused,
         _ => return None,
     };
     Some(class)
@@ -179,6 +197,16 @@ mod tests {
         assert_eq!(decided("newthing", Flags::ADMIN.with(Flags::WRITE), true), None);
         assert_eq!(decided("newthing", Flags::READONLY, false), None);
         assert_eq!(decided("newget", Flags::READONLY, true), Some(Class::Read));
+    }
+
+    #[test]
+    fn what_debug_sets_is_set_on_every_node() {
+        for name in ["SET-ACTIVE-EXPIRE", "populate"] {
+            assert_eq!(of_debug(name.as_bytes()), Class::EveryNode);
+        }
+        for name in ["SLEEP", "object", "reload", ""] {
+            assert_eq!(of_debug(name.as_bytes()), Class::Node);
+        }
     }
 
     #[test]

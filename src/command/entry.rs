@@ -199,13 +199,16 @@ impl Command {
         self.flags.has(Flags::BLOCKING) || self.patience != Patience::Unsaid
     }
 
-    /// The class with these arguments: XREAD and XREADGROUP without BLOCK are a plain read and a plain write.
+    /// The class with these arguments: XREAD and XREADGROUP without BLOCK are a plain read and a plain write, and some
+    /// of DEBUG's subcommands, which servers do not list, are for every node.
     #[inline]
     pub fn class_for(&self, args: &Args) -> Class {
-        if self.class != Class::Blocking || self.blocks(args) {
-            return self.class;
+        match self.class {
+            Class::Blocking if !self.blocks(args) && self.is_write() => Class::Write,
+            Class::Blocking if !self.blocks(args) => Class::Read,
+            Class::Node if &*self.name == "debug" => class::of_debug(args.get(1).unwrap_or_default()),
+            class => class,
         }
-        if self.is_write() { Class::Write } else { Class::Read }
     }
 
     /// Whether it may share a connection with these arguments (rule A1).

@@ -13,6 +13,9 @@ pub fn marked(word: &[u8]) -> Vec<u8> {
     spelt
 }
 
+/// What the channels begin with on which pointsman publishes, for the sake of nothing but replication.
+pub const OWN_CHANNELS: &[u8] = b"__pointsman:";
+
 /// Whether a command's name carries the mark.
 pub fn is_marked(word: &[u8]) -> bool {
     match word {

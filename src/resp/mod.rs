@@ -11,7 +11,7 @@ mod request;
 pub use args::{Args, Span};
 pub use error::ProtocolError;
 pub use inline::put_inline_as_request;
-pub use mark::{is_marked, marked};
+pub use mark::{OWN_CHANNELS, is_marked, marked};
 pub use number::{parse_i64, put_i64};
 pub use reply::{Heed, ReplyScanner, Scanned, Stop};
 pub use request::{

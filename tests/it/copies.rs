@@ -1,5 +1,7 @@
 //! Tools that copy all data as a replica does, through a proxy.
 
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -175,4 +177,59 @@ fn words_of_a_replica_do_nothing_else() {
     copies.send(&encode(&["SHUTDOWN", "NOSAVE"]));
     eventually(SOON, || !linked());
     assert_eq!(shard.replicas[0].command(&["PING"]), Value::Simple("PONG".into()));
+}
+
+#[test]
+fn who_asks_with_sync_sees_what_a_master_alone_would_have_sent() {
+    let shard = Shard::start(1, 1);
+    let mut client = shard.client();
+    assert_eq!(
+        client.command(&["CONFIG", "SET", "repl-ping-replica-period", "3600"]),
+        Value::ok()
+    );
+    let copy = TcpStream::connect(shard.listen.as_str()).unwrap();
+    copy.set_read_timeout(Some(SOON)).unwrap();
+    let mut copy = BufReader::new(copy);
+    copy.get_mut().write_all(&encode(&["SYNC"])).unwrap();
+    let mut line = String::new();
+    while !line.starts_with('$') {
+        line.clear();
+        assert!(copy.read_line(&mut line).unwrap() > 0);
+    }
+    let mut data = vec![0; line.trim_end()[1..].parse().unwrap()];
+    copy.read_exact(&mut data).unwrap();
+    assert!(data.starts_with(b"REDIS"));
+    // Each of these is acknowledged, which leaves something in the stream that is not the client's.
+    for request in [
+        &["SET", "k", "1"][..],
+        &["SELECT", "3"],
+        &["SET", "k", "2"],
+        &["APPEND", "k", &"x".repeat(300_000)],
+        &["WAIT", "1", "1000"],
+        &["DEL", "k"],
+    ] {
+        client.command(request);
+    }
+    for expected in [
+        &["SELECT", "0"][..],
+        &["SET", "k", "1"],
+        &["SELECT", "3"],
+        &["SET", "k", "2"],
+        &["APPEND", "k", &"x".repeat(300_000)],
+        &["DEL", "k"],
+    ] {
+        let expected = encode(expected);
+        let mut seen = vec![0; expected.len()];
+        copy.read_exact(&mut seen).unwrap();
+        assert!(
+            seen == expected,
+            "{}",
+            String::from_utf8_lossy(&seen[..seen.len().min(200)])
+        );
+    }
+    // To CLIENT it is a replica.
+    let listed = client.command(&["CLIENT", "LIST", "TYPE", "replica"]).text();
+    assert!(listed.lines().count() == 1 && listed.contains(" flags=S "), "{listed}");
+    assert_eq!(client.command(&["CLIENT", "KILL", "TYPE", "slave"]), Value::Int(1));
+    assert_eq!(copy.read(&mut [0]).unwrap(), 0);
 }

@@ -11,6 +11,7 @@ mod agent_waits;
 mod cli;
 mod clients;
 mod command_keys;
+mod compat;
 mod config;
 mod copies;
 mod differential;

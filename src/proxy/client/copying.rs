@@ -1,7 +1,8 @@
 //! Clients that copy all data as a replica does (`redis-cli --rdb`, migration tools): SYNC, PSYNC and REPLCONF.
 //!
 //! ```text
-//! client --REPLCONF--> kept      client --SYNC--> a replica --bytes as they are--> client
+//! client --REPLCONF--> kept      client --PSYNC--> a replica --bytes as they are-----> client
+//!                                client --SYNC---> a replica --`copied`: without ours-> client
 //!                                client --REPLCONF ACK--------> the same replica
 //! ```
 //! A copy is never taken from a master whose replicas acknowledge: there it would be a replica that is no member. Invariants:
@@ -18,6 +19,7 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use super::close::CloseReason;
+use super::copied::CopiedStream;
 use super::dispatch::Outcome;
 use super::session::{Park, Session};
 use super::transaction::Transaction;
@@ -67,7 +69,8 @@ impl Session {
             _ if !is_free || self.worker.shard_count() > 1 => self.not_passed_on(command),
             "replconf" => self.speaks_as_replica(args, frame),
             "sync" | "psync" if self.state().window.unanswered() > 0 => Outcome::Park(Park::Drain),
-            "sync" | "psync" => self.begin_copy(frame),
+            "sync" => self.begin_copy(frame, Some(CopiedStream::new())),
+            "psync" => self.begin_copy(frame, None),
             _ => self.not_passed_on(command),
         }
     }
@@ -107,10 +110,12 @@ impl Session {
         self.refuse(|out| out.extend_from_slice(reply))
     }
 
-    fn begin_copy(self: &Rc<Self>, frame: &[u8]) -> Outcome {
+    /// Without offsets the stream can be `seen` as a master without pointsman would have sent it.
+    fn begin_copy(self: &Rc<Self>, frame: &[u8], seen: Option<CopiedStream>) -> Outcome {
         let (said, login) = {
             let mut state = self.state();
             let said = std::mem::take(&mut state.about().as_replica);
+            state.about().copies = true;
             let login = Login {
                 resp3: false,
                 database: 0,
@@ -124,7 +129,7 @@ impl Session {
         tokio::task::spawn_local(async move {
             match session.first_to_give(&login, &said, &request).await {
                 Ok((source, begun)) => {
-                    let end = session.copy(source, &begun).await;
+                    let end = session.copy(source, &begun, seen).await;
                     debug!(client = session.id, "a copy ends: {end:?}");
                     session.close(match end {
                         Ok(reason) => reason,
@@ -133,7 +138,11 @@ impl Session {
                 }
                 Err(line) => {
                     session.refuse(|out| out.extend_from_slice(&line));
-                    session.state().park = Park::Open;
+                    {
+                        let mut state = session.state();
+                        state.about().copies = false;
+                        state.park = Park::Open;
+                    }
                     session.wake();
                 }
             }
@@ -230,9 +239,16 @@ impl Session {
     }
 
     /// Passes on what the server says, and the client's acknowledgements, until one of them ends.
-    async fn copy(&self, source: TcpStream, begun: &[u8]) -> io::Result<CloseReason> {
+    async fn copy(&self, source: TcpStream, begun: &[u8], mut seen: Option<CopiedStream>) -> io::Result<CloseReason> {
         let (mut reader, mut writer) = source.into_split();
-        self.pass_on(begun);
+        let mut pass_on = |bytes: &[u8]| match &mut seen {
+            Some(seen) => {
+                seen.take(bytes, &mut self.state().out);
+                self.flush();
+            }
+            None => self.pass_on(bytes),
+        };
+        pass_on(begun);
         let (mut part, mut unfinished) = (vec![0; PART_BYTES], Vec::new());
         loop {
             while self.unwritten() > UNWRITTEN_BYTES_MAX && !self.is_closed() {
@@ -246,7 +262,7 @@ impl Session {
             tokio::select! {
                 read = reader.read(&mut part) => match read? {
                     0 => return Ok(CloseReason::CopyEnded),
-                    count => self.pass_on(&part[..count]),
+                    count => pass_on(&part[..count]),
                 },
                 readable = self.socket().readable() => {
                     readable?;

@@ -295,8 +295,8 @@ impl Session {
             Place::Several if command.class == Class::ManyKey => return self.split(command, args, frame),
             Place::Several => return self.everywhere(command, frame),
         };
-        if command.name.starts_with("slowlog|") {
-            // It is the master's: who looks at it wants to find what it asks from now on (rule B6).
+        if command.name.starts_with("slowlog|") || &*command.name == "debug" {
+            // It is the master's: who looks at it wants to find there what it asks from now on (rule B6).
             self.state().masters_only = true;
         }
         match command.class_for(args) {

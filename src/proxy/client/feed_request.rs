@@ -456,7 +456,7 @@ fn role(name: &str) -> Role {
 /// Whether the feed takes a command that has nothing to do with it: one reply, and nothing left behind but what a
 /// transaction leaves.
 pub(super) fn may_ride(command: &Command, args: &Args) -> bool {
-    match command.class {
+    match command.class_for(args) {
         Class::Node | Class::Everywhere | Class::Transaction => true,
         Class::Blocking => !matches!(&*command.name, "wait" | "waitaof"),
         Class::Read | Class::Write | Class::ManyKey => command.rides_lane(args) || !Table::knows(command),

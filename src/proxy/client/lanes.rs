@@ -164,7 +164,7 @@ impl Session {
         frame: &[u8],
         own: Option<Ear>,
     ) -> Outcome {
-        if let Some(outcome) = self.listens_to_too_much(command) {
+        if let Some(outcome) = self.listens_to_too_much(command, args) {
             return outcome;
         }
         let mut state = self.state();
@@ -196,7 +196,7 @@ impl Session {
                 || (command.class == Class::Node && &*command.name != "debug"));
         let blocks = command.class_for(args) == Class::Blocking && state.transaction != Transaction::Queueing;
         let (mut ear, instead) = self.listen(command, args, pinned.lane.life());
-        if command.class == Class::EveryNode {
+        if command.class_for(args) == Class::EveryNode {
             let reply = self.tells_after_exec(state.login.clone(), command, args, frame);
             ear = Some(Ear::Tells(reply));
         }

@@ -3,6 +3,7 @@
 mod attach;
 mod block;
 mod close;
+mod copied;
 mod copying;
 mod cursor;
 mod dispatch;

@@ -90,7 +90,7 @@ impl Session {
                 self.state().stand(after);
                 Some(self.refuse(|out| out.extend_from_slice(told.line(resp3))))
             }
-            Reaction::Forward if now == Transaction::Queueing && command.class == Class::EveryNode => {
+            Reaction::Forward if now == Transaction::Queueing && command.class_for(args) == Class::EveryNode => {
                 if let Some(refused) = self.refused_for_all(command, args) {
                     self.abort_transaction();
                     return Some(refused);
@@ -126,12 +126,15 @@ impl Session {
                 Some(self.pin_and_listen(ShardIndex(0), command, args, &instead, Some(ear)))
             }
             Reaction::Forward if now == Transaction::Watching => None,
+            // As Redis queues it, so that it is EXEC that fails.
+            Reaction::Forward if command.class == Class::Refused && !command.flags.has(Flags::NO_MULTI) => {
+                self.give_up_pinned(now.refused());
+                Some(self.refuse(|out| out.extend_from_slice(Told::Queued.line(resp3))))
+            }
             Reaction::Forward => {
                 self.abort_transaction();
                 Some(if command.flags.has(Flags::NO_MULTI) {
                     self.refuse(|out| out.extend_from_slice(b"-ERR Command not allowed inside a transaction\r\n"))
-                } else if command.class == Class::Refused {
-                    self.not_passed_on(command)
                 } else {
                     self.refuse(|out| refusal::not_yet(command, out))
                 })

@@ -27,6 +27,8 @@ pub(super) struct Portrait {
     /// Channels, patterns, shard channels.
     pub subscriptions: [usize; 3],
     pub tracks: bool,
+    /// Whether it is given a copy, as a replica is.
+    pub copies: bool,
     /// Which client is told what it tracks, if another one is.
     pub redirects_to: Option<u64>,
     /// Commands queued since MULTI.
@@ -140,6 +142,7 @@ impl Session {
             database: state.login.database,
             subscriptions: [Kind::Channel, Kind::Pattern, Kind::Shard].map(subscriptions),
             tracks: state.feed.as_ref().is_some_and(|feed| feed.line.tracking.is_on()),
+            copies: about.is_some_and(|about| about.copies),
             redirects_to: {
                 let redirects = state.feed.as_ref().is_some_and(|feed| feed.line.tracking.redirects());
                 let redirection = state.redirection.as_ref().filter(|_| redirects);
@@ -149,7 +152,7 @@ impl Session {
                 _ if inside.is_some() => inside.and_then(|count| usize::try_from(count).ok()),
                 Transaction::None if state.feed.is_some() => state.feed.as_ref().and_then(|feed| feed.line.queued()),
                 Transaction::Queueing => Some(state.queued().map_or(0, |queued| queued.queued_count)),
-                Transaction::Doomed | Transaction::Lost | Transaction::Aborted => Some(0),
+                Transaction::Doomed | Transaction::Lost | Transaction::Aborted | Transaction::Refused => Some(0),
                 Transaction::None | Transaction::Watching | Transaction::Stale => None,
             },
             request_bytes: state.tail.as_ref().map_or(asks, |tail| tail.bytes.len()),
@@ -169,6 +172,7 @@ impl Session {
 fn flags(state: &State, blocks: bool, inside: bool) -> String {
     let feed = state.feed.as_ref();
     let letters = [
+        (state.about.as_ref().is_some_and(|about| about.copies), 'S'),
         (feed.is_some_and(|feed| feed.line.is_monitoring()), 'O'),
         (feed.is_some_and(|feed| !feed.line.subscriptions.is_empty()), 'P'),
         (

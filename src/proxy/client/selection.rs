@@ -10,7 +10,9 @@ const SYNTAX: &[u8] = b"-ERR syntax error\r\n";
 enum Kind {
     Normal,
     Pubsub,
-    /// Replicas and masters never come to a proxy: nobody is meant.
+    /// Who is given a copy of the data.
+    Replica,
+    /// Masters never come to a proxy: nobody is meant.
     Nobody,
 }
 
@@ -115,8 +117,9 @@ impl Selection {
             && self.not != Some(client.id)
             && match self.kind {
                 None => true,
-                Some(Kind::Normal) => !client.is_subscribed(),
+                Some(Kind::Normal) => !client.is_subscribed() && !client.copies,
                 Some(Kind::Pubsub) => client.is_subscribed(),
+                Some(Kind::Replica) => client.copies,
                 Some(Kind::Nobody) => false,
             }
     }
@@ -126,7 +129,8 @@ fn kind(name: &[u8]) -> Result<Kind, Refused> {
     match name.to_ascii_lowercase().as_slice() {
         b"normal" => Ok(Kind::Normal),
         b"pubsub" => Ok(Kind::Pubsub),
-        b"master" | b"replica" | b"slave" => Ok(Kind::Nobody),
+        b"replica" | b"slave" => Ok(Kind::Replica),
+        b"master" => Ok(Kind::Nobody),
         _ => {
             // As all of Redis' errors, it stays one line and ends at a NUL.
             let shown = name.iter().take_while(|byte| **byte != 0);
@@ -177,6 +181,11 @@ mod tests {
         assert!(means("CLIENT KILL TYPE normal", &other));
         assert!(!means("CLIENT KILL TYPE pubsub", &other));
         assert!(!means("CLIENT KILL TYPE replica", &other));
+        let copy = Portrait {
+            copies: true,
+            ..Portrait::default()
+        };
+        assert!(means("CLIENT KILL TYPE slave", &copy) && !means("CLIENT KILL TYPE normal", &copy));
     }
 
     #[test]

@@ -139,6 +139,8 @@ pub(super) struct About {
     pub as_replica: Said,
     /// The user of the proxy's own that it logged in as; empty where clients log in to the servers.
     pub guest: Box<[u8]>,
+    /// Since SYNC or PSYNC: it is a replica to Redis' mind.
+    pub copies: bool,
 }
 
 /// What a session has at one shard.

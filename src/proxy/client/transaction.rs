@@ -6,7 +6,7 @@
 //!   None ------------> Watching -----> Queueing --EXEC, DISCARD--> None
 //!                         | lost          | lost     | a request that we refuse
 //!                         v               v          v
-//!                       Stale --MULTI--> Doomed    Lost, Aborted
+//!                       Stale --MULTI--> Doomed    Lost, Aborted, Refused
 //! ```
 //! The states of the lower row have no connection: their requests are answered here until EXEC or DISCARD, which end
 //! all of them. Invariant: nothing that was asked for within one of those is ever executed.
@@ -31,6 +31,8 @@ pub(super) enum Transaction {
     Lost,
     /// One of its requests was refused by us, which makes EXEC abort as it does in Redis.
     Aborted,
+    /// One of its requests is none that we pass on, which EXEC will say.
+    Refused,
 }
 
 /// What a request is to a transaction.
@@ -63,6 +65,7 @@ pub(super) enum Told {
     /// EXEC's answer when a watched key changed.
     Nil,
     Aborted,
+    Refused,
     LostInside,
     Nested,
     WatchInside,
@@ -94,6 +97,9 @@ impl Told {
             Self::Nil if resp3 => b"_\r\n",
             Self::Nil => b"*-1\r\n",
             Self::Aborted => b"-EXECABORT Transaction discarded because of previous errors.\r\n",
+            Self::Refused => {
+                b"-EXECABORT Transaction discarded because of: NOPERM pointsman does not pass on one of its commands\r\n"
+            }
             Self::LostInside => b"-MASTERDOWN transaction lost with its master: not executed\r\n",
             Self::Nested => b"-ERR MULTI calls can not be nested\r\n",
             Self::WatchInside => b"-ERR WATCH inside MULTI is not allowed\r\n",
@@ -112,7 +118,7 @@ impl Transaction {
 
     /// Whether it is one without a connection, between MULTI and EXEC.
     pub(super) fn is_ghost(self) -> bool {
-        matches!(self, Self::Doomed | Self::Lost | Self::Aborted)
+        matches!(self, Self::Doomed | Self::Lost | Self::Aborted | Self::Refused)
     }
 
     /// Whether any request may have to do with it.
@@ -125,7 +131,7 @@ impl Transaction {
         match self {
             Self::Watching => Self::Stale,
             Self::Queueing => Self::Lost,
-            Self::None | Self::Stale | Self::Doomed | Self::Lost | Self::Aborted => self,
+            Self::None | Self::Stale | Self::Doomed | Self::Lost | Self::Aborted | Self::Refused => self,
         }
     }
 
@@ -134,7 +140,7 @@ impl Transaction {
         match self {
             Self::Queueing => Self::Aborted,
             Self::Watching => Self::Stale,
-            Self::None | Self::Stale | Self::Doomed | Self::Lost | Self::Aborted => self,
+            Self::None | Self::Stale | Self::Doomed | Self::Lost | Self::Aborted | Self::Refused => self,
         }
     }
 
@@ -142,7 +148,15 @@ impl Transaction {
     pub(super) fn aborted(self) -> Self {
         match self {
             Self::Queueing | Self::Doomed => Self::Aborted,
-            Self::None | Self::Watching | Self::Stale | Self::Lost | Self::Aborted => self,
+            Self::None | Self::Watching | Self::Stale | Self::Lost | Self::Aborted | Self::Refused => self,
+        }
+    }
+
+    /// Where it stands once a request was queued that is not passed on: what changed since WATCH no longer matters.
+    pub(super) fn refused(self) -> Self {
+        match self {
+            Self::Queueing | Self::Doomed => Self::Refused,
+            Self::None | Self::Watching | Self::Stale | Self::Lost | Self::Aborted | Self::Refused => self,
         }
     }
 
@@ -155,8 +169,9 @@ impl Transaction {
                 Word::Exec | Word::Discard => (Forward, Self::None),
                 Word::Multi | Word::Watch | Word::Unwatch | Word::Other => (Forward, self),
             },
-            Self::Doomed | Self::Lost | Self::Aborted => match word {
+            Self::Doomed | Self::Lost | Self::Aborted | Self::Refused => match word {
                 Word::Exec if self == Self::Doomed => (Say(Told::Nil), Self::None),
+                Word::Exec if self == Self::Refused => (Say(Told::Refused), Self::None),
                 Word::Exec => (Say(Told::Aborted), Self::None),
                 Word::Discard => (Say(Told::Ok), Self::None),
                 Word::Multi => (Say(Told::Nested), self),
@@ -247,6 +262,18 @@ mod tests {
         );
         let unsent = [(Role::Plain, Fate::Unsent), (Role::Exec, Fate::Unsent)];
         assert_eq!(bury(&unsent, Transaction::None), [Told::LostInside, Told::Aborted]);
+    }
+
+    #[test]
+    fn what_is_not_passed_on_is_queued_and_exec_says_why_it_does_nothing() {
+        let refused = Transaction::Queueing.refused();
+        assert_eq!(refused.on(Word::Other), (Reaction::Say(Told::Queued), refused));
+        assert_eq!(
+            refused.on(Word::Exec),
+            (Reaction::Say(Told::Refused), Transaction::None)
+        );
+        assert_eq!(refused.on(Word::Discard), (Reaction::Say(Told::Ok), Transaction::None));
+        assert_eq!(Transaction::Lost.refused(), Transaction::Lost);
     }
 
     #[test]

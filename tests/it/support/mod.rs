@@ -35,7 +35,7 @@ pub use client::{Client, Value, encode};
 pub use dice::Dice;
 pub use pair::Pair;
 pub use pointsman::Pointsman;
-pub use process::{Output, Process, Spawner, run, run_by};
+pub use process::{Output, Process, Spawner, run, run_by, run_within};
 pub use redis::Redis;
 pub use relay::Relay;
 pub use slow::Slow;

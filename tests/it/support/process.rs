@@ -125,7 +125,18 @@ pub fn run(command: Command) -> Output {
 
 /// The same in the network namespace of `spawner`.
 #[track_caller]
-pub fn run_by(spawner: &Spawner, mut command: Command) -> Output {
+pub fn run_by(spawner: &Spawner, command: Command) -> Output {
+    run_for(START_DEADLINE * 2, spawner, command)
+}
+
+/// As [`run`], for what may take as long as `limit`.
+#[track_caller]
+pub fn run_within(limit: Duration, command: Command) -> Output {
+    run_for(limit, lasting(), command)
+}
+
+#[track_caller]
+fn run_for(limit: Duration, spawner: &Spawner, mut command: Command) -> Output {
     command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -133,7 +144,7 @@ pub fn run_by(spawner: &Spawner, mut command: Command) -> Output {
     let child = spawner.spawn(command).unwrap();
     let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
     let waiter = thread::spawn(move || child.wait_with_output());
-    if !holds_within(START_DEADLINE * 2, || waiter.is_finished()) {
+    if !holds_within(limit, || waiter.is_finished()) {
         let _gone = kill(pid, Signal::SIGKILL);
         panic!("a command that should end by itself did not");
     }
