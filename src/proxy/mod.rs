@@ -11,6 +11,7 @@ mod acceptor;
 mod backend;
 mod census;
 mod client;
+mod guests;
 mod handover;
 mod hearing;
 mod liaison;
@@ -30,5 +31,6 @@ mod wake;
 mod worker;
 
 pub use acceptor::{ProxyError, run};
-pub use settings::{Guests, Settings, StaleReads};
+pub use guests::Guests;
+pub use settings::{Settings, StaleReads};
 pub use view::View;

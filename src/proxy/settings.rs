@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::guests::Guests;
 use super::liaison::Heed;
 use super::source::{Identity, Topology};
-use crate::config::Users;
 use crate::peer;
 use crate::route::ReadPolicy;
 use crate::topology::{Addr, Epoch, RunId, ShardId};
@@ -62,15 +62,6 @@ pub struct Settings {
     pub redis_login: Option<(String, String)>,
     /// Who may log in to the proxy itself; none: clients log in to the servers.
     pub guests: Option<Arc<Guests>>,
-}
-
-/// Clients that log in to the proxy and not to the servers.
-#[derive(Clone, Debug)]
-pub struct Guests {
-    /// Who they are.
-    pub users: Users,
-    /// Name and password of the one user that all of them are to the servers; none: whoever everybody is.
-    pub redis_login: Option<(String, String)>,
 }
 
 impl Settings {

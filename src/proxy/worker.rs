@@ -8,9 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use super::backend::{ConnectError, Credential, Greeting, Pass, Target, ask, connect_control};
+use super::backend::{ConnectError, Greeting, Pass, Target, ask, connect_control};
 use super::census::Census;
 use super::client::{CloseReason, Session, answer, attach};
+use super::guests::Lodge;
 use super::handover::{Order, Teller, What};
 use super::pause::Pause;
 use super::roll::{Question, Roll};
@@ -22,12 +23,10 @@ use super::view::View;
 use super::vocabulary::Vocabulary;
 use crate::clock;
 use crate::command::{Command, KeyPositions, Table};
-use crate::config::Users;
 use crate::resp::{ARGUMENTS_MAX, ARGUMENTS_MAX_LATER, Args, RequestLimits, RequestScanner, Span};
 use crate::route::{Fences, Footprint, Place, ReadPolicy, Split, place, split};
 use crate::topology::{Epoch, RunId, ShardId, ShardIndex, Snapshot};
 use tokio::sync::mpsc;
-use tracing::warn;
 
 /// Bytes read at once; one buffer for all of a worker's sockets.
 const SCRATCH_BYTES: usize = 64 * 1024;
@@ -57,9 +56,7 @@ pub struct Worker {
     /// In the order of the snapshot's; a nameless one, which only holds, until there is a snapshot.
     shards: RefCell<Vec<Rc<Shard>>>,
     auth_required: Cell<bool>,
-    guests_credential: Option<Rc<Credential>>,
-    /// It was said that the servers refuse that one.
-    guests_refused: Cell<bool>,
+    lodge: Lodge,
     databases: Cell<u32>,
     /// Arguments that the servers take in one request.
     arguments_max: Cell<i64>,
@@ -113,13 +110,7 @@ impl Worker {
         let (unserved, monitors) = (view.unserved.clone(), view.monitors.clone());
         let nameless = ShardId::from("");
         let nobody = Shard::new(nameless.clone(), replicas.fences().shard(&nameless), unserved.clone());
-        let guests_login = settings.guests.as_ref().and_then(|guests| guests.redis_login.as_ref());
-        let guests_credential = guests_login.map(|(user, password)| {
-            Rc::new(Credential {
-                user: user.as_bytes().to_vec(),
-                password: password.as_bytes().to_vec(),
-            })
-        });
+        let lodge = Lodge::of(settings.guests.clone());
         Rc::new(Self {
             settings,
             started: clock::now(),
@@ -129,8 +120,7 @@ impl Worker {
             snapshot: RefCell::new(Arc::new(Snapshot::empty())),
             shards: RefCell::new(vec![nobody]),
             auth_required: Cell::new(false),
-            guests_credential,
-            guests_refused: Cell::new(false),
+            lodge,
             databases: Cell::new(DATABASES),
             arguments_max: Cell::new(ARGUMENTS_MAX_LATER),
             redis_version: RefCell::new("7.0.0".to_owned()),
@@ -374,7 +364,7 @@ impl Worker {
     /// Takes in what a master said of itself.
     pub fn learn(&self, greeting: &Greeting) {
         self.auth_required.set(greeting.auth_required);
-        self.guests_refused.set(false);
+        self.lodge.new_master();
         if let Some(version) = &greeting.version {
             version.clone_into(&mut self.redis_version.borrow_mut());
             let later = self.redis_is_at_least(7, 0);
@@ -500,25 +490,12 @@ impl Worker {
 
     /// Whether every client has to log in: Redis wants a password from everyone, or the proxy does.
     pub fn auth_required(&self) -> bool {
-        self.settings.guests.is_some() || self.auth_required.get()
+        self.lodge.users().is_some() || self.auth_required.get()
     }
 
-    /// Who may log in to the proxy itself; none: that is the servers' affair.
-    pub fn users(&self) -> Option<&Users> {
-        self.settings.guests.as_ref().map(|guests| &guests.users)
-    }
-
-    /// Who those are to the servers; none: the default user without a password.
-    pub fn guests_credential(&self) -> Option<Rc<Credential>> {
-        self.guests_credential.clone()
-    }
-
-    /// A server refused a login. Where it is that of all clients somebody has to know; it is said once for each master.
-    pub fn login_refused(&self, target: &Target, line: &str) {
-        if self.settings.guests.is_some() && !self.guests_refused.replace(true) {
-            let what = "a server refuses who clients are there: see to users_redis_user and users_redis_password_file";
-            warn!(server = %target.addr, "{what}: {line}");
-        }
+    /// What it knows of clients that log in to the proxy itself.
+    pub fn lodge(&self) -> &Lodge {
+        &self.lodge
     }
 
     /// The version of the master's Redis.

@@ -14,7 +14,7 @@ use crate::topology::{ShardIndex, SlotMap, slot_of_key};
 pub enum Place {
     /// To this shard.
     Shard(ShardIndex),
-    /// To several shards, which would have to be split and joined.
+    /// To several shards, which would have to be split and joined, or nobody can tell to which.
     Several,
     /// Nowhere: its keys belong to several shards, and it cannot be split.
     CrossSlot,

@@ -125,9 +125,9 @@ impl Machine {
             status.health == Health::Alive && older
         };
         let mut others = state
-            .valid
-            .keys()
-            .filter(|id| **id != master.node && state.members.contains(*id));
+            .members
+            .iter()
+            .filter(|id| **id != master.node && **id != self.me.node);
         others.any(|id| self.registered.contains(id) && self.detector.status_of(now, id).is_none_or(late))
     }
 

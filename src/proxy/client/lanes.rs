@@ -547,15 +547,6 @@ impl Session {
     }
 }
 
-impl State {
-    /// Whether what is sent on a lane of the session's own may stand behind a command that blocks.
-    pub(super) fn blocks_on(&self, lane: &Rc<Lane>) -> bool {
-        self.pinned
-            .as_ref()
-            .is_some_and(|pinned| pinned.blocks() && Rc::ptr_eq(&pinned.lane, lane))
-    }
-}
-
 impl Pinned {
     fn of(lane: Rc<Lane>) -> Self {
         Self {

@@ -127,7 +127,10 @@ impl Session {
     /// Refuses a request inside a transaction in whose reply too much is listened to already.
     pub(super) fn listens_to_too_much(self: &Rc<Self>, command: &Command, args: &Args) -> Option<Outcome> {
         let listens = matches!(command.concern, Concern::Cursor(_) | Concern::Own(_));
-        let own = matches!(command.class_for(args), Class::EveryNode | Class::Session | Class::Subscribe);
+        let own = matches!(
+            command.class_for(args),
+            Class::EveryNode | Class::Session | Class::Subscribe
+        );
         if !listens && !own && !matches!(&*command.name, "wait" | "waitaof") {
             return None;
         }

@@ -131,7 +131,7 @@ impl Session {
 
     /// Verifies a password of a user of the proxy's own; `None`: clients log in to the servers.
     fn verify_guest(self: &Rc<Self>, user: &[u8], password: &[u8], hello: Option<&Greeted>) -> Option<Outcome> {
-        self.worker.users()?;
+        self.worker.lodge().users()?;
         let admitted = self.admits(&mut self.state(), user, password);
         if !admitted {
             return Some(self.say(WRONG_PASSWORD));
@@ -147,9 +147,13 @@ impl Session {
 
     /// Lets the client be a user of the proxy's own, if that is the password.
     pub(super) fn admits(&self, state: &mut State, user: &[u8], password: &[u8]) -> bool {
-        let known = self.worker.users().is_some_and(|users| users.verify(user, password));
+        let known = self
+            .worker
+            .lodge()
+            .users()
+            .is_some_and(|users| users.verify(user, password));
         if known {
-            state.login.credential = self.worker.guests_credential();
+            state.login.credential = self.worker.lodge().credential();
             state.about().guest = user.into();
             state.authenticated = true;
         }

@@ -191,7 +191,7 @@ impl Session {
         }
         let mut ping = Vec::new();
         put_own(&mut ping, &[b"PING"]);
-        let is_guest = self.worker.users().is_some();
+        let is_guest = self.worker.lodge().users().is_some();
         match &*command.name {
             // Where the proxy has users of its own the servers never hear of theirs; a HELLO would have to be taken apart.
             "hello" if is_guest && Hello::read(args).is_ok_and(|hello| hello.auth.is_some()) => {
@@ -277,7 +277,7 @@ impl Session {
                 state.selected(database(args, self.worker.databases()));
                 out.extend_from_slice(around.reply);
             }
-            "auth" if self.worker.users().is_some() => {
+            "auth" if self.worker.lodge().users().is_some() => {
                 let given = credential(args, 1);
                 let known = given.filter(|given| self.admits(state, &given.user, &given.password));
                 out.extend_from_slice(known.map_or(WRONG_PASSWORD, |_| b"+OK\r\n"));

@@ -143,7 +143,7 @@ impl Session {
     /// Whether there is no such user: of the proxy's own, or else the master says so. One that does not say counts as one
     /// that has.
     async fn is_no_user(&self, user: &[u8]) -> bool {
-        if let Some(users) = self.worker.users() {
+        if let Some(users) = self.worker.lodge().users() {
             return !users.has(user);
         }
         let Some(master) = self.worker.shard(ShardIndex(0)).serving() else {

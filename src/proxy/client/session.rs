@@ -546,6 +546,13 @@ impl State {
         }
     }
 
+    /// Whether what is sent on a lane of the session's own may stand behind a command that blocks.
+    pub(super) fn blocks_on(&self, lane: &Rc<Lane>) -> bool {
+        self.pinned
+            .as_ref()
+            .is_some_and(|pinned| pinned.blocks() && Rc::ptr_eq(&pinned.lane, lane))
+    }
+
     /// Moves on between MULTI and EXEC; what was queued is forgotten outside.
     pub(super) fn stand(&mut self, transaction: Transaction) {
         self.transaction = transaction;

@@ -137,7 +137,7 @@ impl Shard {
             // It is there, and the master; whoever asked is told what it said (rule B1).
             LaneEnd::Connect(ConnectError::Refused(_, line)) if is_no_loss(line) => {
                 debug!(lane = lane.number, "lane not opened: {end}");
-                worker.login_refused(&lane.target, line);
+                worker.lodge().login_refused(&lane.target, line);
             }
             LaneEnd::Connect(_) | LaneEnd::Eof | LaneEnd::Network(_) => {
                 info!(lane = lane.number, "lane lost: {end}");

@@ -239,12 +239,7 @@ impl World {
                 }
                 self.tell(place, Input::Asked(ticket, ask));
             }
-            Mail::Answer { to, id, mut reply } => {
-                if let Reply::Done(facts) = &mut reply
-                    && lie == Lie::FollowsAtOnce
-                {
-                    self.flatter(facts);
-                }
+            Mail::Answer { to, id, reply } => {
                 self.tell(to, Input::Answered(id, reply));
             }
             Mail::Write { by, expect, state } => {
@@ -292,7 +287,7 @@ impl World {
             Lie::ParkNotDone => matches!(ask, Ask::Park { .. }) && by.0 == 2,
             Lie::FenceNotDone => matches!(ask, Ask::Fence { .. }),
             Lie::RenewNotDone => matches!(ask, Ask::Renew { .. }),
-            Lie::None | Lie::NoWait | Lie::DeputyNotDone | Lie::FollowsAtOnce | Lie::PlainChange => false,
+            Lie::None | Lie::NoWait | Lie::DeputyNotDone | Lie::PlainChange => false,
         };
         let redis = self.redis_mut(by.0);
         redis.deputy = None;
@@ -322,18 +317,6 @@ impl World {
         };
         let reply = result.map_or_else(Reply::Failed, Reply::Done);
         self.post(Mail::Answer { to: by, id, reply });
-    }
-
-    /// A node that follows another says that it has everything of it.
-    fn flatter(&self, facts: &mut Facts) {
-        let followed = self
-            .redis
-            .iter()
-            .find(|redis| Some(&redis.addr) == facts.follows.as_ref());
-        if let Some(master) = followed.and_then(|redis| redis.up()) {
-            facts.replid.clone_from(&master.replid);
-            (facts.offset, facts.link_up, facts.syncing) = (master.offset(), true, false);
-        }
     }
 
     /// The operator's wish is written over the state as it stands.

@@ -39,8 +39,6 @@ enum Lie {
     NoWait,
     /// A master that stays in a new epoch says that its users are new, and they are not (R5, ha-rules d6).
     RenewNotDone,
-    /// A replica that was told to follow says at once that it has everything (R2, ha-rules d3).
-    FollowsAtOnce,
     /// What the operator wants is written over the state, without an epoch of its own (R5, ha-rules c1).
     PlainChange,
     /// A living master whose agent is gone is said to be parked, and is not.

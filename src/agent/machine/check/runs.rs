@@ -157,7 +157,11 @@ fn changes_lose_nothing() {
     }
 }
 
-const CHANGES: [(&str, (&str, u32), (&str, u32)); 5] = [
+/// Members and W.
+type Seats = (&'static str, u32);
+
+/// What is called how, from what, to what.
+const CHANGES: [(&str, Seats, Seats); 5] = [
     ("a member removed", ("abc", 1), ("ac", 1)),
     ("a member added", ("ab", 1), ("abc", 1)),
     ("W raised", ("abc", 0), ("abc", 1)),
@@ -172,7 +176,7 @@ fn living_masters_without_agents_lose_nothing() {
             liveness: 256,
             ..abandoned(Lie::None, w)
         };
-        holds(&format!("a living master without an agent, W={w}"), check, FEW);
+        holds(&format!("a living master without an agent, W={w}"), check, FEW / 2);
     }
 }
 
@@ -217,17 +221,6 @@ fn a_deputy_that_parked_nobody_is_found() {
 
 #[test]
 #[ignore = "some minutes in release: make model"]
-fn proofs_that_were_none_are_found() {
-    let check = Check {
-        lookers: &[],
-        sleepers: &[2],
-        ..changes(Lie::FollowsAtOnce, 3, ("abc", 1), ("ac", 1), FALSELY)
-    };
-    breaks("no proof", check, 200 * FEW);
-}
-
-#[test]
-#[ignore = "some minutes in release: make model"]
 fn a_missing_park_is_found() {
     let mut check = Check::new(1, Lie::ParkNotDone, 2, FALSELY);
     (check.lookers, check.sleepers) = (&[1], &[0, 1]);
@@ -263,6 +256,12 @@ fn wider_switchovers_hold() {
     wide("a switchover", 2, MOVE, &[0]);
     let deadly = Budget { agent_kills: 1, ..MOVE };
     wide("a switchover, its executor dies", 3, deadly, &[0, 1]);
+    let killed = Check {
+        begin: Begin::Moving,
+        liveness: 64,
+        ..Check::new(1, Lie::None, 3, KILL)
+    };
+    holds("each stage of a switchover, a kill", killed, MANY / 4);
 }
 
 #[test]

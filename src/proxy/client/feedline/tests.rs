@@ -399,7 +399,7 @@ fn a_transaction_in_pieces_is_queued_again_by_the_next_master_and_its_replies_ar
     let mut client = subscriber();
     client.transaction("MULTI ", Role::Multi);
     client.transaction("SET 1 ", Role::Plain);
-    client.ask(Asked::Poison(b"-X\r\n"));
+    client.ask(Asked::Poison(b"-X\r\n".as_slice().into()));
     client.transaction("SET 2 ", Role::Plain);
     client.hear(b"+OK\r\n+QUEUED\r\n-ERR arity\r\n").unwrap();
     assert_eq!(client.seen(), "+OK\r\n+QUEUED\r\n-X\r\n");
@@ -592,4 +592,5 @@ proptest! {
     }
 }
 
+mod changes;
 mod tracking;
