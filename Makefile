@@ -5,7 +5,7 @@
 #             (options: make compat SUITES="walrus huey" ARGS=--fast; a part of it is in make test)
 # make chaos  faults drawn from a seed against a cluster on hosts of its own; needs root
 #             (options: make chaos ARGS='CHAOS_SEED=7 CHAOS_MINUTES=30 CHAOS_W=0 CHAOS_READS=causal CHAOS_PIPELINE=32')
-# make model  the model checks with wide bounds, some 20 minutes and up to 5 GB (the narrow ones are part of make test)
+# make model  the model checks with wide bounds: long, up to 5 GB (the narrow ones are part of make test)
 # make fuzz   each fuzz target for a minute; needs a nightly compiler and cargo-fuzz
 #             (options: make fuzz TARGETS='keys peers' ARGS='-max_total_time=600')
 # make audit  licences and advisories of the dependencies (needs cargo-deny)
