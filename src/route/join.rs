@@ -42,19 +42,24 @@ impl Heard {
         Some(end + 2)
     }
 
-    fn line(&self) -> &str {
-        let line = self.bytes.strip_suffix(b"\r\n").unwrap_or(&self.bytes);
-        std::str::from_utf8(line).unwrap_or_default()
+    /// The first error among its replies, of which there are two at most, without its sign and its end.
+    fn error(&self) -> Option<&str> {
+        let second = self.header().and_then(|end| self.bytes.get(end..));
+        let mut replies = [Some(&self.bytes[..]), second].into_iter().flatten();
+        let error = replies.find_map(|reply| reply.strip_prefix(b"-"))?;
+        let end = error.windows(2).position(|pair| pair == b"\r\n")?;
+        Some(std::str::from_utf8(&error[..end]).unwrap_or("ERR an error that is no text"))
     }
 
     fn number(&self) -> Option<i64> {
-        self.line().strip_prefix(':')?.parse().ok()
+        let line = self.bytes.strip_prefix(b":")?.strip_suffix(b"\r\n")?;
+        std::str::from_utf8(line).ok()?.parse().ok()
     }
 }
 
 impl Join {
     /// Nothing was answered yet. `name` gives a shard's, `lot` is any number.
-    pub fn new(split: &Split, lot: u64, name: impl Fn(&super::Part) -> ShardId) -> Self {
+    pub fn new(split: &mut Split, lot: u64, name: impl Fn(&super::Part) -> ShardId) -> Self {
         let parts = split.parts.iter().map(|part| Heard {
             shard: name(part),
             bytes: Vec::new(),
@@ -66,7 +71,7 @@ impl Join {
             joining: split.joining,
             writes: split.writes,
             parts: parts.collect(),
-            order: split.order.clone(),
+            order: std::mem::take(&mut split.order),
             shown: 0,
             begun: false,
             lot,
@@ -181,33 +186,32 @@ impl Join {
     }
 
     /// How many bytes wait for their turn.
-    pub fn held(&self) -> usize {
+    #[cfg(test)]
+    fn held(&self) -> usize {
         self.parts.iter().map(|heard| heard.bytes.len()).sum()
     }
 
     /// At least one part says no. A part that was done although others were not makes the whole one of unknown
     /// outcome to who retries it.
     fn put_failure(&self, out: &mut Vec<u8>) {
-        let says_no = |heard: &&Heard| heard.bytes.starts_with(b"-");
-        let Some(first) = self.parts.iter().find(says_no) else {
+        let said: Vec<(&ShardId, Option<&str>)> =
+            self.parts.iter().map(|heard| (&heard.shard, heard.error())).collect();
+        let errors = || said.iter().filter_map(|(shard, error)| Some((shard, (*error)?)));
+        let Some((_, first)) = errors().next() else {
             out.extend_from_slice(b"-ERR a shard gave an answer of another kind\r\n");
             return;
         };
-        let done: Vec<&str> = self
-            .parts
+        let done: Vec<&str> = said
             .iter()
-            .filter(|heard| !says_no(heard))
-            .map(|heard| heard.shard.as_str())
+            .filter(|(_, error)| error.is_none())
+            .map(|(shard, _)| shard.as_str())
             .collect();
-        let in_doubt = self.parts.iter().find(|heard| heard.bytes.starts_with(b"-INDOUBT "));
-        if !self.writes || (done.is_empty() && in_doubt.is_none()) {
-            out.extend_from_slice(&first.bytes);
+        let in_doubt = errors().any(|(_, error)| error.starts_with("INDOUBT "));
+        if !self.writes || (done.is_empty() && !in_doubt) {
+            out.extend_from_slice(format!("-{first}\r\n").as_bytes());
             return;
         }
-        let not = self.parts.iter().filter(says_no);
-        let not: Vec<String> = not
-            .map(|heard| format!("on {}: {}", heard.shard, heard.line().trim_start_matches('-')))
-            .collect();
+        let not: Vec<String> = errors().map(|(shard, error)| format!("on {shard}: {error}")).collect();
         let done = match done.as_slice() {
             [] => "not known to be executed on any shard".to_owned(),
             done => format!("executed on {} only", done.join(", ")),
@@ -231,13 +235,13 @@ mod tests {
             replies: 1,
             keys: *keys,
         });
-        let split = Split {
+        let mut split = Split {
             joining,
             writes,
             parts: parts.collect(),
             order: order.to_vec(),
         };
-        Join::new(&split, 5, |part| {
+        Join::new(&mut split, 5, |part| {
             ShardId::from(format!("s{}", part.shard.0 + 1).as_str())
         })
     }
@@ -299,6 +303,11 @@ mod tests {
         assert_eq!([of([0, 4, 0]), of([0, 0, 0])], [b, "$-1\r\n"]);
         let down = "-MASTERDOWN x\r\n";
         assert_eq!(joined(draw(), &[":1\r\n$1\r\na\r\n", down, ":0\r\n$-1\r\n"]), down);
+        // Both of its requests failed, or the second: one reply in any case.
+        let well = ":1\r\n$1\r\na\r\n";
+        let (both, second) = (format!("{down}{down}"), format!(":1\r\n{down}"));
+        assert_eq!(joined(draw(), &[well, &both, well]), down);
+        assert_eq!(joined(draw(), &[well, well, &second]), down);
     }
 
     #[test]

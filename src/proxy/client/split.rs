@@ -21,7 +21,7 @@ impl Session {
     /// Sends a list of keys in parts. One that no server takes goes to the first shard, for its words.
     pub(super) fn split(self: &Rc<Self>, command: &Command, args: &Args, frame: &[u8]) -> Outcome {
         if let Some(split) = self.worker.split(command, args) {
-            return self.send_parts(command, &split);
+            return self.send_parts(command, split);
         }
         let mut run = Run::begin(0);
         let ride = ride(command, ShardIndex(0));
@@ -36,12 +36,12 @@ impl Session {
     /// Sends a request to every shard's master.
     pub(super) fn everywhere(self: &Rc<Self>, command: &Command, frame: &[u8]) -> Outcome {
         match everywhere(self.worker.shard_count(), command, frame) {
-            Some(split) => self.send_parts(command, &split),
+            Some(split) => self.send_parts(command, split),
             None => self.refuse(|out| refusal::not_yet(command, out)),
         }
     }
 
-    fn send_parts(self: &Rc<Self>, command: &Command, split: &Split) -> Outcome {
+    fn send_parts(self: &Rc<Self>, command: &Command, mut split: Split) -> Outcome {
         let mut state = self.state();
         if state.pinned.is_some() {
             if state.window.unanswered() > 0 {
@@ -49,7 +49,7 @@ impl Session {
             }
             self.give_back(&mut state);
         }
-        let mut lanes: Vec<Rc<Lane>> = Vec::with_capacity(split.parts.len());
+        let mut ready: Vec<(Rc<Lane>, Run)> = Vec::with_capacity(split.parts.len());
         for part in &split.parts {
             let run = self.run_of(command, part);
             let Some(lane) = self.lane_for(&mut state, &run) else {
@@ -59,16 +59,15 @@ impl Session {
                 lane.wait_for_room(self);
                 return Outcome::Park(Park::Lane);
             }
-            lanes.push(lane);
+            ready.push((lane, run));
         }
-        let numbers = lanes.iter().zip(&split.parts);
-        let numbers: Vec<(u32, u32)> = numbers.map(|(lane, part)| (lane.number, part.replies)).collect();
+        let numbers = ready.iter().zip(&split.parts);
+        let numbers: Vec<(u32, u32)> = numbers.map(|((lane, _), part)| (lane.number, part.replies)).collect();
         let lot = getrandom::u64().unwrap_or_default();
-        let join = Join::new(split, lot, |part| self.worker.shard(part.shard).id.clone());
+        let join = Join::new(&mut split, lot, |part| self.worker.shard(part.shard).id.clone());
         let places = state.window.reserve_joint(&numbers, join);
         let mut spans = Vec::new();
-        for ((lane, part), place) in lanes.iter().zip(&split.parts).zip(places) {
-            let run = self.run_of(command, part);
+        for (((lane, run), part), place) in ready.iter().zip(&split.parts).zip(places) {
             let mut footprint = Footprint::default();
             if run.changes
                 && let Some(args) = Args::read(&part.request, &mut spans)

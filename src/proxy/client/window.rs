@@ -250,13 +250,13 @@ mod tests {
             replies: 1,
             keys: 1,
         };
-        let split = Split {
+        let mut split = Split {
             joining: Joining::Sum,
             writes: true,
             parts: vec![part(0), part(1)],
             order: Vec::new(),
         };
-        Join::new(&split, 0, |_| ShardId::from("s1"))
+        Join::new(&mut split, 0, |_| ShardId::from("s1"))
     }
 
     #[test]
