@@ -8,13 +8,13 @@
 mod grammar;
 
 use std::env;
-use std::io::{ErrorKind, Read, Write};
+use std::io::Write;
 use std::net::TcpStream;
 use std::time::Duration;
 
 use pointsman::clock;
 
-use crate::support::{Client, Dice, Pointsman, Redis, START_DEADLINE, Value, eventually, free_port};
+use crate::support::{Client, Dice, Pointsman, Redis, START_DEADLINE, Value, eventually, free_port, hear_until};
 use grammar::Script;
 
 /// The suite's seed, and how many of its streams are sent.
@@ -126,25 +126,7 @@ fn exchange(addr: &str, script: &Script, cuts: u64) -> Vec<u8> {
         rest = later;
     }
     let mut answer = Vec::new();
-    let mut buffer = [0; 64 * 1024];
-    while !answer.ends_with(LAST_ANSWER) {
-        match stream.read(&mut buffer) {
-            Ok(0) => {
-                answer.extend_from_slice(b"<closed>");
-                break;
-            }
-            Ok(count) => answer.extend_from_slice(&buffer[..count]),
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-                answer.extend_from_slice(b"<no answer>");
-                break;
-            }
-            // A reset: what was unread when it was closed.
-            Err(_) => {
-                answer.extend_from_slice(b"<closed>");
-                break;
-            }
-        }
-    }
+    hear_until(&mut stream, LAST_ANSWER, &mut answer);
     without_ids(answer)
 }
 

@@ -1,10 +1,10 @@
 //! What concerns the client itself inside a transaction, or behind a WATCH: byte for byte what Redis says.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use crate::support::{Circuit, Client, Value, encode, eventually};
+use crate::support::{Circuit, Client, Value, encode, eventually, hear_until};
 
 const SOON: Duration = Duration::from_secs(20);
 /// The last words of each talk, answered whatever state the connection is in.
@@ -48,23 +48,7 @@ fn heard(addr: &str, lines: &[&str], pace: Pace) -> String {
     }
     // After QUIT it may be closed.
     let _closed = stream.write_all(LAST_WORDS);
-    while !answer.ends_with(LAST_ANSWER) {
-        match stream.read(&mut buffer) {
-            Ok(0) => {
-                answer.extend_from_slice(b"<closed>");
-                break;
-            }
-            Ok(count) => answer.extend_from_slice(&buffer[..count]),
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-                answer.extend_from_slice(b"<no answer>");
-                break;
-            }
-            Err(_) => {
-                answer.extend_from_slice(b"<closed>");
-                break;
-            }
-        }
-    }
+    hear_until(&mut stream, LAST_ANSWER, &mut answer);
     without_ids(&String::from_utf8_lossy(&answer))
 }
 
@@ -743,13 +727,7 @@ fn a_client_that_blocks_is_unblocked_when_exec_runs() {
         panic!("no id")
     };
     blocked.send(&request("BLPOP q 0"));
-    eventually(SOON, || {
-        circuit
-            .redis
-            .command(&["INFO", "clients"])
-            .text()
-            .contains("blocked_clients:1")
-    });
+    circuit.has_blocked_one();
     let unblock = format!("CLIENT UNBLOCK {id}");
     assert_eq!(
         elements(&mut client, &["INCR n", &unblock, "INCR n"]),

@@ -93,13 +93,7 @@ fn a_blocked_client_blocks_nobody_else() {
     let (mut blocked, mut other) = (circuit.client(), circuit.client());
     blocked.send(b"SET before 1\r\nBLPOP q 0\r\nGET before\r\n");
     assert_eq!(blocked.read_reply(), Value::ok());
-    eventually(SOON, || {
-        circuit
-            .redis
-            .command(&["INFO", "clients"])
-            .text()
-            .contains("blocked_clients:1")
-    });
+    circuit.has_blocked_one();
     assert_eq!(other.command(&["GET", "before"]), Value::bulk("1"));
     assert_eq!(other.command(&["RPUSH", "q", "x"]), Value::Int(1));
     assert_eq!(

@@ -634,13 +634,7 @@ fn a_blocked_command_survives_the_demotion_of_its_master() {
     let mut blocked = circuit.client();
     let mut other = circuit.client();
     blocked.send(b"BLPOP q 0\r\nGET a\r\n");
-    eventually(SOON, || {
-        circuit
-            .redis
-            .command(&["INFO", "clients"])
-            .text()
-            .contains("blocked_clients:1")
-    });
+    circuit.has_blocked_one();
     circuit.park();
     circuit.noticed();
     circuit.unpark();

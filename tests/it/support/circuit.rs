@@ -1,6 +1,6 @@
 //! The smallest circuit: a Redis and a proxy with one worker before it.
 
-use super::{Client, Pointsman, Redis, START_DEADLINE, free_port};
+use super::{Client, Pointsman, Redis, START_DEADLINE, eventually, free_port};
 
 /// A Redis and a proxy before it. Each subject adds what it asks of one, in an `impl` block of its own.
 pub struct Circuit {
@@ -28,6 +28,13 @@ impl Circuit {
         let mut proxy = Pointsman::start(&["proxy", "--listen", &listen, "--master", addr, "--workers", "1"]);
         proxy.wait_for_line(START_DEADLINE, |line| line.contains("the master serves"));
         Self { redis, proxy, listen }
+    }
+
+    /// Waits until Redis says that one client is blocked.
+    #[track_caller]
+    pub fn has_blocked_one(&self) {
+        let blocked = || self.redis.command(&["INFO", "clients"]).text();
+        eventually(START_DEADLINE, || blocked().contains("blocked_clients:1"));
     }
 
     /// A new client of the proxy.

@@ -184,6 +184,24 @@ impl Client {
     }
 }
 
+/// Reads on until what was heard ends with `last`; how it went if it never does.
+pub fn hear_until(stream: &mut TcpStream, last: &[u8], heard: &mut Vec<u8>) {
+    let mut buffer = [0; 64 * 1024];
+    while !heard.ends_with(last) {
+        let instead: &[u8] = match stream.read(&mut buffer) {
+            Ok(count) if count > 0 => {
+                heard.extend_from_slice(&buffer[..count]);
+                continue;
+            }
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => b"<no answer>",
+            // An end, or a reset: what was unread when it was closed.
+            Ok(_) | Err(_) => b"<closed>",
+        };
+        heard.extend_from_slice(instead);
+        return;
+    }
+}
+
 /// A command as an array of bulk strings.
 pub fn encode<A: AsRef<[u8]>>(args: &[A]) -> Vec<u8> {
     let mut bytes = format!("*{}\r\n", args.len()).into_bytes();

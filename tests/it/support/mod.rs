@@ -31,7 +31,7 @@ use std::time::Duration;
 use ::pointsman::clock;
 
 pub use circuit::Circuit;
-pub use client::{Client, Value, encode};
+pub use client::{Client, Value, encode, hear_until};
 pub use dice::Dice;
 pub use pair::Pair;
 pub use pointsman::Pointsman;
